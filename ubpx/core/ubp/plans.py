@@ -1,0 +1,207 @@
+"""What the stateless layer says: analyses, patches, slots, steps. Values only.
+
+Everything that must be remembered between two calls is in one of these, and the caller
+keeps it; ubp itself remembers nothing (S7).
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Protocol
+
+import attrs
+
+from ubpx.core.ports import Memory
+from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
+
+
+class Strategy(StrEnum):
+    """How a thread gets past a probed instruction; the best first."""
+
+    EMULATE = "EMULATE"
+    """We do what the instruction does: no slot, no step."""
+    JUMP = "JUMP"
+    """The instruction's bytes are a jump to a stub."""
+    BOOST = "BOOST"
+    """The slot's copy is followed by a jump back: one stop."""
+    STEP = "STEP"
+    """One single step over the slot's copy: two stops."""
+    INLINE = "INLINE"
+    """One single step in place, the other threads held."""
+
+
+class FixUp(StrEnum):
+    """What a single step of the copy leaves wrong."""
+
+    RETURN_ADDRESS = "RETURN_ADDRESS"
+    """A call pushed the slot's next address."""
+    PUSHED_TRAP_FLAG = "PUSHED_TRAP_FLAG"
+    """A pushf stored TF, which the step had set."""
+
+
+@attrs.frozen(kw_only=True)
+class InsnAnalysis:
+    """What can be done at one instruction."""
+
+    insn: Insn
+    strategies: tuple[Strategy, ...]
+    """Allowed ones, the best first; never empty."""
+    refusals: Mapping[Strategy, str] = attrs.field(factory=dict)
+    """Why each of the others is not allowed."""
+    reach: tuple[VirtAddr, ...] = ()
+    """Addresses that the slot must lie within 2 GiB of; () where it may lie anywhere."""
+    landing: VirtAddr | None = None
+    """Where the instruction always goes, if that is all it does (nop, jmp); for EMULATE."""
+    fix_ups: frozenset[FixUp] = frozenset()
+    """What a step of the copy must put right."""
+
+
+@attrs.frozen(kw_only=True)
+class TrapPatch:
+    """The bytes that make a thread stop at ``address``."""
+
+    address: VirtAddr
+    trap: bytes
+    original: bytes
+    """What stood there, as many bytes as the trap has."""
+    reported_pc: VirtAddr
+    """The PC that a thread shows after it ran into the trap."""
+
+
+@attrs.frozen(kw_only=True)
+class SlotCode:
+    """The out-of-line copy of one instruction, as bytes for one slot address."""
+
+    origin: VirtAddr
+    slot: VirtAddr
+    code: bytes
+    places: tuple[tuple[int, VirtAddr], ...]
+    """(offset in the slot, original address) of every instruction boundary in it."""
+
+    def to_origin(self, pc: VirtAddr) -> VirtAddr | None:
+        """The program's own address for a PC in the slot; None for a PC that is no boundary."""
+        return next((origin for offset, origin in self.places if self.slot + offset == pc), None)
+
+    def to_slot(self, address: VirtAddr) -> VirtAddr | None:
+        """The place in the slot for one of the program's own addresses."""
+        return next((VirtAddr(self.slot + offset) for offset, origin in self.places if origin == address), None)
+
+
+@attrs.frozen(kw_only=True)
+class StepPlan:
+    """What must be put right after one instruction ran at ``slot`` instead of ``origin``.
+
+    Made by ``before_step``; handed back to ``after_step`` or ``cancel_step`` exactly once
+    (or again, after ``after_step`` said that the instruction is not finished).
+    """
+
+    origin: VirtAddr
+    slot: VirtAddr
+    origin_end: VirtAddr
+    """The address behind the original instruction."""
+    slot_end: VirtAddr
+    """The address behind the copy (which may be longer)."""
+    fix_ups: frozenset[FixUp]
+
+
+@attrs.frozen
+class MemoryWrite:
+    """Bytes for the program's memory, to be written as the program itself would."""
+
+    address: VirtAddr
+    data: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What the program must see: changed registers by name, and stack writes.
+
+    The writes come first; if one faults, the registers must not change.
+    """
+
+    registers: Mapping[str, int]
+    writes: tuple[MemoryWrite, ...] = ()
+    finished: bool = True
+    """False: a repeated instruction (rep) is in the middle; step again with the same plan."""
+
+
+class Architecture(Protocol):
+    """Everything that differs between processors. Stateless: equal calls, equal answers."""
+
+    @property
+    def name(self) -> str:
+        """As ``uname -m`` says it."""
+        ...
+
+    @property
+    def register_names(self) -> tuple[str, ...]:
+        """In the order of the 64-bit words that PTRACE_GETREGS fills."""
+        ...
+
+    @property
+    def pc_name(self) -> str:
+        """The register that holds the next instruction's address."""
+        ...
+
+    @property
+    def trap_bytes(self) -> bytes:
+        """What ``trap`` writes; to recognise a trap of somebody else."""
+        ...
+
+    @property
+    def longest_insn(self) -> int:
+        """In bytes; ``analyze`` never needs more."""
+        ...
+
+    @property
+    def slot_size(self) -> int:
+        """Bytes that one slot takes, a power of two."""
+        ...
+
+    def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:
+        """Say what can be done at the instruction that ``code`` begins with.
+
+        ``code`` is what is readable from ``address`` on, up to ``longest_insn`` bytes: fewer at the
+        end of a mapping. Raises InsnRefused with a reason that a person understands.
+        """
+        ...
+
+    def trap(self, analysis: InsnAnalysis) -> TrapPatch:
+        """The trap for this instruction."""
+        ...
+
+    def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
+        """The copy, its operands adjusted to ``slot``, then a jump back where the copy falls through.
+
+        One code serves BOOST and STEP. Raises InsnRefused if ``slot`` is out of reach.
+        """
+        ...
+
+    def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
+        """What to keep while one thread steps the copy at ``slot``; ``regs`` are those at arrival."""
+        ...
+
+    def after_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+        """After the step: changes that turn the registers into what the original would have left."""
+        ...
+
+    def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+        """The copy did not run (it faulted, or the step is given up): back to the origin."""
+        ...
+
+    def emulate(self, analysis: InsnAnalysis, regs: ReadableRegisters, memory: Memory) -> Outcome:
+        """Do what the instruction does, on values; nothing is written here.
+
+        Raises MemoryFault if an operand cannot be read, UsageError if EMULATE is not allowed.
+        """
+        ...
+
+    def instruction_starts(self, code: bytes, address: VirtAddr) -> Iterator[VirtAddr]:
+        """Start addresses of the instructions from ``address`` on, linearly; ends at what is undecodable."""
+        ...
+
+    def argument(self, index: int, regs: ReadableRegisters, memory: Memory) -> int:
+        """Integer argument ``index`` (from 0), unsigned, as at a function's entry.
+
+        Raises MemoryFault if it is on a stack that cannot be read.
+        """
+        ...
