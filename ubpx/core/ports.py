@@ -1,8 +1,9 @@
 """What the core needs of the world, as Protocols; backends implement them."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import MappedRange, ProcessId, VirtAddr
 
 
 class Memory(Protocol):
@@ -27,4 +28,22 @@ class Memory(Protocol):
 
         Raises MemoryFault if the address is not mapped.
         """
+        ...
+
+
+class ProcessView(Protocol):
+    """A traced process, as hooks see it. Valid while its target is attached."""
+
+    @property
+    def pid(self) -> ProcessId:
+        """The process's id."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """The program's memory; reads never show a trap of ours."""
+        ...
+
+    def mappings(self) -> Sequence[MappedRange]:
+        """What is mapped now, ascending, slot areas included."""
         ...

@@ -49,3 +49,62 @@ class Insn:
 
     def __str__(self) -> str:
         return f"{self.text} [{self.raw.hex(' ')}]"
+
+
+@attrs.frozen(kw_only=True)
+class MappedRange:
+    """One line of /proc/PID/maps."""
+
+    start: VirtAddr
+    end: VirtAddr
+    permissions: str
+    """As the kernel prints them: ``r-xp``."""
+    offset: int
+    """Of ``start`` in the file, bytes."""
+    device: str
+    """``major:minor`` as the kernel prints it, hexadecimal."""
+    inode: int
+    """0 where no file is mapped."""
+    path: str
+    """The kernel's name for it, ``[heap]`` and the like included; "" for anonymous memory."""
+
+    @property
+    def executable(self) -> bool:
+        """Whether the program may run code there."""
+        return "x" in self.permissions
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address < self.end
+
+
+def parse_maps(text: str) -> tuple[MappedRange, ...]:
+    """The ranges that the text of a /proc/PID/maps lists, in its order (ascending)."""
+    ranges = []
+    for line in text.splitlines():
+        span, permissions, offset, device, inode, *path = line.split(maxsplit=5)
+        start, _, end = span.partition("-")
+        ranges.append(
+            MappedRange(
+                start=VirtAddr(int(start, 16)),
+                end=VirtAddr(int(end, 16)),
+                permissions=permissions,
+                offset=int(offset, 16),
+                device=device,
+                inode=int(inode),
+                path=path[0] if path else "",
+            )
+        )
+    return tuple(ranges)
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a probe specification leads in one process."""
+
+    address: VirtAddr
+    name: str
+    """For people: ``libc.so.6:write+0x4``, or the address where no symbol is near."""
+    symbol_start: VirtAddr | None
+    """Where the enclosing symbol starts: decoding from here proves an instruction's start."""
+    symbol_end: VirtAddr | None
+    """Behind the enclosing symbol's last byte; None, like ``symbol_start``, outside any symbol."""
