@@ -1,0 +1,63 @@
+# `make help` lists the targets. Each prepares .venv by itself (tools/setup); PYTHON=... names the interpreter to use.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))
+BIN := $(ROOT)/.venv/bin
+SETUP := $(ROOT)/tools/setup
+PYTHON ?=
+export PYTHON
+# What runs is what .venv has installed, never the checkout.
+unexport PYTHONPATH PYTHONHOME
+
+CODE := ubpx plugins examples tests bench tools
+# Where import-linter finds the packages: each distribution in its own directory.
+PACKAGE_ROOTS := .:plugins/ptracepp:examples/hitcount:examples/argwatch
+EXISTING = $(notdir $(wildcard $(addprefix $(ROOT)/,$(CODE))))
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Two clients share one probepoint of a running program
+	@$(SETUP)
+	@$(BIN)/ubpx demo
+
+.PHONY: test
+test: ## Run all tests but the long ones
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/pytest
+
+.PHONY: torture
+torture: ## Run the long tests
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/pytest -m torture
+
+.PHONY: bench
+bench: ## Measure the cost of a hit against peers
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/python bench/run.py
+
+.PHONY: coverage
+coverage: ## Run the tests with branch coverage
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/coverage run -m pytest && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+.PHONY: lint
+lint: ## Check style, formatting, types and who imports whom
+	@$(SETUP) --dev
+	@cd $(ROOT) && $(BIN)/ruff check $(EXISTING)
+	@cd $(ROOT) && $(BIN)/ruff format --check $(EXISTING)
+	@cd $(ROOT) && $(BIN)/mypy $(EXISTING)
+	@cd $(ROOT) && PYTHONPATH=$(PACKAGE_ROOTS) $(BIN)/lint-imports --cache-dir .cache/import-linter
+
+.PHONY: fmt
+fmt: ## Format, and mend what can be mended by itself
+	@$(SETUP) --dev
+	@cd $(ROOT) && $(BIN)/ruff check --fix-only --quiet $(EXISTING)
+	@cd $(ROOT) && $(BIN)/ruff format $(EXISTING)
+
+.PHONY: clean
+clean: ## Remove everything that was made
+	@cd $(ROOT) && rm -rf .venv build .cache .coverage .coverage.* .hypothesis
+	@cd $(ROOT) && find $(EXISTING) -name __pycache__ -type d -prune -exec rm -rf {} +
