@@ -1,0 +1,72 @@
+"""The target programs alone: what they check holds when nobody is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.real.conftest import StartProgram
+
+PROBED = (
+    "probed_push", "probed_nop", "probed_endbr", "probed_lea", "probed_rip", "probed_load", "probed_call",
+    "probed_indirect", "probed_jcc", "probed_jmp", "probed_pushf", "probed_popf_itself", "probed_redzone",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("symbol", PROBED)
+@pytest.mark.parametrize("flags", [(), ("-no-pie", "-fno-pie")], ids=["pie", "fixed"])
+def test_probed_functions_are_right_untraced(
+    target_program: StartProgram, symbol: str, flags: tuple[str, ...]
+) -> None:
+    """Invariant: what hot_calls checks is true of the bare instruction, so a failure is the tracer's."""
+    program = target_program("hot_calls", symbol, 4, 1000, flags=flags)
+    assert program.tell("g").number("calls") == 4000
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "said", "status"),
+    [
+        ("children", (4, 3), ("children", "calls"), 0),
+        ("signals", (4, 20000), ("signals", "timers", "calls"), 0),
+        ("faults", ("load", 10), ("arrivals",), 0),
+        ("faults", ("store", 10), ("arrivals",), 0),
+        ("faults", ("divide", 10), ("arrivals",), 0),
+        ("exits", (40,), ("calls",), 7),
+        ("own_trap", (20,), ("traps", "calls"), 0),
+        ("block_sigtrap", ("blocked", 2, 100), ("calls",), 0),
+        ("block_sigtrap", ("ignored", 2, 100), ("calls",), 0),
+        ("rep_movs", (300,), ("calls",), 0),
+        ("guard_push", (11,), ("pushes",), 0),
+    ],
+)
+def test_programs_are_right_untraced(
+    target_program: StartProgram, name: str, args: tuple[object, ...], said: tuple[str, ...], status: int
+) -> None:
+    """Invariant: each program ends well and says its numbers when nobody traces it."""
+    program = target_program(name, *args).tell("g")
+    assert all(program.number(line) >= 0 for line in said)
+    assert program.tell("q").wait() == status
+
+
+def test_hundred_runs_untraced(target_program: StartProgram) -> None:
+    """Invariant: none of the hundred threads sees an error when nobody traces it, and its text is its file's."""
+    program = target_program("hundred")
+    maps = program.maps()
+    before = program.tell("p").number("progress")
+    program.assert_untouched(maps)
+    assert program.tell("p").number("progress") > before
+    program.tell("q").expect("done")
+    assert program.wait() == 0
+
+
+@pytest.mark.parametrize("who", ["leader", "other"])
+def test_exec_runs_untraced(target_program: StartProgram, who: str) -> None:
+    """Invariant: the program that replaces itself counts the same in both lives."""
+    program = target_program("self_exec", who, 30)
+    assert program.tell("g").number("calls") == 30
+    program.tell("g").expect("again")
+    assert program.tell("g").number("calls") == 30
+    assert program.tell("q").wait() == 5
