@@ -1,0 +1,42 @@
+"""User-space breakpoints without memory of their own: analyse, trap, copy, put right (S1 to S3, S7).
+
+Functions over values. A client that wants no registry uses this package alone and keeps what it
+returns; a Memory is all that it needs of the world.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ubpx._errors import UsageError
+from ubpx.core.ubp.plans import (
+    Architecture,
+    FixUp,
+    InsnAnalysis,
+    MemoryWrite,
+    Outcome,
+    SlotCode,
+    StepPlan,
+    Strategy,
+    TrapPatch,
+)
+from ubpx.core.ubp.traps import Removal, insert, remove
+from ubpx.core.ubp.x86_64 import X86_64
+
+_ARCHITECTURES: Final[Mapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture that ``uname -m`` calls ``name``; loads a disassembler.
+
+    Raises UsageError if it is not supported.
+    """
+    make = _ARCHITECTURES.get(name)
+    if make is None:
+        raise UsageError(f"no architecture {name!r}; there is {', '.join(sorted(_ARCHITECTURES))}")
+    return make()
+
+
+__all__ = [
+    "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "StepPlan",
+    "Strategy", "TrapPatch", "architecture", "insert", "remove",
+]  # fmt: skip

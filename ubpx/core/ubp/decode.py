@@ -1,0 +1,96 @@
+"""Where an instruction ends and how people write it: the only module that imports a disassembler.
+
+Both libraries answer the same small question, so that everything built upon the answer is equal
+whichever is installed. What an instruction *does* is read from its bytes by ``encoding`` and
+``x86``. Libraries are loaded when a decoder is made, never at import.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+import attrs
+
+from ubpx._errors import UsageError
+
+LONGEST_INSN = 15
+"""Bytes; a longer one raises #GP (Intel SDM volume 2A, section 2.3.11)."""
+
+
+@attrs.frozen
+class Decoded:
+    """One valid instruction."""
+
+    length: int
+    text: str
+    """Intel syntax, in the words of the library."""
+
+
+class Decoder(Protocol):
+    """Decodes x86 instructions in 64-bit mode. Equal calls, equal answers."""
+
+    def decode(self, code: bytes, address: int) -> Decoded | None:
+        """The instruction that ``code`` begins with; None if it is not one, or not whole."""
+        ...
+
+
+class IcedDecoder:
+    """By iced-x86. Raises ImportError when made where that is not installed."""
+
+    def __init__(self) -> None:
+        import iced_x86  # noqa: PLC0415  (loaded at first use)
+
+        formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
+        formatter.hex_prefix, formatter.hex_suffix = "0x", ""
+        formatter.uppercase_hex = False
+        formatter.space_after_operand_separator = True
+        formatter.branch_leading_zeros = False
+        self._formatter = formatter
+        self._new_decoder = iced_x86.Decoder
+
+    def decode(self, code: bytes, address: int) -> Decoded | None:
+        """See Decoder."""
+        if not code:
+            return None
+        insn = self._new_decoder(64, code[:LONGEST_INSN], ip=address & (2**64 - 1)).decode()
+        return None if insn.is_invalid else Decoded(insn.len, self._formatter.format(insn))
+
+
+class CapstoneDecoder:
+    """By capstone. Raises ImportError when made where that is not installed."""
+
+    def __init__(self) -> None:
+        import capstone  # noqa: PLC0415  (loaded at first use)
+
+        self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        self._lock = threading.Lock()  # ctypes drops the GIL, and a capstone handle serves one thread at a time
+
+    def decode(self, code: bytes, address: int) -> Decoded | None:
+        """See Decoder."""
+        with self._lock:
+            found = list(self._capstone.disasm_lite(code[:LONGEST_INSN], address, 1))
+        if not found:
+            return None
+        _, length, mnemonic, operands = found[0]
+        return Decoded(length, f"{mnemonic} {operands}".rstrip())
+
+
+def default_decoder() -> Decoder:
+    """The fastest decoder that is installed.
+
+    Raises UsageError if none is.
+    """
+    for make in (IcedDecoder, CapstoneDecoder):
+        try:
+            return make()
+        except ImportError:  # iced-x86 has no wheel for some machines
+            continue
+    raise UsageError("no disassembler is installed; install one with: pip install capstone")
+
+
+def instruction_lengths(decoder: Decoder, code: bytes, address: int) -> Iterator[int]:
+    """Length after length from the start of ``code`` on; ends at what is no instruction."""
+    offset = 0
+    while (insn := decoder.decode(code[offset : offset + LONGEST_INSN], address + offset)) is not None:
+        yield insn.length
+        offset += insn.length
