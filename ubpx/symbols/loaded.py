@@ -1,0 +1,161 @@
+"""The modules of one process, as they are during one look-up."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from ubpx._errors import MemoryFault, TargetGone, UnknownModule
+from ubpx.core.ports import ProcessView
+from ubpx.core.values import MappedRange, VirtAddr
+from ubpx.symbols.cache import ElfCache
+from ubpx.symbols.elf import ElfHeaders
+from ubpx.symbols.errors import UnreadableModule
+from ubpx.symbols.files import is_same_file
+from ubpx.symbols.lookup import Symbols
+from ubpx.symbols.modules import ADDRESS_MASK, VDSO, Module, answers_to, load_biases, modules_of, vdso_biases
+from ubpx.symbols.names import nearest_names, printable
+from ubpx.symbols.relocations import Relocations
+from ubpx.symbols.unwind import UnwindTable
+
+
+@attrs.frozen(kw_only=True)
+class LoadedModule:
+    """A module at one place in the process's memory. (dlmopen loads one file several times.)"""
+
+    module: Module
+    headers: ElfHeaders
+    bias: int
+    """What to add to a linked address, modulo 2**64."""
+
+    @property
+    def name(self) -> str:
+        """For people, and good in a specification: the soname, or else the file's base name."""
+        return printable(self.headers.soname or self.module.name)
+
+    def in_memory(self, linked: int) -> VirtAddr:
+        """The address in the process."""
+        return VirtAddr((linked + self.bias) & ADDRESS_MASK)
+
+    def as_linked(self, address: int) -> int:
+        """The address in the file's own terms."""
+        return (address - self.bias) & ADDRESS_MASK
+
+    def holds_code_at(self, address: int) -> bool:
+        """Whether this copy of the module has code there."""
+        linked = self.as_linked(address)
+        inside = any(s.executable and s.address <= linked < s.address + s.memory_size for s in self.headers.segments)
+        return inside and self.module.holds_code_at(address)
+
+
+class LoadedModules:
+    """What is mapped in the process; made for one look-up and dropped, because programs map and unmap."""
+
+    def __init__(self, process: ProcessView, cache: ElfCache) -> None:
+        self._process, self._cache = process, cache
+        self._mappings = tuple(process.mappings())
+        self._modules = modules_of(self._mappings)
+
+    def range_at(self, address: int) -> MappedRange | None:
+        """The mapping that holds the address."""
+        return next((mapped for mapped in self._mappings if address in mapped), None)
+
+    def main(self) -> Sequence[LoadedModule]:
+        """The program itself: the file of /proc/PID/exe."""
+        pid = self._process.pid
+        try:
+            status = os.stat(f"/proc/{pid}/exe")
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise TargetGone(pid, None) from error
+        except OSError as error:
+            raise UnreadableModule(f"/proc/{pid}/exe", f"it may not be read ({error.strerror})") from error
+        modules = [module for module in self._modules if is_same_file(status, module.ranges[0])]
+        return self._loaded(modules, wanted="the main program")
+
+    def by_path(self, path: str) -> Sequence[LoadedModule]:
+        """The file at this path, in our root or in the process's. Raises UnknownModule if it is not mapped."""
+        for candidate in (path, f"/proc/{self._process.pid}/root/{path.lstrip('/')}"):
+            with contextlib.suppress(OSError, ValueError):
+                status = os.stat(candidate)
+                modules = [module for module in self._modules if is_same_file(status, module.ranges[0])]
+                if modules:
+                    return self._loaded(modules, wanted=path)
+        raise self._unknown(path, os.path.basename(path))
+
+    def by_name(self, wanted: str) -> Sequence[LoadedModule]:
+        """The modules that ``wanted`` names: in full if there is one, else without its version.
+
+        Raises UnknownModule.
+        """
+        ranks = {module: answers_to(module, None, wanted) for module in self._modules}
+        if not any(ranks.values()):  # only now, because sonames are in the files
+            ranks = {module: answers_to(module, self._soname(module), wanted) for module in self._modules}
+        best = max(ranks.values(), default=0)
+        if not best:
+            raise self._unknown(wanted, wanted)
+        return self._loaded([module for module, rank in ranks.items() if rank == best], wanted=wanted)
+
+    def every(self) -> Iterator[LoadedModule]:
+        """All that can be read."""
+        for module in self._modules:
+            yield from self._copies(module)
+
+    def around(self, address: int) -> LoadedModule | None:
+        """The readable module with code at the address."""
+        for module in self._modules:
+            if module.holds_code_at(address):
+                return next((copy for copy in self._copies(module) if copy.holds_code_at(address)), None)
+        return None
+
+    def symbols(self, loaded: LoadedModule) -> Symbols:
+        """Raises UnreadableModule, like the other two."""
+        return self._cache.symbols(self._process, loaded.module)
+
+    def relocations(self, loaded: LoadedModule) -> Relocations:
+        """The module's GOT words."""
+        return self._cache.relocations(self._process, loaded.module)
+
+    def unwind(self, loaded: LoadedModule) -> UnwindTable:
+        """Where the module's functions end."""
+        return self._cache.unwind(self._process, loaded.module)
+
+    def word_at(self, loaded: LoadedModule, linked: int) -> VirtAddr | None:
+        """The address that the program's memory holds there; None if nothing is mapped."""
+        address, size = loaded.in_memory(linked), loaded.headers.word_bytes
+        mapped = self.range_at(address)
+        if mapped is None or address + size > mapped.end:
+            return None
+        try:
+            data = self._process.memory.read(address, size)
+        except MemoryFault:
+            return None
+        return VirtAddr(int.from_bytes(data, "little" if loaded.headers.order == "<" else "big"))
+
+    def _copies(self, module: Module) -> Sequence[LoadedModule]:
+        try:
+            return self._copies_or_raise(module)
+        except UnreadableModule:
+            return ()
+
+    def _copies_or_raise(self, module: Module) -> Sequence[LoadedModule]:
+        headers = self._cache.headers(self._process, module)
+        biases = vdso_biases(module, headers) if module.path == VDSO else load_biases(module, headers)
+        return [LoadedModule(module=module, headers=headers, bias=bias) for bias in biases]
+
+    def _loaded(self, modules: Sequence[Module], *, wanted: str) -> Sequence[LoadedModule]:
+        copies = [copy for module in modules for copy in self._copies_or_raise(module)]
+        if not copies:
+            raise self._unknown(wanted, wanted)
+        return copies
+
+    def _soname(self, module: Module) -> str | None:
+        try:
+            return self._cache.headers(self._process, module).soname
+        except UnreadableModule:
+            return None
+
+    def _unknown(self, wanted: str, base_name: str) -> UnknownModule:
+        by_stem = {module.name.partition(".so")[0]: printable(module.name) for module in self._modules}
+        near = nearest_names(base_name.partition(".so")[0], by_stem)
+        return UnknownModule(wanted, [by_stem[stem] for stem in near if stem in by_stem] or [*by_stem.values()][:3])

@@ -1,0 +1,155 @@
+"""The symbols of one ELF file, of .dynsym and .symtab together: by name and by address."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ubpx.symbols.elf import MAX_STRING_BYTES, ElfHeaders, ImageReader, Section
+from ubpx.symbols.symtab import Row, Scope, Symbol, SymbolKind, SymbolTable
+from ubpx.symbols.versions import Versions, read_versions
+
+_LABEL_TYPE: Final = 0
+
+
+class AddressIndex:
+    """Which symbol is around an address. Immutable once made."""
+
+    def __init__(self, tables: Sequence[SymbolTable], code: Sequence[Section]) -> None:
+        self._code, self._code_starts = code, [section.address for section in code]
+        self._rows: list[tuple[Row, SymbolTable]] = sorted(
+            ((row, table) for table in tables for row in table.code), key=lambda entry: entry[0]
+        )
+        self._starts = [row[0] for row, _ in self._rows]
+        self._ends = self._all_ends()
+        self._reach = self._all_reaches()
+
+    def next_start(self, address: int) -> int:
+        """Where the next symbol or the end of the section limits what starts at ``address``."""
+        at = bisect.bisect_right(self._starts, address)
+        following = self._starts[at] if at < len(self._starts) else None
+        section_end = self._section_end(address)
+        limits = [limit for limit in (following, section_end) if limit is not None]
+        return min(limits, default=address + 1)
+
+    def enclosing(self, address: int) -> Symbol | None:
+        """The symbol around the address, by its best name; a function before a label inside it."""
+        label = None
+        at = bisect.bisect_right(self._starts, address) - 1
+        while at >= 0 and self._reach[at] > address:
+            if self._ends[at] > address:
+                if self._rows[at][0][3] & 15 != _LABEL_TYPE:
+                    return self._best_name(self._starts[at], address)
+                label = self._starts[at] if label is None else label
+            at -= 1
+        return None if label is None else self._best_name(label, address)
+
+    def _best_name(self, start: int, address: int) -> Symbol | None:
+        first, last = bisect.bisect_left(self._starts, start), bisect.bisect_right(self._starts, start)
+        names = (table.symbol(row) for row, table in self._rows[first:last] if self._covers(row, address))
+        return min(names, key=_name_rank, default=None)
+
+    def _covers(self, row: Row, address: int) -> bool:
+        return row[0] + row[1] > address or not row[1]
+
+    def _section_end(self, address: int) -> int | None:
+        at = bisect.bisect_right(self._code_starts, address) - 1
+        return self._code[at].end if at >= 0 and address in self._code[at] else None
+
+    def _all_ends(self) -> list[int]:
+        """The end of each row; one without a size reaches to the next start, in its section."""
+        return [row[0] + row[1] if row[1] else self.next_start(row[0]) for row, _ in self._rows]
+
+    def _all_reaches(self) -> list[int]:
+        """For each row the greatest end up to it: behind it nothing earlier covers anything."""
+        reaches, furthest = [], 0
+        for end in self._ends:
+            furthest = max(furthest, end)
+            reaches.append(furthest)
+        return reaches
+
+
+def _name_rank(symbol: Symbol) -> tuple[bool, bool, bool, int, int, str]:
+    """The name that a person would use comes first: of ``write``, ``__write``, ``__GI___write`` the first."""
+    underscores = len(symbol.name) - len(symbol.name.lstrip("_"))
+    return (
+        symbol.kind is SymbolKind.LABEL, symbol.scope is Scope.LOCAL, symbol.hidden,
+        underscores, len(symbol.name), symbol.name,
+    )  # fmt: skip
+
+
+class Symbols:
+    """All code symbols of one file.
+
+    Immutable but for the address index, made when first asked for. Owned by the ElfCache that made it.
+    """
+
+    def __init__(self, headers: ElfHeaders, tables: Sequence[SymbolTable]) -> None:
+        self._code, self._tables = headers.code_sections(), tuple(tables)
+        self._index: AddressIndex | None = None
+
+    def named(self, name: str) -> tuple[Symbol, ...]:
+        """The code symbols of this name, in any version; each place in each version once."""
+        found: dict[tuple[int, str | None], Symbol] = {}
+        for table in self._tables:
+            for symbol in table.code_named(name):
+                found.setdefault((symbol.address, symbol.version), symbol)
+        return tuple(found.values())
+
+    def data_named(self, name: str) -> tuple[Symbol, ...]:
+        """The data symbols of this name."""
+        return tuple(symbol for table in self._tables for symbol in table.data_named(name))
+
+    def names(self) -> Iterator[str]:
+        """The names of all code symbols, without versions, repetitions included."""
+        return (table.symbol(row).name for table in self._tables for row in table.code)
+
+    def aliases(self, address: int) -> tuple[Symbol, ...]:
+        """Everything that is called this address."""
+        return tuple(table.symbol(row) for table in self._tables for row in table.code if row[0] == address)
+
+    def with_source(self, symbol: Symbol) -> Symbol:
+        """The symbol with its source file, if it is local and the file says."""
+        if symbol.scope is not Scope.LOCAL:
+            return symbol
+        found = (table.with_source(symbol) for table in self._tables)
+        return next((known for known in found if known.source), symbol)
+
+    def end_of(self, symbol: Symbol) -> int:
+        """The address behind the symbol's last byte; without a size, where the next symbol or the section ends it."""
+        return symbol.address + symbol.size if symbol.size else self.next_start(symbol.address)
+
+    def next_start(self, address: int) -> int:
+        """Where the next symbol or the end of the section limits what starts at ``address``."""
+        return self._addresses().next_start(address)
+
+    def enclosing(self, address: int) -> Symbol | None:
+        """The symbol around the address, by its best name; a function before a label inside it."""
+        return self._addresses().enclosing(address)
+
+    def _addresses(self) -> AddressIndex:
+        if self._index is None:
+            self._index = AddressIndex(self._tables, self._code)
+        return self._index
+
+
+def read_symbols(reader: ImageReader, headers: ElfHeaders) -> Symbols:
+    """Both symbol tables of the file; none of them need be there. Raises UnreadableModule."""
+    dynamic = read_dynamic_table(reader, headers)
+    tables = [] if dynamic is None else [dynamic]
+    tables += [_table(reader, headers, section, Versions()) for section in headers.sections_of("SHT_SYMTAB")[:1]]
+    return Symbols(headers, tables)
+
+
+def read_dynamic_table(reader: ImageReader, headers: ElfHeaders) -> SymbolTable | None:
+    """.dynsym with its versions, if the file has one. Raises UnreadableModule."""
+    sections = headers.sections_of("SHT_DYNSYM")
+    return _table(reader, headers, sections[0], read_versions(reader, headers)) if sections else None
+
+
+def _table(reader: ImageReader, headers: ElfHeaders, section: Section, versions: Versions) -> SymbolTable:
+    if section.link >= len(headers.sections):
+        raise reader.refused(f"section {section.name or section.index} names no table of strings")
+    strings = reader.section(headers.sections[section.link], limit=MAX_STRING_BYTES)
+    data = reader.section(section)
+    entry = 24 if headers.bits == 64 else 16
+    return SymbolTable(headers, data[: len(data) - len(data) % entry], strings, versions)
