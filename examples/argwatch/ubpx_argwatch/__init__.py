@@ -47,7 +47,15 @@ class ArgWatch:
 
     @hookimpl
     def ubpx_process_detached(self, client: ClientApi, process: ProcessView) -> None:
-        """Draw the histogram."""
+        """The process runs on without us."""
+        self._tell(client, process)
+
+    @hookimpl
+    def ubpx_process_exited(self, client: ClientApi, process: ProcessView) -> None:
+        """The process has ended while we watched."""
+        self._tell(client, process)
+
+    def _tell(self, client: ClientApi, process: ProcessView) -> None:
         by_size = self._sizes.pop(process.pid, None)
         if by_size is not None:
             print(f"{client.name}: argument 0 of {by_size.total():,} calls in process {process.pid}", file=sys.stderr)

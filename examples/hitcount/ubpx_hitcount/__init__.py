@@ -47,7 +47,15 @@ class HitCount:
 
     @hookimpl
     def ubpx_process_detached(self, client: ClientApi, process: ProcessView) -> None:
-        """Say what was counted."""
+        """The process runs on without us."""
+        self._tell(client, process)
+
+    @hookimpl
+    def ubpx_process_exited(self, client: ClientApi, process: ProcessView) -> None:
+        """The process has ended while we counted."""
+        self._tell(client, process)
+
+    def _tell(self, client: ClientApi, process: ProcessView) -> None:
         by_thread = self._hits.pop(process.pid, None)
         if by_thread is not None:
             print(f"{client.name}: {summary(process.pid, by_thread)}", file=sys.stderr)

@@ -1,0 +1,5 @@
+"""The ``ubpx`` command."""
+
+from ubpx.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""``ubpx demo``: two clients on one probepoint of a running program."""
