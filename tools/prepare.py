@@ -129,12 +129,13 @@ def find_distributions() -> list[Distribution]:
 
 def read_distribution(directory: Path) -> Distribution:
     """What pyproject.toml and the files beside it say."""
-    text = (directory / "pyproject.toml").read_bytes()
-    data = tomllib.loads(text.decode())
-    packages = [directory / package for package in data["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    data = tomllib.loads((directory / "pyproject.toml").read_text())
+    packaging = data["tool"]["hatch"]["build"]
+    requirements = hashlib.sha256(json.dumps([data["build-system"], data["project"], packaging]).encode()).hexdigest()
+    packages = [directory / package for package in packaging["targets"]["wheel"]["packages"]]
     files = [path for package in packages for path in package.rglob("*") if path.is_file()]
-    files += [directory / name for name in ("pyproject.toml", "README.md", "LICENSE") if (directory / name).exists()]
-    sources = hashlib.sha256()
+    files += [directory / name for name in ("README.md", "LICENSE") if (directory / name).exists()]
+    sources = hashlib.sha256(requirements.encode())
     for path in sorted(path for path in files if path.suffix != ".pyc"):
         sources.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
         sources.update(path.read_bytes())
@@ -142,7 +143,7 @@ def read_distribution(directory: Path) -> Distribution:
         name=data["project"]["name"],
         directory=directory,
         extras=tuple(each for each in ("test", "lint") if each in data["project"].get("optional-dependencies", {})),
-        requirements=hashlib.sha256(text).hexdigest(),
+        requirements=requirements,
         sources=sources.hexdigest(),
     )
 

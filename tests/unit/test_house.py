@@ -1,0 +1,90 @@
+"""What the packaging promises: wheels, entry points, modules that stand alone, and who imports whom."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import ubpx
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "ubpx": ROOT,
+    "ubpx_ptracepp": ROOT / "plugins" / "ptracepp",
+    "ubpx_hitcount": ROOT / "examples" / "hitcount",
+    "ubpx_argwatch": ROOT / "examples" / "argwatch",
+}
+
+
+def test_tests_run_against_the_installed_wheel() -> None:
+    """Invariant: a file that is missing from a wheel is missed by the tests."""
+    assert "site-packages" in Path(ubpx.__file__).parts
+
+
+def test_every_plugin_is_found_by_its_entry_point() -> None:
+    found = {entry.name: entry for entry in entry_points(group="ubpx")}
+    assert {"symbols", "ptracepp", "hitcount", "argwatch"} <= found.keys()
+    for entry in found.values():
+        assert callable(entry.load()), entry
+
+
+def modules() -> list[str]:
+    """The names of all modules that the wheels bring."""
+    names = []
+    for package, directory in PACKAGES.items():
+        for path in sorted((directory / package).rglob("*.py")):
+            parts = path.relative_to(directory).with_suffix("").parts
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def test_every_module_imports_alone_without_a_warning() -> None:
+    """Invariant: no module needs another one to have been imported before it."""
+
+    def import_alone(name: str) -> str:
+        command = [sys.executable, "-W", "error", "-c", f"import {name}"]
+        outcome = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        return outcome.stderr and f"{name}: {outcome.stderr}"
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        assert not [problem for problem in pool.map(import_alone, modules()) if problem]
+
+
+# A line that breaks the contract, by the file that it is planted in.
+VIOLATIONS = {
+    "ubpx/core/values.py": "from ubpx.core import coordinator",
+    "ubpx/core/ubp/plans.py": "from ubpx.core import events",
+    "ubpx/core/slots.py": "import capstone",
+    "ubpx/hookspecs.py": "from ubpx.core.ubp import plans",
+    "ubpx/cli/text.py": "import ubpx",
+    "ubpx/target.py": "import ubpx_hitcount",
+    "examples/hitcount/ubpx_hitcount/__init__.py": "from ubpx.core import coordinator",
+    "examples/argwatch/ubpx_argwatch/__init__.py": "import ptrace",
+}
+
+
+def test_a_planted_import_breaks_every_contract(tmp_path: Path) -> None:
+    """Invariant: each import contract is one that can fail, also under TYPE_CHECKING."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package, directory in PACKAGES.items():
+        shutil.copytree(directory / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, line in VIOLATIONS.items():
+        planted = tmp_path / file.removeprefix("examples/hitcount/").removeprefix("examples/argwatch/")
+        planted.write_text(f"{planted.read_text()}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    verdicts = re.findall(r"(KEPT|BROKEN)", outcome.stdout)
+    wanted = (tmp_path / "pyproject.toml").read_text().count("[[tool.importlinter.contracts]]")
+    assert outcome.returncode == 1
+    assert verdicts == ["BROKEN"] * wanted, outcome.stdout
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_wheel_says_that_it_is_typed(package: str) -> None:
+    assert (PACKAGES[package] / package / "py.typed").exists()
