@@ -77,7 +77,7 @@ def test_a_planted_import_breaks_every_contract(tmp_path: Path) -> None:
     for file, line in VIOLATIONS.items():
         planted = tmp_path / file.removeprefix("examples/hitcount/").removeprefix("examples/argwatch/")
         planted.write_text(f"{planted.read_text()}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n")
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     verdicts = re.findall(r"(KEPT|BROKEN)", outcome.stdout)
     wanted = (tmp_path / "pyproject.toml").read_text().count("[[tool.importlinter.contracts]]")
