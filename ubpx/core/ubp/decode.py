@@ -38,7 +38,7 @@ class IcedDecoder:
     """By iced-x86. Raises ImportError when made where that is not installed."""
 
     def __init__(self) -> None:
-        import iced_x86  # noqa: PLC0415  (loaded at first use)
+        import iced_x86
 
         formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
         formatter.hex_prefix, formatter.hex_suffix = "0x", ""
@@ -60,7 +60,7 @@ class CapstoneDecoder:
     """By capstone. Raises ImportError when made where that is not installed."""
 
     def __init__(self) -> None:
-        import capstone  # noqa: PLC0415  (loaded at first use)
+        import capstone
 
         self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
         self._lock = threading.Lock()  # ctypes drops the GIL, and a capstone handle serves one thread at a time

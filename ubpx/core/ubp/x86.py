@@ -171,8 +171,8 @@ def _privileged_by_prefix(encoding: Encoding) -> bool:
     """What only the kernel may execute and shares its opcode with what anybody may."""
     prefixes = encoding.prefixes
     match encoding.opcode_map, encoding.opcode:
-        case 1, 0x01:  # setssbsy, else serialize
-            found = encoding.modrm == 0xE8 and REP in prefixes
+        case 1, 0x01:  # setssbsy, rmpquery; else serialize, rdpru
+            found = encoding.modrm in {0xE8, 0xFD} and REP in prefixes
         case 1, 0x78 | 0x79:  # vmread, vmwrite; with a prefix SSE4a
             found = not prefixes & {OPERAND_SIZE, REPNE}
         case 1, 0xAE:  # clrssbsy
@@ -190,12 +190,15 @@ def _privileged_by_prefix(encoding: Encoding) -> bool:
 
 def undecodable(code: bytes) -> str:
     """Why no decoder takes these bytes, which are not cut short, for an instruction."""
-    opcode = code[opcode_offset(code)]
-    if opcode == _REX2:
-        return "byte d5 begins an APX instruction (REX2 prefix), or none in 64-bit mode; its length is not known"
-    if opcode in _INVALID_IN_64_BIT:
-        return f"opcode {opcode:02x} does not exist in 64-bit mode"
-    return _NOT_AN_INSTRUCTION
+    match list(code[opcode_offset(code) :]):
+        case [opcode, *_] if opcode == _REX2:
+            return "d5 begins an APX instruction (REX2 prefix), whose length is not known here, or none at all"
+        case [0x62, payload, *_] if payload & 7 == 4:
+            return "62 begins an APX instruction (EVEX map 4), whose length is not known here, or none at all"
+        case [opcode, *_] if opcode in _INVALID_IN_64_BIT:
+            return f"opcode {opcode:02x} does not exist in 64-bit mode"
+        case _:
+            return _NOT_AN_INSTRUCTION
 
 
 _ONE_BYTE_CLASSES: Final[Mapping[int, InsnClass]] = {

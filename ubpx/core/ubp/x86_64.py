@@ -61,6 +61,7 @@ _RELATIVE: Final = frozenset({InsnClass.JUMP, InsnClass.BRANCH, InsnClass.CALL})
 _NEVER_FALLS_THROUGH: Final = frozenset(
     {InsnClass.JUMP, InsnClass.CALL, InsnClass.INDIRECT_CALL, InsnClass.LEAVES}
 )  # fmt: skip
+_COMPLETIONS: Final = (b"\x00", b"\x58")  # after most beginnings one of them is a valid rest; 58 is a vector's add
 _ARGUMENT_REGISTERS: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 
@@ -109,7 +110,8 @@ class X86_64:  # noqa: N801  (the processor's own name)
     def _why_undecodable(self, code: bytes, address: VirtAddr) -> str:
         if not code:
             return "nothing is readable there"
-        if self.decoder.decode(code.ljust(LONGEST_INSN, b"\0"), address) is not None:
+        longer = (code.ljust(LONGEST_INSN, padding) for padding in _COMPLETIONS)
+        if any(self.decoder.decode(attempt, address) is not None for attempt in longer):
             return f"the instruction does not end in the {len(code)} bytes that are readable there"
         return undecodable(code)
 

@@ -1,0 +1,370 @@
+"""Which class each instruction falls into, and the bugs that others had there."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ubpx._errors import InsnRefused
+from ubpx.core.ubp.decode import Decoded
+from ubpx.core.ubp.plans import FixUp, InsnAnalysis, Strategy
+from ubpx.core.ubp.x86_64 import X86_64
+from ubpx.core.values import VirtAddr
+
+Analyze = Callable[[str], InsnAnalysis]
+
+EMULATE, BOOST, STEP = Strategy.EMULATE, Strategy.BOOST, Strategy.STEP
+
+EMULATED_OR_COPIED = {
+    "nop": "90",
+    "66 nop": "66 90",
+    "rex.w nop": "48 90",
+    "repne nop": "f2 90",
+    "nop 3": "0f 1f 00",
+    "nop 4": "0f 1f 40 00",
+    "nop 5": "0f 1f 44 00 00",
+    "nop 6": "66 0f 1f 44 00 00",
+    "nop 7": "0f 1f 80 00 00 00 00",
+    "nop 8": "0f 1f 84 00 00 00 00 00",
+    "nop 9": "66 0f 1f 84 00 00 00 00 00",
+    "cs nop": "2e 66 0f 1f 84 00 00 00 00 00",
+    "66 cs nop 11": "66 66 2e 0f 1f 84 00 00 00 00 00",
+    "nop of a register": "0f 1f c0",
+    "nop with eip-relative operand": "67 0f 1f 05 00 00 00 00",
+    "endbr64": "f3 0f 1e fa",
+    "endbr32": "f3 0f 1e fb",
+    "jmp rel8": "eb 10",
+    "jmp rel32": "e9 00 01 00 00",
+    "notrack jmp": "3e eb 10",
+    "bnd jmp": "f2 e9 00 01 00 00",
+    "data16 rex.w jmp": "66 48 e9 00 01 00 00",
+    "jcc rel8": "74 10",
+    "jcc rel32": "0f 85 00 01 00 00",
+    "jcc with a hint": "2e 74 10",
+    "push reg": "55",
+    "push r15": "41 57",
+    "push rsp": "54",
+    "rex.w push": "66 48 50",
+    "push imm8": "6a ff",
+    "push imm32": "68 44 33 22 11",
+    "pop reg": "5d",
+    "pop r12": "41 5c",
+    "leave": "c9",
+}
+COPIED = {
+    "pause": "f3 90",
+    "xchg r8": "49 90",
+    "xchg r8d": "41 90",
+    "mov": "48 89 e5",
+    "lock inc": "f0 ff 00",
+    "lock cmpxchg16b": "f0 48 0f c7 0e",
+    "fs load": "64 48 8b 04 25 28 00 00 00",
+    "gs load": "65 48 8b 04 25 00 00 00 00",
+    "es and ds": "26 8b 00",
+    "ss load": "36 8b 00",
+    "movabs": "48 a1 11 22 33 44 55 66 77 88",
+    "rep movs": "f3 a4",
+    "repne scas": "f2 ae",
+    "ret": "c3",
+    "ret imm": "c2 04 00",
+    "rep ret": "f3 c3",
+    "bnd ret": "f2 c3",
+    "jmp reg": "ff e0",
+    "notrack jmp reg": "3e ff e0",
+    "jmp table": "ff 24 c5 00 10 40 00",
+    "push word": "66 50",
+    "push imm16": "66 68 22 11",
+    "pop word": "66 58",
+    "leave word": "66 c9",
+    "push r/m": "ff 30",
+    "pop r/m": "8f 00",
+    "push fs": "0f a0",
+    "pop gs": "0f a9",
+    "mov ds": "8e d8",
+    "mov from ss": "8c d0",
+    "enter": "c8 10 00 00",
+    "ud2": "0f 0b",
+    "rdtsc": "0f 31",
+    "rdpmc": "0f 33",
+    "cpuid": "0f a2",
+    "xgetbv": "0f 01 d0",
+    "wrpkru": "0f 01 ef",
+    "rdtscp": "0f 01 f9",
+    "xtest": "0f 01 d6",
+    "str": "0f 00 c8",
+    "sldt": "0f 00 c0",
+    "smsw": "0f 01 e0",
+    "sidt": "0f 01 08",
+    "rdsspq": "f3 48 0f 1e c8",
+    "incsspq": "f3 48 0f ae e8",
+    "saveprevssp": "f3 0f 01 ea",
+    "rstorssp": "f3 0f 01 28",
+    "cmpxchg8b": "0f c7 0e",
+    "rdrand": "48 0f c7 f0",
+    "mfence": "0f ae f0",
+    "xsave": "0f ae 20",
+    "extrq": "66 0f 78 c0 01 02",
+    "fwait": "9b",
+    "x87": "d9 e8",
+    "3DNow!": "0f 0f c1 bf",
+    "SSE2": "66 0f 6f 00",
+    "SSE4.2": "f2 48 0f 38 f1 c1",
+    "AES": "66 0f 3a df c1 01",
+    "adcx": "66 0f 38 f6 c1",
+    "VEX": "c5 f8 77",
+    "VEX 3": "c4 e2 e3 f6 c1",
+    "EVEX": "62 f1 fe 48 6f 00",
+    "XOP map 8": "8f e8 78 a2 c1 00",
+    "XOP map 9": "8f e9 78 12 c0",
+    "XOP map 10": "8f ea 78 10 c1 04 00 00 00",
+}
+REFUSED = {
+    "int3": ("cc", "breakpoint already"),
+    "int n": ("cd 80", "software interrupt"),
+    "int1": ("f1", "breakpoint already"),
+    "hlt": ("f4", "kernel"),
+    "cli": ("fa", "interrupts"),
+    "sti": ("fb", "interrupts"),
+    "in": ("e4 10", "I/O port"),
+    "out": ("ef", "I/O port"),
+    "ins": ("6c", "I/O port"),
+    "rep outs": ("f3 6f", "I/O port"),
+    "iret": ("cf", "interrupt"),
+    "iretq": ("48 cf", "interrupt"),
+    "ret far": ("cb", "far"),
+    "ret far imm": ("ca 08 00", "far"),
+    "call far": ("ff 18", "far"),
+    "jmp far": ("ff 28", "far"),
+    "mov ss": ("8e d0", "as one"),
+    "lss": ("0f b2 20", "as one"),
+    "popf": ("9d", "trap flag"),
+    "syscall": ("0f 05", "rcx"),
+    "sysenter": ("0f 34", "rcx"),
+    "sysret": ("0f 07", "kernel"),
+    "sysexit": ("0f 35", "kernel"),
+    "xbegin": ("c7 f8 00 00 00 00", "transaction"),
+    "xabort": ("c6 f8 01", "transaction"),
+    "xend": ("0f 01 d5", "transaction"),
+    "enclu": ("0f 01 d7", "enclave"),
+    "monitor": ("0f 01 c8", "kernel"),
+    "lgdt": ("0f 01 10", "kernel"),
+    "invlpg": ("0f 01 38", "kernel"),
+    "swapgs": ("0f 01 f8", "kernel"),
+    "setssbsy": ("f3 0f 01 e8", "kernel"),
+    "clrssbsy": ("f3 0f ae 30", "kernel"),
+    "ltr": ("0f 00 d8", "kernel"),
+    "mov cr": ("0f 20 c0", "kernel"),
+    "mov to dr": ("0f 23 f8", "kernel"),
+    "rdmsr": ("0f 32", "kernel"),
+    "wbinvd": ("0f 09", "kernel"),
+    "getsec": ("0f 37", "mode"),
+    "vmread": ("0f 78 c1", "kernel"),
+    "invpcid": ("66 0f 38 82 00", "kernel"),
+    "wruss": ("66 0f 38 f5 08", "kernel"),
+    "xsaves": ("0f c7 28", "kernel"),
+    "vmptrld": ("0f c7 30", "kernel"),
+    "ud0": ("0f ff c0", "length"),
+    "ud1": ("0f b9 c0", "length"),
+    "66 call": ("66 e8 00 00 00 00", "Intel's and AMD's"),
+    "66 jmp": ("66 eb 10", "Intel's and AMD's"),
+    "66 jcc": ("66 74 10", "Intel's and AMD's"),
+    "66 loop": ("66 e2 10", "Intel's and AMD's"),
+    "66 ret": ("66 c3", "Intel's and AMD's"),
+    "66 call reg": ("66 ff d0", "Intel's and AMD's"),
+    "66 jmp mem": ("66 ff 20", "Intel's and AMD's"),
+    "eip-relative": ("67 48 8b 05 10 00 00 00", "eip"),
+    "lock nop": ("f0 90", "no valid instruction"),
+    "lock ret": ("f0 c3", "no valid instruction"),
+    "prefixed VEX": ("66 c5 f8 58 c1", "no valid instruction"),
+    "undefined opcode": ("0f 0a", "no valid instruction"),
+    "APX": ("d5 00 90", "APX"),
+}
+
+
+@pytest.mark.parametrize("text", EMULATED_OR_COPIED.values(), ids=EMULATED_OR_COPIED)
+def test_what_is_emulated_can_also_run_in_a_slot(analyze: Analyze, text: str) -> None:
+    """Invariant: an emulated instruction whose write faults has a slot to fault in."""
+    analysis = analyze(text)
+    assert analysis.strategies == (EMULATE, BOOST, STEP)
+    assert analysis.insn.raw == bytes.fromhex(text)
+
+
+@pytest.mark.parametrize("text", COPIED.values(), ids=COPIED)
+def test_what_runs_anywhere_is_copied(analyze: Analyze, text: str) -> None:
+    """Invariant: an instruction that is position-independent is boosted or stepped, with its whole length."""
+    analysis = analyze(text)
+    assert analysis.strategies == (BOOST, STEP)
+    assert analysis.insn.raw == bytes.fromhex(text)
+    assert analysis.landing is None
+
+
+@pytest.mark.parametrize("text", ["e0 fe", "e1 fe", "e2 fe", "e3 fe", "67 e3 fe", "67 e2 10"])
+def test_counted_branches_are_emulated_only(analyze: Analyze, text: str) -> None:
+    """Invariant: what has a rel8 and no longer form never gets a slot."""
+    analysis = analyze(text)
+    assert analysis.strategies == (EMULATE,)
+    assert analysis.reach == ()
+    assert "8-bit" in analysis.refusals[BOOST]
+    assert "8-bit" in analysis.refusals[STEP]
+
+
+@pytest.mark.parametrize("text", ["e8 00 00 00 00", "66 66 48 e8 11 11 11 11", "f2 e8 00 00 00 00"])
+def test_direct_call_is_never_boosted(analyze: Analyze, text: str) -> None:
+    """Invariant: no call runs in a slot without the return address being put right."""
+    analysis = analyze(text)
+    assert analysis.strategies == (EMULATE, STEP)
+    assert analysis.fix_ups == {FixUp.RETURN_ADDRESS}
+    assert "slot's address" in analysis.refusals[BOOST]
+
+
+@pytest.mark.parametrize("text", ["ff d0", "41 ff d3", "ff 15 00 00 00 00", "3e ff d0", "ff 54 24 08"])
+def test_indirect_call_is_stepped_only(analyze: Analyze, text: str) -> None:
+    """Invariant: no call runs in a slot without the return address being put right."""
+    analysis = analyze(text)
+    assert analysis.strategies == (STEP,)
+    assert analysis.fix_ups == {FixUp.RETURN_ADDRESS}
+
+
+@pytest.mark.parametrize("text", ["9c", "66 9c"])
+def test_step_of_pushf_needs_a_fix_up(analyze: Analyze, text: str) -> None:
+    """Invariant: a program never sees a trap flag that the tracer set."""
+    analysis = analyze(text)
+    assert analysis.strategies == (BOOST, STEP)
+    assert analysis.fix_ups == {FixUp.PUSHED_TRAP_FLAG}
+
+
+@pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refusal_says_why(analyze: Analyze, text: str, reason: str) -> None:
+    """Invariant: what cannot be probed is refused, and the reason names the cause."""
+    with pytest.raises(InsnRefused) as caught:
+        analyze(text)
+    assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize("opcode", bytes.fromhex("06 07 0e 16 17 1e 1f 27 2f 37 3f 60 61 82 9a ce d4 d6 ea"))
+def test_opcodes_that_64_bit_mode_lacks_are_refused(analyze: Analyze, opcode: int) -> None:
+    """Invariant: an opcode of 32-bit mode is never taken for an instruction of 64-bit mode."""
+    with pytest.raises(InsnRefused, match=f"opcode {opcode:02x} does not exist in 64-bit mode"):
+        analyze(f"{opcode:02x}" + " 00" * 14)
+
+
+def test_every_strategy_is_allowed_or_refused_with_a_reason(analyze: Analyze) -> None:
+    """Invariant: strategies and refusals together are all strategies, and never both."""
+    for text in ("90", "55", "c3", "e8 00 00 00 00", "ff d0", "9c", "e2 fe", "48 89 e5"):
+        analysis = analyze(text)
+        assert set(analysis.strategies) | set(analysis.refusals) == set(Strategy)
+        assert not set(analysis.strategies) & set(analysis.refusals)
+        assert all(analysis.refusals.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "distance"),
+    [("90", 1), ("f3 0f 1e fa", 4), ("2e 0f 1f 44 00 00", 6), ("eb 10", 18), ("eb fe", 0), ("e9 f0 ff ff ff", -11)],
+)
+def test_landing_is_where_nops_and_jumps_always_go(
+    analyze: Analyze, origin: VirtAddr, text: str, distance: int
+) -> None:
+    """Invariant: a landing is the address that the hardware would be at."""
+    assert analyze(text).landing == origin + distance
+
+
+@pytest.mark.parametrize("text", ["74 10", "e8 00 00 00 00", "55", "c3", "e3 10", "ff e0", "f3 90"])
+def test_nothing_else_has_a_landing(analyze: Analyze, text: str) -> None:
+    """Invariant: an instruction that does anything besides going on has no landing."""
+    assert analyze(text).landing is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"),
+    [
+        ("c3", []),
+        ("ff e0", []),
+        ("48 89 e5", [3]),
+        ("48 8b 05 10 00 00 00", [0x17, 7]),
+        ("ff 25 10 00 00 00", [0x16]),
+        ("ff 15 10 00 00 00", [0x16]),
+        ("e8 10 00 00 00", [0x15]),
+        ("eb 10", [0x12]),
+        ("74 f0", [-14, 2]),
+        ("c7 05 fc ff ff ff 01 00 00 00", [6, 10]),
+        ("0f 1f 05 10 00 00 00", [7]),
+    ],
+)
+def test_reach_names_operand_target_and_way_back(
+    analyze: Analyze, origin: VirtAddr, text: str, reach: list[int]
+) -> None:
+    """Invariant: a slot within 2 GiB of every address in reach can hold the copy."""
+    assert [address - origin for address in analyze(text).reach] == reach
+
+
+def test_nothing_readable_is_refused(x86: X86_64, origin: VirtAddr) -> None:
+    """Invariant: no byte that is not given is ever used."""
+    with pytest.raises(InsnRefused, match="nothing is readable"):
+        x86.analyze(b"", origin)
+
+
+@pytest.mark.parametrize("text", ["48", "48 8b 05 10 00 00", "c5", "62 f1 7c 48", "0f", "8f", "f3 0f 1e", "66 2e"])
+def test_instruction_that_leaves_the_mapping_is_refused(analyze: Analyze, text: str) -> None:
+    """Invariant: an instruction is whole or refused; it is never guessed."""
+    with pytest.raises(InsnRefused, match=r"does not end in the \d+ bytes that are readable"):
+        analyze(text)
+
+
+def test_instruction_that_ends_with_the_mapping_is_whole(analyze: Analyze) -> None:
+    """Invariant: bytes behind the instruction are not needed."""
+    assert analyze("c3").insn.length == 1
+    assert analyze("48 8b 05 10 00 00 00").insn.length == 7
+
+
+def test_more_bytes_than_the_longest_instruction_change_nothing(x86: X86_64, origin: VirtAddr) -> None:
+    """Invariant: equal instructions, equal analyses, whatever stands behind them."""
+    assert x86.analyze(b"\x55" + b"\xcc" * 100, origin) == x86.analyze(b"\x55", origin)
+
+
+# Bugs that others had.
+
+
+def test_repeated_prefixes_fill_the_window_and_no_more(analyze: Analyze) -> None:
+    """Invariant: 15 bytes are an instruction, 16 are none, and neither overflows anything."""
+    assert analyze("2e " * 14 + "90").insn.length == 15
+    with pytest.raises(InsnRefused):
+        analyze("2e " * 15 + "90")
+    with pytest.raises(InsnRefused):
+        analyze("66 " * 15)
+
+
+def test_66_90_is_a_nop(analyze: Analyze) -> None:
+    """Invariant: the two-byte nop of every compiler can be probed."""
+    assert EMULATE in analyze("66 90").strategies
+
+
+def test_push_imm16_is_four_bytes_long(analyze: Analyze) -> None:
+    """Invariant: an operand-size prefix shortens the immediate of push."""
+    assert analyze("66 68 22 11 90 90").insn.length == 4
+
+
+@pytest.mark.parametrize("text", ["2e 0f 1f 84 00 00 00 00 00", "3e ff e0", "3e eb 10", "f0 ff 00", "f0 48 0f b1 0e"])
+def test_cs_nop_notrack_and_lock_are_supported(analyze: Analyze, text: str) -> None:
+    """Invariant: what kernel uprobes refuse and compilers write, we probe."""
+    assert analyze(text).strategies
+
+
+def test_apx_ctest_is_refused_by_name(analyze: Analyze) -> None:
+    """Invariant: an instruction newer than the decoders is refused, never given a wrong length."""
+    with pytest.raises(InsnRefused, match="APX"):
+        analyze("62 54 94 05 85 ff 90 90 90 90 90 90 90 90 90")
+
+
+def test_rep_ret_fwait_and_ret_imm(analyze: Analyze) -> None:
+    """Invariant: odd ways to write common things have their true lengths."""
+    assert [analyze(text + " 90 90 90").insn.length for text in ("f3 c3", "9b", "c2 04 00")] == [2, 1, 3]
+
+
+def test_a_decoder_that_is_too_generous_is_overruled(origin: VirtAddr) -> None:
+    """Invariant: an opcode that 64-bit mode lacks is refused even where a decoder accepts it."""
+
+    class Generous:
+        def decode(self, code: bytes, address: int) -> Decoded:
+            return Decoded(len(code), f"salc at {address:#x}")
+
+    with pytest.raises(InsnRefused, match="opcode d6 does not exist"):
+        X86_64(Generous()).analyze(b"\xd6", origin)

@@ -1,0 +1,94 @@
+"""What is put right after a step of the copy."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from ubpx.core.ubp.plans import InsnAnalysis, MemoryWrite, Outcome, StepPlan
+from ubpx.core.ubp.x86_64 import X86_64
+from ubpx.core.values import VirtAddr
+
+Analyze = Callable[[str], InsnAnalysis]
+
+SLOT = VirtAddr(0x7F0000300000)
+SP = 0x7FFE0000
+USUAL_FLAGS = 0x246
+TRAP_FLAG = 0x100
+
+
+def planned(x86: X86_64, analysis: InsnAnalysis, eflags: int = USUAL_FLAGS) -> StepPlan:
+    return x86.before_step(analysis, SLOT, {"rip": analysis.insn.address, "rsp": SP, "eflags": eflags})
+
+
+def at(rip: int, eflags: int = USUAL_FLAGS) -> Mapping[str, int]:
+    return {"rip": rip, "rsp": SP, "eflags": eflags}
+
+
+@pytest.mark.parametrize(("text", "copy_length"), [("48 89 e5", 3), ("90", 1), ("74 10", 6), ("f3 a4", 2)])
+def test_finished_copy_leaves_the_thread_behind_the_original(
+    x86: X86_64, analyze: Analyze, text: str, copy_length: int
+) -> None:
+    """Invariant: after the step no register shows the slot."""
+    analysis = analyze(text)
+    plan = planned(x86, analysis)
+    assert x86.after_step(plan, at(SLOT + copy_length)) == Outcome(registers={"rip": analysis.insn.end})
+
+
+@pytest.mark.parametrize("text", ["c3", "ff e0", "eb 10", "74 10"])
+def test_taken_branch_is_left_alone(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: a thread that has left the slot is where the program wants it."""
+    assert x86.after_step(planned(x86, analyze(text)), at(0x401234)) == Outcome(registers={})
+
+
+@pytest.mark.parametrize("text", ["e8 00 01 00 00", "ff d0", "ff 15 10 00 00 00", "66 66 48 e8 00 01 00 00"])
+def test_call_returns_into_the_program(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: a return address on the stack is never the slot's."""
+    analysis = analyze(text)
+    outcome = x86.after_step(planned(x86, analysis), at(0x401234))
+    assert outcome == Outcome(
+        registers={}, writes=(MemoryWrite(VirtAddr(SP), analysis.insn.end.to_bytes(8, "little")),)
+    )
+
+
+@pytest.mark.parametrize("text", ["9c", "66 9c"])
+@pytest.mark.parametrize("shown", [0, TRAP_FLAG], ids=["TF hidden", "TF shown"])
+def test_stored_trap_flag_is_cleared(x86: X86_64, analyze: Analyze, text: str, shown: int) -> None:
+    """Invariant: a program never sees a trap flag that the tracer set, and sees every other flag."""
+    analysis = analyze(text)
+    eflags = 0x8D5 | 0x200 | 0x400
+    outcome = x86.after_step(planned(x86, analysis, eflags), at(SLOT + analysis.insn.length, eflags | shown))
+    assert outcome.writes == (MemoryWrite(VirtAddr(SP + 1), b"\x0e"),)
+    assert outcome.registers == {"rip": analysis.insn.end}
+
+
+def test_trap_flag_of_the_program_itself_is_kept(x86: X86_64, analyze: Analyze) -> None:
+    """Invariant: a program that steps itself stores the trap flag that it set."""
+    plan = planned(x86, analyze("9c"), USUAL_FLAGS | TRAP_FLAG)
+    assert x86.after_step(plan, at(SLOT + 1, USUAL_FLAGS | TRAP_FLAG)).writes == ()
+
+
+@pytest.mark.parametrize("text", ["f3 a4", "f3 48 ab", "f2 ae", "f3 a6"])
+def test_rep_in_the_middle_goes_on(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: one arrival is one hit, however many iterations it takes."""
+    analysis = analyze(text)
+    plan = planned(x86, analysis)
+    assert x86.after_step(plan, at(SLOT)) == Outcome(registers={}, finished=False)
+    assert x86.after_step(plan, at(SLOT + analysis.insn.length)).finished
+
+
+def test_call_that_did_not_run_writes_nothing(x86: X86_64, analyze: Analyze) -> None:
+    """Invariant: no stack is written for a call that has not pushed."""
+    assert x86.after_step(planned(x86, analyze("ff d0")), at(SLOT)).writes == ()
+
+
+@pytest.mark.parametrize("text", ["f7 f9", "48 8b 05 10 00 00 00", "ff 10", "9c", "e8 00 00 00 00", "f3 a4"])
+def test_fault_is_seen_at_the_original(x86: X86_64, analyze: Analyze, origin: VirtAddr, text: str) -> None:
+    """Invariant: a copy that faulted (idiv, a bad pointer) leaves the thread at the program's own instruction."""
+    assert x86.cancel_step(planned(x86, analyze(text)), at(SLOT)) == Outcome(registers={"rip": origin})
+
+
+def test_cancelling_what_ran_finishes_it(x86: X86_64, analyze: Analyze, origin: VirtAddr) -> None:
+    """Invariant: no instruction runs twice."""
+    plan = planned(x86, analyze("9c"))
+    assert x86.cancel_step(plan, at(SLOT + 1)) == x86.after_step(plan, at(SLOT + 1))
+    assert x86.cancel_step(plan, at(SLOT + 1)).registers == {"rip": origin + 1}
