@@ -41,7 +41,7 @@ bench: ## Measure the cost of a hit against peers
 .PHONY: coverage
 coverage: ## Run the tests with branch coverage
 	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/coverage run -m pytest && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+	@cd $(ROOT) && $(BIN)/coverage run $(BIN)/pytest && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: lint
 lint: ## Check style, formatting, types and who imports whom
