@@ -2,10 +2,11 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 import ubpx
 from ubpx.cli.app import app
 from ubpx.cli.demo.report import as_json_text, print_report
-from ubpx.cli.demo.run import PROGRAM, ClientHits, DemoResult, Sharing, client_leases, shared_probepoint
+from ubpx.cli.demo.run import PROGRAM, ClientHits, DemoResult, Sharing, client_leases, run_demo, shared_probepoint
 from ubpx.cli.text import printable
 from ubpx.core.values import VirtAddr
 
@@ -142,6 +143,48 @@ def test_a_client_without_its_lease_is_told_by_name() -> None:
         client_leases(target)
     with pytest.raises(ubpx.PluginFailed, match="PENDING"):
         shared_probepoint([lease, lease])
+
+
+class PretendedTarget:
+    """As much of a target as the demo uses; its two clients count 40 hits each."""
+
+    def __init__(self) -> None:
+        self.places = {name: os.environ[f"UBPX_{name.upper()}_SPEC"] for name in ("hitcount", "argwatch")}
+        self._shared = SimpleNamespace(address=VirtAddr(64), strategy="BOOST", slot=VirtAddr(128), clients=())
+        self._leases = {name: self._lease(name) for name in self.places}
+
+    def _lease(self, name: str) -> SimpleNamespace:
+        self._shared.clients += (name,)
+        return SimpleNamespace(hits=40, probepoint=self._shared, release=lambda: self._release(name))
+
+    def _release(self, name: str) -> None:
+        self._shared.clients = tuple(each for each in self._shared.clients if each != name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert not self._shared.clients
+
+    def clients(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name, leases=(lease,)) for name, lease in self._leases.items()]
+
+    def probepoints(self) -> list[SimpleNamespace]:
+        return [self._shared] if self._shared.clients else []
+
+
+def test_the_demo_compares_with_what_the_program_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: calls come from the program, holders from the target, and our environment is as before."""
+    monkeypatch.setattr("ubpx.cli.demo.run.attach", lambda pid, plugins: PretendedTarget())
+    monkeypatch.setenv("UBPX_HITCOUNT_SPEC", "libc:write")
+    monkeypatch.delenv("UBPX_ARGWATCH_SPEC", raising=False)
+    result = run_demo(threads=2, calls=20)
+    assert result.calls == 40
+    assert result.sharing.clients == ("hitcount", "argwatch")
+    assert result.sharing.holders == (2, 1, 0)
+    assert result.ok
+    assert os.environ["UBPX_HITCOUNT_SPEC"] == "libc:write"
+    assert "UBPX_ARGWATCH_SPEC" not in os.environ
 
 
 def test_the_program_counts_its_own_calls() -> None:
