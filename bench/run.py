@@ -67,6 +67,7 @@ class MeasuredProgram:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self._popen.pid
 
     def _pipe(self, stream: IO[str] | None) -> IO[str]:
@@ -103,7 +104,7 @@ class MeasuredProgram:
 
 def time_c(program: MeasuredProgram, function: Function, hits: int) -> float:
     """Nanoseconds a call with the C tracer attached."""
-    command = [build("tracer"), str(program.pid), hex(function.address), hex(function.slot)]
+    command = [str(build("tracer")), str(program.pid), hex(function.address), hex(function.slot)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as tracer:
         if tracer.stdout is None or tracer.stdout.readline() != "armed\n":
             raise BenchError("the C tracer could not attach")

@@ -24,7 +24,9 @@ BUILD: Final = ROOT / "build" / "targets"
 FLAGS: Final = ("-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread")
 MORE_SOURCES: Final = {"twins": ("twins_other.c",)}
 # Until the core is there: what needs it cannot even be collected.
-collect_ignore_glob = [] if "attach" in (ROOT / "ubpx" / "__init__.py").read_text() else ["test_[!p]*.py", "test_pl*.py"]
+collect_ignore_glob = (
+    [] if "attach" in (ROOT / "ubpx" / "__init__.py").read_text() else ["test_[!p]*.py", "test_pl*.py"]
+)
 PATIENCE_S: Final = 30.0
 MARK: Final = "UBPX_TEST_MARK"
 

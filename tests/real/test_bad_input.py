@@ -187,7 +187,10 @@ def test_ambiguous_symbol(target_program: StartProgram) -> None:
 @pytest.mark.parametrize("strategy", [None, ubpx.Strategy.STEP])
 def test_address_that_is_no_code(echo: Program, strategy: ubpx.Strategy | None) -> None:
     """Invariant: data, stack, heap and unmapped addresses are refused as not executable."""
-    spaces = {line.split()[-1]: int(line.split("-")[0], 16) for line in Path(f"/proc/{echo.pid}/maps").read_text().splitlines()}
+    spaces = {
+        line.split()[-1]: int(line.split("-")[0], 16)
+        for line in Path(f"/proc/{echo.pid}/maps").read_text().splitlines()
+    }
     with nothing_happens(echo) as client:
         for address in (spaces["[stack]"], spaces["[heap]"], 0x10, 2**47 - 4096, 2**63):
             with pytest.raises(ubpx.NotExecutable) as refused:
@@ -246,9 +249,7 @@ def test_system_call_is_never_mishandled(echo: Program) -> None:
         ("probed_indirect", ubpx.Strategy.EMULATE),
     ],
 )
-def test_strategy_that_does_not_fit(
-    target_program: StartProgram, symbol: str, strategy: ubpx.Strategy
-) -> None:
+def test_strategy_that_does_not_fit(target_program: StartProgram, symbol: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a forced strategy that cannot be used is refused by name, with those that could be."""
     program = target_program("hot_calls", symbol, 1, 10)
     maps = program.maps()

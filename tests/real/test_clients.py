@@ -25,7 +25,10 @@ def test_two_clients_share_one_trap_and_slot(echo: Program) -> None:
     """Invariant: leases at one address are shares of one probepoint: one strategy, one slot, ordered names."""
     with ubpx.attach(echo.pid) as target:
         a = target.client("a").probe("answer", lambda _: None)
+        assert a.address is not None
         b = target.client("b", priority=5).probe(a.address, lambda _: None)
+        assert a.probepoint is not None
+        assert b.probepoint is not None
         assert a.address == b.address
         assert a.probepoint == b.probepoint
         assert a.probepoint.slot == b.probepoint.slot is not None
@@ -56,6 +59,7 @@ def test_handlers_run_by_priority_then_age(echo: Program) -> None:
         last = young.probe("answer", note("urgent"), priority=11)
         assert echo.answer(1) == 2
         assert order == ["urgent", "high", "old", "young", "low"]
+        assert last.probepoint is not None
         assert last.probepoint.clients == ("young", "high", "old", "young", "low")
 
 
@@ -134,13 +138,14 @@ def test_hit_is_stale_after_its_handler(echo: Program) -> None:
         lease = target.client("one").probe("answer", keep)
         assert echo.answer(5) == 6
         (hit,) = hits
-        for use in (
+        stale: list[Callable[[], object]] = [
             lambda: hit.regs.rdi,
             lambda: hit.args[0],
             lambda: setattr(hit.regs, "rdi", 1),
             lambda: hit.address,
-            lambda: hit.snapshot(),
-        ):
+            hit.snapshot,
+        ]
+        for use in stale:
             with pytest.raises(ubpx.StaleHit):
                 use()
         (kept,) = snapshots
@@ -159,6 +164,7 @@ def test_exclusive_use_names_the_holder(echo: Program) -> None:
                 b.probe("answer", lambda _: None, exclusive=exclusive)
             assert (refused.value.address, refused.value.holder) == (alone.address, "a")
             assert "'a'" in str(refused.value)
+        assert alone.probepoint is not None
         assert alone.probepoint.clients == ("a",)
         alone.release()
         shared = b.probe("answer", lambda _: None)

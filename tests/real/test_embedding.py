@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ENDS = [("q\n", 0), ("x 7\n", 7), (signal.SIGKILL, -9), (signal.SIGTERM, -15)]
 
 
-def end(program_pid: int, popen: subprocess.Popen[bytes], how: str | signal.Signals, tell: Callable[[str], object]) -> None:
+def end(
+    program_pid: int, popen: subprocess.Popen[bytes], how: str | signal.Signals, tell: Callable[[str], object]
+) -> None:
     if isinstance(how, str):
         tell(how)
     else:
@@ -74,9 +76,7 @@ def test_child_reports_its_true_status_after_detach(
 
 
 @pytest.mark.parametrize(("how", "status"), ENDS)
-def test_child_that_ends_while_we_let_go(
-    target_program: StartProgram, how: str | signal.Signals, status: int
-) -> None:
+def test_child_that_ends_while_we_let_go(target_program: StartProgram, how: str | signal.Signals, status: int) -> None:
     """Invariant: a child that ends in the midst of a detach keeps its status, and the detach raises nothing."""
     program = target_program("echo", 3)
     assert program.popen is not None

@@ -49,6 +49,7 @@ def test_three_failures_in_a_row_quarantine(echo: Program) -> None:
         assert [echo.answer(n) for n in range(5)] == [1, 2, 3, 4, 5]
         assert (ill.hits, ill.errors, well.hits, well.errors) == (3, 3, 5, 0)
         assert (ill.state, idle.state) == (ubpx.LeaseState.QUARANTINED, ubpx.LeaseState.QUARANTINED)
+        assert well.probepoint is not None
         assert well.probepoint.clients == ("well",)
         assert len(target.probepoints()) == 1
         with pytest.raises(ubpx.ClientQuarantined) as refused:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 import ubpx
+from ubpx.core.values import VirtAddr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,9 +166,14 @@ def test_body_exception_propagates(target_program: StartProgram) -> None:
     program = target_program("echo", 2)
     maps = program.maps()
     oops = ValueError("oops")
-    with pytest.raises(ValueError, match="oops") as caught, ubpx.attach(program.pid) as target:
-        target.client("one").probe("busy", lambda _: None)
-        raise oops
+
+    def fail_inside() -> NoReturn:
+        with ubpx.attach(program.pid) as target:
+            target.client("one").probe("busy", lambda _: None)
+            raise oops
+
+    with pytest.raises(ValueError, match="oops") as caught:
+        fail_inside()
     assert caught.value is oops
     program.assert_untouched(maps)
     assert program.answer(2) == 3
@@ -230,13 +236,15 @@ def test_memory_shows_no_trap(target_program: StartProgram) -> None:
         before = client.probe("busy", lambda _: None)
         lease = client.probe("answer", lambda _: None)
         own = bytes.fromhex("48 8d 47 01 c3")
+        assert before.address is not None
+        assert lease.address is not None
         assert target.memory.read(lease.address, 5) == own
         assert target.memory.read(before.address, 5) == own
         with Path(f"/proc/{program.pid}/mem").open("rb", buffering=0) as memory:
             memory.seek(lease.address)
             assert memory.read(1) == b"\xcc"
         with pytest.raises(ubpx.MemoryFault):
-            target.memory.read(0x10, 8)
+            target.memory.read(VirtAddr(0x10), 8)
 
 
 def test_threads_are_listed(target_program: StartProgram) -> None:

@@ -17,9 +17,7 @@ PROBED = (
 
 @pytest.mark.parametrize("symbol", PROBED)
 @pytest.mark.parametrize("flags", [(), ("-no-pie", "-fno-pie")], ids=["pie", "fixed"])
-def test_probed_functions_are_right_untraced(
-    target_program: StartProgram, symbol: str, flags: tuple[str, ...]
-) -> None:
+def test_probed_functions_are_right_untraced(target_program: StartProgram, symbol: str, flags: tuple[str, ...]) -> None:
     """Invariant: what hot_calls checks is true of the bare instruction, so a failure is the tracer's."""
     program = target_program("hot_calls", symbol, 4, 1000, flags=flags)
     assert program.tell("g").number("calls") == 4000

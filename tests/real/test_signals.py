@@ -32,6 +32,7 @@ def test_signals_under_load(target_program: StartProgram, symbol: str, strategy:
     maps = program.maps()
     with ubpx.attach(program.pid) as target:
         lease = target.client("one").probe(symbol, lambda _: None, strategy=strategy)
+        assert lease.probepoint is not None
         assert lease.probepoint.strategy == strategy
         assert program.tell("g").number("signals", timeout=50) > 20
         assert program.number("timers") > 5
@@ -53,9 +54,7 @@ def test_fault_is_the_programs_own(target_program: StartProgram, sort: str, stra
 
 @pytest.mark.parametrize("symbol", ["probed_guard_push", "probed_guard_call"])
 @pytest.mark.parametrize("strategy", [None, *ubpx.Strategy])
-def test_push_on_a_guard_page_faults(
-    target_program: StartProgram, symbol: str, strategy: ubpx.Strategy | None
-) -> None:
+def test_push_on_a_guard_page_faults(target_program: StartProgram, symbol: str, strategy: ubpx.Strategy | None) -> None:
     """Invariant: an emulated or copied push with a bad stack faults at its own address and writes nothing."""
     program = target_program("guard_push", 60)
     with ubpx.attach(program.pid) as target:
@@ -95,9 +94,7 @@ def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strateg
 
 @pytest.mark.parametrize("sort", ["blocked", "ignored"])
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
-def test_blocked_and_ignored_sigtrap_stay_so(
-    target_program: StartProgram, sort: str, strategy: ubpx.Strategy
-) -> None:
+def test_blocked_and_ignored_sigtrap_stay_so(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a thread that blocks or ignores SIGTRAP does so afterwards, and its handler is still its own."""
     program = target_program("block_sigtrap", sort, 3, 500)
     with ubpx.attach(program.pid) as target:
