@@ -5,10 +5,11 @@ checked, and whatever is wrong becomes UnreadableModule.
 Source: System V ABI, gABI 4.1, chapters 4 (object files) and 5 (program loading).
 """
 
+import bisect
 import enum
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import attrs
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
 
 MAX_SECTIONS: Final = 8192
-MAX_SEGMENTS: Final = 1024
+MAX_SEGMENTS: Final = 256
 MAX_TABLE_BYTES: Final = 128 << 20
 """Of one symbol or relocation section: five million symbols. Chromium with symbols has two."""
 MAX_STRING_BYTES: Final = 512 << 20
@@ -39,10 +40,6 @@ class Machine(enum.Enum):
     AARCH64 = "EM_AARCH64"
     RISCV = "EM_RISCV"
     OTHER = "other"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "Machine":
-        return cls.OTHER
 
 
 class Linkage(enum.Enum):
@@ -77,6 +74,20 @@ class Section:
 
     def __contains__(self, address: object) -> bool:
         return isinstance(address, int) and self.address <= address < self.end
+
+
+class CodeSections:
+    """The sections with instructions of one file, to be asked by address. Immutable once made."""
+
+    def __init__(self, sections: Iterable[Section]) -> None:
+        self._sections = sorted(sections, key=lambda section: section.address)
+        self._starts = [section.address for section in self._sections]
+        self.indices = frozenset(section.index for section in self._sections)
+
+    def around(self, address: int) -> Section | None:
+        """The section that holds the address (as linked)."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        return self._sections[at] if at >= 0 and address in self._sections[at] else None
 
 
 @attrs.frozen(kw_only=True)
@@ -114,10 +125,9 @@ class ElfHeaders:
         """All sections of the kind, in the file's order."""
         return tuple(section for section in self.sections if section.kind == kind)
 
-    def code_sections(self) -> tuple[Section, ...]:
-        """The loaded sections with instructions, ascending by address."""
-        code = (section for section in self.sections if section.executable and section.allocated)
-        return tuple(sorted(code, key=lambda section: section.address))
+    def code(self) -> "CodeSections":
+        """The loaded sections with instructions."""
+        return CodeSections(section for section in self.sections if section.executable and section.allocated)
 
     def file_offset(self, address: int) -> int | None:
         """Where the file has the byte of this linked address, if anywhere."""
@@ -195,7 +205,7 @@ def _parse(reader: ImageReader) -> tuple[ElfHeaders, tuple[int, int] | None]:
         path=reader.path,
         bits=elf.elfclass,
         order="<" if elf.little_endian else ">",
-        machine=Machine(elf.header["e_machine"]),
+        machine=next((machine for machine in Machine if machine.value == elf.header["e_machine"]), Machine.OTHER),
         linkage=_linkage(elf.header["e_type"], kinds),
         soname=None,
         segments=segments,

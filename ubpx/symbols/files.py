@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from ubpx.core.values import MappedRange, ProcessId
@@ -31,7 +32,7 @@ def open_mapped(pid: ProcessId, ranges: tuple[MappedRange, ...]) -> BinaryIO:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or not is_same_file(status, ranges[0]):
                 continue
-            return open(f"/proc/self/fd/{handle}", "rb")
+            return Path(f"/proc/self/fd/{handle}").open("rb")
         except OSError as error:
             why = f"it cannot be read ({error.strerror})"
         finally:

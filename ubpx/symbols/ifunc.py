@@ -18,6 +18,7 @@ from ubpx.symbols.names import printable
 from ubpx.symbols.symtab import Symbol, SymbolKind
 
 MAX_CANDIDATES: Final = 8
+MAX_ALIASES: Final = 32
 
 
 def implementation(modules: LoadedModules, defining: LoadedModule, symbol: Symbol, spec: str) -> VirtAddr:
@@ -37,7 +38,7 @@ def _words(modules: LoadedModules, defining: LoadedModule, symbol: Symbol) -> It
     for word in own.by_resolver.get(symbol.address, ()):
         yield defining, word
     versions: dict[str, frozenset[str | None]] = {}
-    for alias in modules.symbols(defining).aliases(symbol.address):
+    for alias in modules.symbols(defining).aliases(symbol.address)[:MAX_ALIASES]:
         versions[alias.name] = versions.get(alias.name, frozenset()) | {alias.version}
     for loaded in modules.every():
         with contextlib.suppress(UnreadableModule):

@@ -1,8 +1,8 @@
 """The modules of one process, as they are during one look-up."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -22,7 +22,7 @@ from ubpx.symbols.unwind import UnwindTable
 
 @attrs.frozen(kw_only=True)
 class LoadedModule:
-    """A module at one place in the process's memory. (dlmopen loads one file several times.)"""
+    """A module at one place in the process's memory; dlmopen loads one file several times."""
 
     module: Module
     headers: ElfHeaders
@@ -65,7 +65,7 @@ class LoadedModules:
         """The program itself: the file of /proc/PID/exe."""
         pid = self._process.pid
         try:
-            status = os.stat(f"/proc/{pid}/exe")
+            status = Path(f"/proc/{pid}/exe").stat()
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGone(pid, None) from error
         except OSError as error:
@@ -77,11 +77,11 @@ class LoadedModules:
         """The file at this path, in our root or in the process's. Raises UnknownModule if it is not mapped."""
         for candidate in (path, f"/proc/{self._process.pid}/root/{path.lstrip('/')}"):
             with contextlib.suppress(OSError, ValueError):
-                status = os.stat(candidate)
+                status = Path(candidate).stat()
                 modules = [module for module in self._modules if is_same_file(status, module.ranges[0])]
                 if modules:
                     return self._loaded(modules, wanted=path)
-        raise self._unknown(path, os.path.basename(path))
+        raise self._unknown(path, Path(path).name)
 
     def by_name(self, wanted: str) -> Sequence[LoadedModule]:
         """The modules that ``wanted`` names: in full if there is one, else without its version.

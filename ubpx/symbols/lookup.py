@@ -1,10 +1,11 @@
 """The symbols of one ELF file, of .dynsym and .symtab together: by name and by address."""
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ubpx.symbols.elf import MAX_STRING_BYTES, ElfHeaders, ImageReader, Section
+from ubpx.symbols.elf import MAX_STRING_BYTES, CodeSections, ElfHeaders, ImageReader, Section
 from ubpx.symbols.symtab import Row, Scope, Symbol, SymbolKind, SymbolTable
 from ubpx.symbols.versions import Versions, read_versions
 
@@ -14,8 +15,8 @@ _LABEL_TYPE: Final = 0
 class AddressIndex:
     """Which symbol is around an address. Immutable once made."""
 
-    def __init__(self, tables: Sequence[SymbolTable], code: Sequence[Section]) -> None:
-        self._code, self._code_starts = code, [section.address for section in code]
+    def __init__(self, tables: Sequence[SymbolTable], code: CodeSections) -> None:
+        self._code = code
         self._rows: list[tuple[Row, SymbolTable]] = sorted(
             ((row, table) for table in tables for row in table.code), key=lambda entry: entry[0]
         )
@@ -27,7 +28,8 @@ class AddressIndex:
         """Where the next symbol or the end of the section limits what starts at ``address``."""
         at = bisect.bisect_right(self._starts, address)
         following = self._starts[at] if at < len(self._starts) else None
-        section_end = self._section_end(address)
+        section = self._code.around(address)
+        section_end = None if section is None else section.end
         limits = [limit for limit in (following, section_end) if limit is not None]
         return min(limits, default=address + 1)
 
@@ -50,10 +52,6 @@ class AddressIndex:
 
     def _covers(self, row: Row, address: int) -> bool:
         return row[0] + row[1] > address or not row[1]
-
-    def _section_end(self, address: int) -> int | None:
-        at = bisect.bisect_right(self._code_starts, address) - 1
-        return self._code[at].end if at >= 0 and address in self._code[at] else None
 
     def _all_ends(self) -> list[int]:
         """The end of each row; one without a size reaches to the next start, in its section."""
@@ -84,7 +82,7 @@ class Symbols:
     """
 
     def __init__(self, headers: ElfHeaders, tables: Sequence[SymbolTable]) -> None:
-        self._code, self._tables = headers.code_sections(), tuple(tables)
+        self._code, self._tables = headers.code(), tuple(tables)
         self._index: AddressIndex | None = None
 
     def named(self, name: str) -> tuple[Symbol, ...]:
@@ -100,8 +98,8 @@ class Symbols:
         return tuple(symbol for table in self._tables for symbol in table.data_named(name))
 
     def names(self) -> Iterator[str]:
-        """The names of all code symbols, without versions, repetitions included."""
-        return (table.symbol(row).name for table in self._tables for row in table.code)
+        """The names of the code symbols, without versions, repetitions included, for suggestions."""
+        return itertools.chain.from_iterable(table.names() for table in self._tables)
 
     def aliases(self, address: int) -> tuple[Symbol, ...]:
         """Everything that is called this address."""

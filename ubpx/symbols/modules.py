@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -12,6 +13,8 @@ from ubpx.symbols.elf import ElfHeaders, Segment
 
 VDSO: Final = "[vdso]"
 ADDRESS_MASK: Final = (1 << 64) - 1
+MAX_CODE_SEGMENTS: Final = 8
+"""That are looked at in one file; linkers make one, rarely two."""
 
 _DELETED = " (deleted)"
 _LIBRARY_SUFFIX = re.compile(r"(-[0-9][0-9.]*)?\.so(\.[0-9]+)*")
@@ -30,7 +33,7 @@ class Module:
     @property
     def name(self) -> str:
         """The file's base name."""
-        return os.path.basename(self.path) or self.path
+        return Path(self.path).name or self.path
 
     def holds_code_at(self, address: int) -> bool:
         """Whether the address is in an executable range of the file."""
@@ -57,7 +60,7 @@ def load_biases(module: Module, headers: ElfHeaders) -> tuple[int, ...]:
 
     A bias is believed only if every executable segment begins where it says.
     """
-    code = [segment for segment in headers.segments if segment.executable and segment.file_size]
+    code = [segment for segment in headers.segments if segment.executable and segment.file_size][:MAX_CODE_SEGMENTS]
     biases: dict[int, None] = {}
     for mapped in module.ranges:
         if mapped.executable:

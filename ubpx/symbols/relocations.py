@@ -10,7 +10,7 @@ from typing import Final
 
 import attrs
 
-from ubpx.symbols.elf import ElfHeaders, ImageReader, Machine, Section
+from ubpx.symbols.elf import MAX_TABLE_BYTES, ElfHeaders, ImageReader, Machine, Section
 from ubpx.symbols.lookup import read_dynamic_table
 from ubpx.symbols.symtab import SymbolTable
 
@@ -34,6 +34,9 @@ TYPES: Final[Mapping[Machine, RelocationTypes]] = {
     Machine.AARCH64: RelocationTypes(irelative=1032, by_symbol=frozenset((257, 1025, 1026))),
     Machine.RISCV: RelocationTypes(irelative=58, by_symbol=frozenset((1, 2, 5))),
 }
+
+
+NO_TYPES: Final = RelocationTypes(irelative=-1, by_symbol=frozenset())
 
 
 @attrs.frozen(kw_only=True)
@@ -66,18 +69,19 @@ class Relocations:
 
 def read_relocations(reader: ImageReader, headers: ElfHeaders) -> Relocations:
     """The relocations of the loaded sections that hold functions' addresses. Raises UnreadableModule."""
-    types = TYPES.get(headers.machine)
+    types = TYPES.get(headers.machine, NO_TYPES)
     by_resolver: dict[int, list[int]] = {}
     by_symbol: list[tuple[int, int]] = []
-    if types is not None:
-        for section in headers.sections:
-            if section.allocated and section.kind in ("SHT_RELA", "SHT_REL"):
-                for kind, word, symbol, addend in _entries(reader, headers, section, types):
-                    if kind == types.irelative:
-                        resolver = _stored_word(reader, headers, word) if addend is None else addend
-                        by_resolver.setdefault(resolver, []).append(word)
-                    elif not addend:
-                        by_symbol.append((word, symbol))
+    sections = [s for s in headers.sections if s.allocated and s.kind in ("SHT_RELA", "SHT_REL")]
+    if sum(section.size for section in sections) > MAX_TABLE_BYTES:
+        raise reader.refused(f"it has more than {MAX_TABLE_BYTES} bytes of relocations")
+    for section in sections:
+        for kind, word, symbol, addend in _entries(reader, headers, section, types):
+            if kind == types.irelative:
+                resolver = _stored_word(reader, headers, word) if addend is None else addend
+                by_resolver.setdefault(resolver, []).append(word)
+            elif not addend:
+                by_symbol.append((word, symbol))
     return Relocations(
         by_resolver={resolver: tuple(words[:MAX_WORDS]) for resolver, words in by_resolver.items()},
         by_symbol=tuple(by_symbol),

@@ -26,7 +26,7 @@ ADDRESS_LIMIT: Final = 1 << 64
 
 _MODULE_END = re.compile(r"(?<!:):(?!:)")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+", re.ASCII)
-_ADDRESS = re.compile(r"0[xX][0-9a-fA-F]*", re.ASCII)
+_ADDRESS = re.compile(r"0[xX].*")
 
 
 @attrs.frozen
@@ -47,6 +47,8 @@ class SymbolSpec:
     only_default: bool = False
     """Written with ``@@``: the version must be the symbol's default."""
     offset: int = 0
+    text: str = attrs.field(default="", eq=False, repr=False)
+    """As the user wrote it; "" for a specification made otherwise."""
 
     @property
     def is_path(self) -> bool:
@@ -54,6 +56,8 @@ class SymbolSpec:
         return self.module is not None and "/" in self.module
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         module = f"{self.module}:" if self.module is not None else ""
         at = "" if self.version is None else f"{'@@' if self.only_default else '@'}{self.version}"
         return f"{module}{self.symbol}{at}{f'+{self.offset:#x}' if self.offset else ''}"
@@ -73,7 +77,7 @@ def parse_spec(text: str) -> Spec:
         raise _refused(
             text, "it holds a control character or bytes that are not UTF-8", "write the name as nm prints it"
         )
-    if _ADDRESS.fullmatch(text):
+    if _ADDRESS.fullmatch(text) and "+" not in text and ":" not in text:
         return AddressSpec(check_address(_number(text, text)))
     return _symbol_spec(text)
 
@@ -93,8 +97,8 @@ def _symbol_spec(text: str) -> SymbolSpec:
     offset = _number(text, offset_text) if plus else 0
     if offset >= ADDRESS_LIMIT:
         raise _refused(text, "its offset does not fit into 64 bits", "write a smaller one")
-    symbol, version, only_default = _split_version(text, named)
-    return SymbolSpec(module=module, symbol=symbol, version=version, only_default=only_default, offset=offset)
+    name, version, only_default = _split_version(text, named)
+    return SymbolSpec(module=module, symbol=name, version=version, only_default=only_default, offset=offset, text=text)
 
 
 def _split_module(text: str) -> tuple[str | None, str]:

@@ -7,6 +7,7 @@ Source: gABI 4.1, chapter 4, "Symbol Table"; gnu-gabi for STT_GNU_IFUNC.
 """
 
 import enum
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -18,6 +19,12 @@ from ubpx.symbols.versions import Versions
 
 Row = tuple[int, int, int, int, int]
 """address, size, offset of the name, st_info, number in the table; a tuple because there may be millions."""
+
+MAX_NAME: Final = 1 << 16
+MAX_NAMES: Final = 500_000
+"""Names that are searched for one like a wrong one; with the next cap, a bound on the memory that takes."""
+MAX_NAME_SHOWN: Final = 512
+"""Bytes."""
 
 _NOTYPE, _OBJECT, _FUNC, _FILE, _COMMON, _IFUNC = 0, 1, 2, 4, 5, 10
 _UNDEFINED, _ABSOLUTE, _COMMON_SECTION = 0, 0xFFF1, 0xFFF2
@@ -75,15 +82,14 @@ class SymbolTable:
         self._data, self._strings, self._versions = data, strings, versions
         self._wide = headers.bits == 64
         self._layout = struct.Struct(headers.order + ("IBBHQQ" if self._wide else "IIIBBH"))
-        self._code_sections = headers.code_sections()
-        self._code_indices = frozenset(section.index for section in self._code_sections)
+        self._code_sections = headers.code()
         self.code = self._code_rows()
 
     def _code_rows(self) -> list[Row]:
         """Functions, and labels in executable sections."""
         # One comprehension for each class: libpython's 14,679 symbols take 5 ms, through a generator the double.
         rows = self._layout.iter_unpack(self._data)
-        here = self._code_indices
+        here = self._code_sections.indices
         if self._wide:
             found = [
                 (value, size, name, info, number)
@@ -102,7 +108,7 @@ class SymbolTable:
         # "$x" and "$d" mark code and data for disassemblers; etext and the like stand behind their section.
         if self._strings.startswith(b"$", row[2]):
             return False
-        return any(row[0] in section for section in self._code_sections)
+        return self._code_sections.around(row[0]) is not None
 
     def all_rows(self) -> Iterator[tuple[Row, int]]:
         """Every symbol with its section's number, imported and nameless ones included."""
@@ -125,7 +131,7 @@ class SymbolTable:
         """The data symbols of that name."""
         wanted = name.encode("utf-8", "replace") + b"\0"
         for row, index in self.all_rows():
-            here = index not in _NOT_HERE and row[3] & 15 in _DATA and index not in self._code_indices
+            here = index not in _NOT_HERE and row[3] & 15 in _DATA and index not in self._code_sections.indices
             if here and self._strings.startswith(wanted, row[2]):
                 yield attrs.evolve(self.symbol(row), kind=SymbolKind.DATA)
 
@@ -140,10 +146,15 @@ class SymbolTable:
                     found.add(row[4])
         return frozenset(found)
 
+    def names(self) -> Iterator[str]:
+        """The names of the code symbols, without versions, cut where no person would read on."""
+        for row in itertools.islice(self.code, MAX_NAMES):
+            yield string_at(self._strings, row[2], limit=MAX_NAME_SHOWN).partition("@")[0]
+
     def symbol(self, row: Row) -> Symbol:
         """The row with its name and version."""
         address, size, name_at, info, number = row
-        name, at, suffix = string_at(self._strings, name_at, limit=1 << 16).partition("@")
+        name, at, suffix = string_at(self._strings, name_at, limit=MAX_NAME).partition("@")
         version, hidden = self._versions.of(number)
         if at:  # the linker's way to write versions in .symtab: name@VERSION, name@@VERSION
             version, hidden = suffix.lstrip("@"), not suffix.startswith("@")

@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-from ubpx.symbols.elf import ElfHeaders, ImageReader, Section
+from ubpx.symbols.elf import ElfHeaders, ImageReader
 
 _TABLE: Final = 0x3B
 """DW_EH_PE_datarel | DW_EH_PE_sdata4: 32-bit distances from the header's own start."""
@@ -23,20 +23,26 @@ _PCREL_4: Final = 0x1B
 
 @attrs.frozen(kw_only=True)
 class UnwindTable:
-    """The start of each function with unwind data, and where its entry stands. Addresses are as linked."""
+    """The functions with unwind data. Addresses are as linked."""
 
     order: str
-    starts: tuple[int, ...] = ()
-    entries: tuple[int, ...] = ()
-    frames: bytes = b""
+    header_address: int = 0
+    table: bytes = attrs.field(default=b"", repr=False)
+    """Pairs of a function's start and its entry's address, ascending, as distances from the header."""
+    frames: bytes = attrs.field(default=b"", repr=False)
     frames_address: int = 0
 
     def end_of(self, start: int) -> int | None:
         """The address behind the function that starts exactly here, if the table has it."""
-        at = bisect.bisect_left(self.starts, start)
-        if at == len(self.starts) or self.starts[at] != start:
+        count = len(self.table) // 8
+        at = bisect.bisect_left(range(count), start, key=lambda number: self._pair(number)[0])
+        if at == count or self._pair(at)[0] != start:
             return None
-        return self._entry_end(self.entries[at] - self.frames_address, start)
+        return self._entry_end(self._pair(at)[1] - self.frames_address, start)
+
+    def _pair(self, number: int) -> tuple[int, int]:
+        start, entry = struct.unpack_from(self.order + "ii", self.table, number * 8)
+        return self.header_address + start, self.header_address + entry
 
     def _entry_end(self, at: int, start: int) -> int | None:
         if not 0 <= at <= len(self.frames) - 16:
@@ -79,15 +85,10 @@ def read_unwind_table(reader: ImageReader, headers: ElfHeaders) -> UnwindTable:
     (count,) = struct.unpack_from(headers.order + "I", data, 8)
     if 12 + count * 8 > len(data):
         return nothing
-    distances = struct.unpack_from(f"{headers.order}{count * 2}i", data, 12)
     return UnwindTable(
         order=headers.order,
-        starts=tuple(header.address + distance for distance in distances[::2]),
-        entries=tuple(header.address + distance for distance in distances[1::2]),
-        frames=_frames(reader, frames),
+        header_address=header.address,
+        table=data[12 : 12 + count * 8],
+        frames=reader.section(frames),
         frames_address=frames.address,
     )
-
-
-def _frames(reader: ImageReader, section: Section) -> bytes:
-    return reader.section(section)

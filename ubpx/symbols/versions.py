@@ -43,9 +43,9 @@ def read_versions(reader: ImageReader, headers: ElfHeaders) -> Versions:
         return Versions()
     data = reader.section(numbers[0])
     names: dict[int, str] = {}
-    for section in headers.sections_of("SHT_GNU_verdef"):
+    for section in headers.sections_of("SHT_GNU_verdef")[:1]:
         names |= _defined(reader, headers, section)
-    for section in headers.sections_of("SHT_GNU_verneed"):
+    for section in headers.sections_of("SHT_GNU_verneed")[:1]:
         names |= _needed(reader, headers, section)
     return Versions(numbers=struct.unpack(f"{headers.order}{len(data) // 2}H", data[: len(data) // 2 * 2]), names=names)
 
@@ -67,11 +67,11 @@ def _needed(reader: ImageReader, headers: ElfHeaders, section: Section) -> dict[
     names: dict[int, str] = {}
     strings = _strings(reader, headers, section)
     data = reader.section(section)
+    left = MAX_VERSIONS
     for at, (_, count, _, first, _) in _chain(reader, file, data, 0, section.info):
-        if len(names) > MAX_VERSIONS:
-            raise reader.refused(f"it needs more than {MAX_VERSIONS} versions")
-        for _, (_, _, index, name, _) in _chain(reader, auxiliary, data, at + first, count):
+        for _, (_, _, index, name, _) in _chain(reader, auxiliary, data, at + first, min(count, left)):
             names[index & _INDEX] = string_at(strings, name)
+            left -= 1
     return names
 
 
