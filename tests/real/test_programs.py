@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.real.conftest import StartProgram
 
 PROBED = (
@@ -68,3 +73,40 @@ def test_exec_runs_untraced(target_program: StartProgram, who: str) -> None:
     program.tell("g").expect("again")
     assert program.tell("g").number("calls") == 30
     assert program.tell("q").wait() == 5
+
+
+def test_the_checks_notice_a_changed_byte(target_program: StartProgram) -> None:
+    """Invariant: one byte of text that differs from its file is found, and found again to be right."""
+    program = target_program("echo")
+    maps = program.maps()
+    with Path(f"/proc/{program.pid}/mem").open("r+b", buffering=0) as memory:
+        text = next(line for line in Path(f"/proc/{program.pid}/maps").read_text().splitlines() if " r-xp " in line)
+        address = int(text.partition("-")[0], 16) + 0x20
+        memory.seek(address)
+        (own,) = memory.read(1)
+        for byte in (own ^ 1, own):
+            memory.seek(address)
+            memory.write(bytes([byte]))
+            if byte == own:
+                program.assert_untouched(maps)
+            else:
+                with pytest.raises(AssertionError):
+                    program.assert_untouched(maps)
+
+
+def test_the_checks_notice_a_stopped_thread(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
+    """Invariant: a stopped thread is found."""
+    program = target_program("echo", 1)
+    maps = program.maps()
+    os.kill(program.pid, signal.SIGSTOP)
+
+    def is_found() -> bool:
+        try:
+            program.assert_untouched(maps)
+        except AssertionError:
+            return True
+        return False
+
+    assert eventually(is_found)
+    os.kill(program.pid, signal.SIGCONT)
+    assert eventually(lambda: not is_found())
