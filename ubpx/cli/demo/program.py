@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 _BLOCK = bytes(1 << 20)
 _NAP_S = 0.001
+_NUMBERS = 16
 # Threads that call wait for the interpreter lock behind those that compute: by default for 5 ms each time.
 _SWITCH_INTERVAL_S = 0.0001
 
@@ -35,9 +36,9 @@ class Caller(threading.Thread):
     def run(self) -> None:
         """From gate to gate."""
         self._gate.wait()
-        for number in range(self._wanted):
-            sign = -1 if number % 2 else 1
-            self.wrong += self._labs(sign * number) != number
+        for turn in range(self._wanted):
+            number = turn % _NUMBERS
+            self.wrong += self._labs(-number if turn % 2 else number) != number
             self.calls += 1
         self._gate.wait()
 

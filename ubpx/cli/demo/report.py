@@ -27,6 +27,10 @@ def as_json_text(result: DemoResult) -> str:
 def print_report(result: DemoResult, console: Console | None = None) -> None:
     """A table, and what happened to the probepoint and to the program."""
     console = console or Console(highlight=False)
+    console.print(
+        f"process {result.pid}: {THREADS} threads call {PLACE}, probed by {len(CLIENTS)} clients at once",
+        soft_wrap=True,
+    )
     console.print(counts(result))
     for label, text in facts(result):
         console.print(f"{label:<11} {printable(text)}", markup=False, soft_wrap=True)
@@ -34,8 +38,7 @@ def print_report(result: DemoResult, console: Console | None = None) -> None:
 
 def counts(result: DemoResult) -> Table:
     """What each client counted, beside what the program counted itself."""
-    title = f"process {result.pid}: {THREADS} threads call {PLACE}, probed by {len(CLIENTS)} clients at once"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("client")
     for heading in ("hits", "calls", "missed"):
         table.add_column(heading, justify="right")
@@ -53,7 +56,7 @@ def facts(result: DemoResult) -> list[tuple[str, str]]:
         ("probepoint", f"{PLACE} at {sharing.address:#x}: one trap, strategy {sharing.strategy}, {slot}"),
         ("handlers", f"{', then '.join(sharing.clients)}"),
         ("holders", " -> ".join(map(str, sharing.holders)) + ", as the clients left one by one"),
-        ("bystanders", f"{result.rounds:,} rounds of its other threads meanwhile: it was never paused"),
+        ("bystanders", f"{result.rounds:,} rounds of its other threads meanwhile: they ran on"),
         ("program", f"exit status {result.exit_status}, {unharmed}"),
         ("verdict", "ok" if result.ok else "NOT ok"),
     ]
