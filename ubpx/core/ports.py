@@ -1,9 +1,9 @@
 """What the core needs of the world, as Protocols; backends implement them."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Any, Protocol
 
-from ubpx.core.values import MappedRange, ProcessId, VirtAddr
+from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
 
 
 class Memory(Protocol):
@@ -46,4 +46,228 @@ class ProcessView(Protocol):
 
     def mappings(self) -> Sequence[MappedRange]:
         """What is mapped now, ascending, slot areas included."""
+        ...
+
+
+class ClientApi(Protocol):
+    """A client, as hooks see it: the plugin's own share in one target."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the target's living clients."""
+        ...
+
+    @property
+    def target(self) -> Any:
+        """The live ``ubpx.Target``."""
+        ...
+
+    @property
+    def leases(self) -> Sequence[Any]:
+        """Its live leases, the oldest first."""
+        ...
+
+    def probe(self, place: str | int, handler: Callable[[Any], object], **options: Any) -> Any:
+        """Lease a probepoint; see ``ubpx.Client.probe``."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back and leave."""
+        ...
+
+
+class TracedThread(Protocol):
+    """A tracer's record of one thread; made by the tracer, one object for the thread's life."""
+
+    @property
+    def tid(self) -> ThreadId:
+        """As the tracer numbers it."""
+        ...
+
+    @property
+    def pid(self) -> ProcessId:
+        """Its process."""
+        ...
+
+    words: MutableSequence[int]
+    """The registers as last fetched, in the order of ``Architecture.register_names``.
+
+    At an arrival the PC reads as the probed address.
+    """
+    sites: Mapping[int, "Site"]
+    """By the PC that a thread shows after a trap: the fast lane's only look-up."""
+    held: bool
+    """Somebody holds the thread: an arrival must not end in going on at once."""
+    stops: int
+    """Stops of this thread that the tracer has consumed."""
+
+
+class Site(Protocol):
+    """One trap as the fast lane sees it, prebuilt when it was armed.
+
+    At a stop whose PC is in ``thread.sites`` the tracer makes the thread safe (``landing``,
+    else ``make_safe``), then consumes the stop, then calls ``arrive``.
+    """
+
+    landing: VirtAddr | None
+    """Where a thread can go on as if the trap were not there; None: ask ``make_safe``."""
+    certain: bool
+    """False: the PC alone proves nothing, si_code must say that it was a breakpoint."""
+    landing_word: Any
+    """For the tracer alone: ``landing`` in the form that its requests take."""
+
+    def make_safe(self, thread: TracedThread) -> bool:
+        """Set the thread's registers so that it can go on; False: this trap is not ours.
+
+        ``thread.words`` are those at the stop, and are restored before this returns.
+        """
+        ...
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """Run the handlers; True: continue the thread at once, False: the core has it."""
+        ...
+
+
+class Launched(Protocol):
+    """A program about to start: forked, not yet exec'd."""
+
+    @property
+    def pid(self) -> ProcessId | None:
+        """None: not even forked."""
+        ...
+
+    def go(self) -> None:
+        """Let it exec."""
+        ...
+
+    def finish(self) -> Any:
+        """The ``subprocess.Popen`` of the started program; raises UsageError if it could not be started."""
+        ...
+
+
+class Tracer(Protocol):
+    """What stops and starts threads. All methods but ``ring`` belong to the session's tracer thread."""
+
+    @property
+    def architecture_name(self) -> str:
+        """Of the processes it traces."""
+        ...
+
+    def open(self) -> None:
+        """Called once, in the tracer thread, before anything else."""
+        ...
+
+    def close(self) -> None:
+        """Called once, in the tracer thread, when nothing is traced any more."""
+        ...
+
+    def ring(self) -> None:
+        """Make ``wait`` return a Doorbell soon. From any thread; rings may fall into one."""
+        ...
+
+    def launch(self, argv: Sequence[str], options: Mapping[str, Any]) -> Launched:
+        """Prepare to start a program; ``options`` are Popen's. From any thread. Raises UsageError."""
+        ...
+
+    def seize(self, pid: ProcessId) -> Sequence[TracedThread]:
+        """Trace all threads of a running process, without stopping them.
+
+        Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone,
+        and then traces none of them.
+        """
+        ...
+
+    def wait(self) -> Any:
+        """The next StopEvent, or a Doorbell; meanwhile arrivals at sites are served (see Site)."""
+        ...
+
+    def resume(self, thread: TracedThread, signal: int = 0) -> None:
+        """Let the thread run, delivering ``signal`` if it stopped for one."""
+        ...
+
+    def step(self, thread: TracedThread) -> None:
+        """Let the thread run one instruction; StepDone follows."""
+        ...
+
+    def listen(self, thread: TracedThread) -> None:
+        """Leave the thread in its group-stop, and hear when that ends."""
+        ...
+
+    def interrupt(self, thread: TracedThread) -> None:
+        """Ask a running thread to stop: Interrupted follows, unless something else comes first."""
+        ...
+
+    def settle(self, thread: TracedThread) -> bool:
+        """Turn an event's stop into a plain one without an instruction run; False: it is gone."""
+        ...
+
+    def detach(self, thread: TracedThread, signal: int = 0) -> None:
+        """Trace the stopped thread no more."""
+        ...
+
+    def forget(self, thread: TracedThread) -> None:
+        """The thread is gone; drop the record."""
+        ...
+
+    def fetch(self, thread: TracedThread) -> bool:
+        """Fill ``thread.words`` from a stopped thread; False: it is gone."""
+        ...
+
+    def store(self, thread: TracedThread) -> None:
+        """Write ``thread.words`` to the stopped thread."""
+        ...
+
+    def replace_signal(self, thread: TracedThread, info: bytes) -> None:
+        """Make ``info`` (a siginfo) what the next ``resume(signal=...)`` delivers."""
+        ...
+
+    def signal_info(self, thread: TracedThread) -> bytes:
+        """The siginfo of the signal that the thread stopped for."""
+        ...
+
+    def correct_fault_address(self, thread: TracedThread, address: VirtAddr) -> None:
+        """Set si_addr of the signal that the thread stopped for."""
+        ...
+
+    def block_signals(self, thread: TracedThread) -> int:
+        """Block what can be blocked, except traps; returns the mask to give back."""
+        ...
+
+    def restore_signals(self, thread: TracedThread, mask: int) -> None:
+        """Give the mask back."""
+        ...
+
+    def pending_fault(self, thread: TracedThread) -> bool:
+        """Whether a trap or fault of the stopped thread is still to be reported."""
+        ...
+
+    def send_signal(self, thread: TracedThread, signal: int) -> None:
+        """Send a signal to the one thread."""
+        ...
+
+    def memory(self, pid: ProcessId) -> Memory:
+        """The process's memory of now; an exec needs a new one."""
+        ...
+
+    def mappings(self, pid: ProcessId) -> Sequence[MappedRange]:
+        """What the process has mapped now."""
+        ...
+
+    def entry_point(self, pid: ProcessId) -> VirtAddr:
+        """Of the program that the process runs."""
+        ...
+
+    def is_own_child(self, pid: ProcessId) -> bool:
+        """Whether the embedding program is the process's parent, and wants its exit status."""
+        ...
+
+    def map_area(self, thread: TracedThread, address: VirtAddr, size: int) -> bool:
+        """Let the stopped thread map private executable memory exactly there; False: the place is taken.
+
+        Forked children do not get it. Raises SlotsExhausted if the program cannot map memory.
+        """
+        ...
+
+    def unmap_area(self, thread: TracedThread, address: VirtAddr, size: int) -> None:
+        """Let the stopped thread unmap it."""
         ...

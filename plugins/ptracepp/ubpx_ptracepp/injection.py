@@ -1,0 +1,150 @@
+"""System calls that a stopped thread makes for us (S12), so that it never notices.
+
+The thread executes an existing ``syscall`` instruction: no byte of the program is changed, no
+signal is used (a SIGTRAP would undo the program's own disposition where it is blocked), and it ends
+in the kind of stop in which the kernel restarts an interrupted system call by itself.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from ubpx import PtraceFailed, SlotsExhausted, TargetGone
+from ubpx.core.values import ProcessId, VirtAddr
+from ubpx_ptracepp import procfs
+from ubpx_ptracepp.memory import ProcessMemory
+from ubpx_ptracepp.requests import (
+    OPTIONS,
+    PTRACE_CONT,
+    PTRACE_EVENT_STOP,
+    PTRACE_GETREGS,
+    PTRACE_GETSIGMASK,
+    PTRACE_INTERRUPT,
+    PTRACE_O_SUSPEND_SECCOMP,
+    PTRACE_SETOPTIONS,
+    PTRACE_SETREGS,
+    PTRACE_SETSIGMASK,
+    PTRACE_SYSCALL,
+    SYSCALL_STOP,
+    SYSCALLS,
+    WAIT_THREAD,
+    request,
+    tgkill,
+)
+
+WORDS: Final = 27
+"""64-bit words in x86_64's struct user_regs_struct."""
+RAX: Final = 10
+ORIG_RAX: Final = 15
+RIP: Final = 16
+_ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)  # rdi rsi rdx r10 r8 r9
+_NO_SYSCALL: Final = 0xFFFF_FFFF_FFFF_FFFF
+_MASK_SIZE: Final = 8
+_SYSCALL_INSN: Final = b"\x0f\x05"
+_LARGEST_SEARCH: Final = 4 << 20
+
+RegisterBuffer = ctypes.c_uint64 * WORDS
+
+
+class Interloper(Exception):
+    """The thread stopped for something else, which must be handled first."""
+
+    def __init__(self, wait_status: int) -> None:
+        super().__init__(f"wait status {wait_status:#x}")
+        self.wait_status = wait_status
+
+
+def signal_mask(tid: int) -> int | None:
+    """The thread's blocked signals, signal n being bit n-1; None if it is gone."""
+    mask = ctypes.c_uint64()
+    return mask.value if request(PTRACE_GETSIGMASK, tid, _MASK_SIZE, ctypes.addressof(mask)) else None
+
+
+def set_signal_mask(tid: int, mask: int) -> None:
+    """Block exactly these signals."""
+    wanted = ctypes.c_uint64(mask)
+    request(PTRACE_SETSIGMASK, tid, _MASK_SIZE, ctypes.addressof(wanted))
+
+
+def find_syscall_insn(pid: ProcessId, memory: ProcessMemory) -> VirtAddr:
+    """Some ``syscall`` instruction in the program's executable memory, the vdso's if it has one.
+
+    Raises SlotsExhausted if there is none.
+    """
+    candidates = [each for each in procfs.maps(pid) if each.executable and each.path != "[vsyscall]"]
+    for mapping in sorted(candidates, key=lambda each: each.path != "[vdso]"):
+        size = min(mapping.end - mapping.start, _LARGEST_SEARCH)
+        offset = memory.read(mapping.start, size).find(_SYSCALL_INSN)
+        if offset >= 0:
+            return VirtAddr(mapping.start + offset)
+    raise SlotsExhausted(pid, VirtAddr(0), "the program has no system call instruction to map memory with")
+
+
+class Injector:
+    """Lets stopped threads make system calls. Owned by the tracer, used in its thread."""
+
+    def call(self, pid: ProcessId, tid: int, insn: VirtAddr, name: str, arguments: Sequence[int]) -> int:
+        """The call's result as the kernel gives it: negative errno values are negative.
+
+        The thread must be in a plain or signal-delivery stop; it ends in a plain one, its registers and
+        signal mask as before. Raises TargetGone if it was killed, SlotsExhausted if a seccomp filter
+        forbids it.
+        """
+        seccomp = self._suspend_seccomp(pid, tid)
+        saved, mask = RegisterBuffer(), signal_mask(tid)
+        if mask is None or not request(PTRACE_GETREGS, tid, 0, ctypes.addressof(saved)):
+            raise TargetGone(pid, None)
+        set_signal_mask(tid, _NO_SYSCALL)
+        self._load(tid, saved, insn, SYSCALLS[name], arguments)
+        owed: list[int] = []
+        self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
+        self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
+        after = RegisterBuffer()
+        request(PTRACE_GETREGS, tid, 0, ctypes.addressof(after))
+        request(PTRACE_INTERRUPT, tid)
+        self._run(tid, PTRACE_CONT, None, owed)
+        request(PTRACE_SETREGS, tid, 0, ctypes.addressof(saved))
+        set_signal_mask(tid, mask)
+        if seccomp:
+            request(PTRACE_SETOPTIONS, tid, 0, OPTIONS)
+        for signal in owed:
+            tgkill(pid, tid, signal)
+        return ctypes.c_int64(after[RAX]).value
+
+    def _suspend_seccomp(self, pid: ProcessId, tid: int) -> bool:
+        if procfs.status(tid).get("Seccomp", "0") == "0":
+            return False
+        try:
+            request(PTRACE_SETOPTIONS, tid, 0, OPTIONS | PTRACE_O_SUSPEND_SECCOMP)
+        except PtraceFailed as error:
+            reason = "its seccomp filter may forbid mmap, and only root can suspend that"
+            raise SlotsExhausted(pid, VirtAddr(0), reason) from error
+        return True
+
+    def _load(
+        self, tid: int, saved: ctypes.Array[ctypes.c_uint64], insn: int, number: int, args: Sequence[int]
+    ) -> None:
+        words = RegisterBuffer(*saved)
+        words[RAX], words[ORIG_RAX], words[RIP] = number, _NO_SYSCALL, insn
+        for register, value in zip(_ARGUMENTS, args, strict=False):
+            words[register] = value & 0xFFFF_FFFF_FFFF_FFFF
+        request(PTRACE_SETREGS, tid, 0, ctypes.addressof(words))
+
+    def _run(self, tid: int, how: int, until: int | None, owed: list[int]) -> None:
+        """Let the thread go until its next stop of the wanted kind (None: a plain one)."""
+        while True:
+            request(how, tid)
+            _, status = os.waitpid(tid, WAIT_THREAD)
+            if not os.WIFSTOPPED(status):
+                raise Interloper(status)
+            event, number = status >> 16, os.WSTOPSIG(status)
+            if event == PTRACE_EVENT_STOP:
+                if until is None:
+                    return
+            elif event:
+                raise Interloper(status)
+            elif number == until:
+                return
+            else:
+                owed.append(number)  # SIGSTOP, which no mask keeps back

@@ -1,0 +1,57 @@
+"""A process's memory by /proc/PID/mem, and by process_vm_writev where protections must hold."""
+
+import ctypes
+import os
+from typing import Any, Final
+
+from ubpx import MemoryFault
+from ubpx.core.values import ProcessId, VirtAddr
+
+
+class _IoVector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_writev: Final[Any] = ctypes.CDLL(None, use_errno=True).process_vm_writev
+_writev.restype = ctypes.c_ssize_t
+
+
+class ProcessMemory:
+    """One memory; it stays this one when the process execs. Usable from any thread."""
+
+    def __init__(self, pid: ProcessId) -> None:
+        self._pid: Final = pid
+        self._descriptor = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+
+    def read(self, address: VirtAddr, size: int) -> bytes:
+        """Exactly ``size`` bytes; raises MemoryFault."""
+        try:
+            data = os.pread(self._descriptor, size, address)
+        except (OSError, OverflowError) as error:
+            raise MemoryFault(address, size, "read") from error
+        if len(data) != size:
+            raise MemoryFault(address, size, "read")
+        return data
+
+    def write(self, address: VirtAddr, data: bytes) -> None:
+        """Write what the program itself could write; raises MemoryFault."""
+        local = _IoVector(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
+        remote = _IoVector(address, len(data))
+        written = _writev(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        if self._descriptor < 0 or written != len(data):
+            raise MemoryFault(address, len(data), "write")
+
+    def patch(self, address: VirtAddr, data: bytes) -> None:
+        """Write through page protections; raises MemoryFault."""
+        try:
+            written = os.pwrite(self._descriptor, data, address)
+        except (OSError, OverflowError) as error:
+            raise MemoryFault(address, len(data), "patch") from error
+        if written != len(data):
+            raise MemoryFault(address, len(data), "patch")
+
+    def close(self) -> None:
+        """The process is left: from now on every access is a MemoryFault."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,137 @@
+"""ptrace(2) itself: request numbers, and the two ways to call it.
+
+``quick`` is the cheapest call that ctypes can make (measured: 1.2 us against 2.6 us with argument
+types): it tells nothing, takes plain ints for small numbers only, and prebuilt ctypes objects for
+addresses. ``request`` checks.
+"""
+
+import ctypes
+import errno
+import os
+from typing import Any, Final
+
+from ptrace.binding.func import (
+    PTRACE_CONT,
+    PTRACE_DETACH,
+    PTRACE_EVENT_CLONE,
+    PTRACE_EVENT_EXEC,
+    PTRACE_EVENT_EXIT,
+    PTRACE_EVENT_FORK,
+    PTRACE_EVENT_VFORK,
+    PTRACE_GETEVENTMSG,
+    PTRACE_GETREGS,
+    PTRACE_GETSIGINFO,
+    PTRACE_O_TRACECLONE,
+    PTRACE_O_TRACEEXEC,
+    PTRACE_O_TRACEEXIT,
+    PTRACE_O_TRACEFORK,
+    PTRACE_O_TRACESYSGOOD,
+    PTRACE_O_TRACEVFORK,
+    PTRACE_POKEUSER,
+    PTRACE_SETOPTIONS,
+    PTRACE_SETREGS,
+    PTRACE_SETSIGINFO,
+    PTRACE_SINGLESTEP,
+    PTRACE_SYSCALL,
+)
+from ptrace.syscall.linux.x86_64 import SYSCALL_NAMES
+
+from ubpx import PtraceFailed
+
+# <linux/ptrace.h>; python-ptrace does not know these.
+PTRACE_SEIZE: Final = 0x4206
+PTRACE_INTERRUPT: Final = 0x4207
+PTRACE_LISTEN: Final = 0x4208
+PTRACE_GETSIGMASK: Final = 0x420A
+PTRACE_SETSIGMASK: Final = 0x420B
+PTRACE_EVENT_STOP: Final = 128
+PTRACE_O_EXITKILL: Final = 1 << 20
+PTRACE_O_SUSPEND_SECCOMP: Final = 1 << 21
+
+OPTIONS: Final = (
+    PTRACE_O_TRACESYSGOOD
+    | PTRACE_O_TRACECLONE
+    | PTRACE_O_TRACEFORK
+    | PTRACE_O_TRACEVFORK
+    | PTRACE_O_TRACEEXEC
+    | PTRACE_O_TRACEEXIT
+)
+TASK_EVENTS: Final = frozenset({PTRACE_EVENT_CLONE, PTRACE_EVENT_FORK, PTRACE_EVENT_VFORK})
+SYSCALL_STOP: Final = 0x85
+"""The stop signal at a system call's entry and exit, with PTRACE_O_TRACESYSGOOD."""
+
+_WALL: Final = 0x4000_0000
+_WNOTHREAD: Final = 0x2000_0000
+WAIT_THREAD: Final = _WALL
+"""For waitpid of one tid."""
+PEEK: Final = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | _WNOTHREAD
+"""For waitid: what this thread traces or has started, leaving it to be waited for."""
+
+SYSCALLS: Final = {name: number for number, name in SYSCALL_NAMES.items()}
+KCMP_VM: Final = 1
+
+quick: Final[Any] = ctypes.PyDLL(None).ptrace
+quick.restype = None
+
+_checked: Final[Any] = ctypes.PyDLL(None, use_errno=True).ptrace
+_checked.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)
+_checked.restype = ctypes.c_long
+_syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+
+_NAMES: Final = {
+    PTRACE_SEIZE: "PTRACE_SEIZE",
+    PTRACE_INTERRUPT: "PTRACE_INTERRUPT",
+    PTRACE_LISTEN: "PTRACE_LISTEN",
+    PTRACE_DETACH: "PTRACE_DETACH",
+    PTRACE_CONT: "PTRACE_CONT",
+    PTRACE_SYSCALL: "PTRACE_SYSCALL",
+    PTRACE_GETREGS: "PTRACE_GETREGS",
+    PTRACE_SETREGS: "PTRACE_SETREGS",
+    PTRACE_GETSIGINFO: "PTRACE_GETSIGINFO",
+    PTRACE_SETSIGINFO: "PTRACE_SETSIGINFO",
+    PTRACE_GETEVENTMSG: "PTRACE_GETEVENTMSG",
+    PTRACE_GETSIGMASK: "PTRACE_GETSIGMASK",
+    PTRACE_SETSIGMASK: "PTRACE_SETSIGMASK",
+    PTRACE_SETOPTIONS: "PTRACE_SETOPTIONS",
+}
+
+
+def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
+    """One checked request; False if the thread is gone (or runs, which SIGKILL makes it do).
+
+    Raises PtraceFailed for any other error.
+    """
+    if _checked(number, tid, address, data) != -1:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.ESRCH:
+        return False
+    raise PtraceFailed(_NAMES.get(number, f"ptrace request {number:#x}"), tid, OSError(code, os.strerror(code)))
+
+
+def event_message(tid: int) -> int | None:
+    """What the thread's event carries; None if it is gone."""
+    message = ctypes.c_ulong()
+    return message.value if request(PTRACE_GETEVENTMSG, tid, 0, ctypes.addressof(message)) else None
+
+
+def shares_memory(first: int, second: int) -> bool:
+    """Whether two tasks have one memory (kcmp(2))."""
+    same: int = _syscall(SYSCALLS["kcmp"], first, second, KCMP_VM, 0, 0)
+    return same == 0
+
+
+def tgkill(pid: int, tid: int, signal: int) -> None:
+    """Send a signal to one thread; a thread that is gone does not mind."""
+    _syscall(SYSCALLS["tgkill"], pid, tid, signal)
+
+
+__all__ = [
+    "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE", "PTRACE_EVENT_EXEC",
+    "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETREGS", "PTRACE_GETSIGINFO",
+    "PTRACE_GETSIGMASK", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP",
+    "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
+    "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
+    "WAIT_THREAD", "event_message", "quick", "request", "shares_memory", "tgkill",
+]  # fmt: skip

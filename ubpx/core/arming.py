@@ -1,0 +1,176 @@
+"""Arming and disarming: from an address to a standing trap, and back.
+
+Everything that can fail comes before the trap's one byte is written; that write is the moment
+from which hits count, and it needs no thread stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+
+from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
+from ubpx.core.ports import Site
+from ubpx.core.probepoints import Probepoint
+from ubpx.core.sites import EntrySite, ProbeSite, Reception, TombSite
+from ubpx.core.spaces import AddressSpace
+from ubpx.core.ubp import traps
+from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
+from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
+
+_SLOTTED: Final = frozenset({Strategy.BOOST, Strategy.STEP})
+
+MapArea = Callable[[AddressSpace, Sequence[VirtAddr]], None]
+"""Adds an area within reach of the addresses to the space's slot table; raises SlotsExhausted."""
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """A strategy, and why it and no better one."""
+
+    strategy: Strategy
+    why: str
+
+
+def analyze(space: AddressSpace, address: VirtAddr) -> InsnAnalysis:
+    """Analyse the program's own instruction at ``address``; raises InsnRefused, MemoryFault."""
+    longest = space.architecture.longest_insn
+    try:
+        code = space.memory.read(address, longest)
+    except MemoryFault:
+        code = space.memory.read(address, min(longest, PAGE_SIZE - address % PAGE_SIZE))
+    trap = space.architecture.trap_bytes
+    if code.startswith(trap):
+        raise ForeignTrap(address, code[: len(trap)])
+    return space.architecture.analyze(code, address)
+
+
+def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None) -> Choice:
+    """The best strategy that instruction, target and client allow; raises StrategyRefused, InsnRefused."""
+    address = analysis.insn.address
+    allowed = [each for each in analysis.strategies if space.slots_allowed or each not in _SLOTTED]
+    if forced is not None:
+        if forced not in allowed:
+            reason = analysis.refusals.get(forced, "the instruction does not allow it")
+            if forced in analysis.strategies:
+                reason = "slots are forbidden in this target (slots='none')"
+            raise StrategyRefused(address, forced, allowed, f"{analysis.insn}: {reason}")
+        return Choice(strategy=forced, why="asked for by the client")
+    if not allowed:
+        reason = f"it needs a slot ({' or '.join(analysis.strategies)}), and slots are forbidden in this target"
+        raise InsnRefused(address, analysis.insn, reason)
+    better = [f"no {each}: {why}" for each, why in analysis.refusals.items() if _rank(each) < _rank(allowed[0])]
+    return Choice(strategy=allowed[0], why="; ".join(better) or "the best there is")
+
+
+def _rank(strategy: Strategy) -> int:
+    return list(Strategy).index(strategy)
+
+
+class Armory:
+    """Arms and disarms probepoints in any of a session's spaces. Owned by the Coordinator."""
+
+    def __init__(self, reception: Reception, map_area: MapArea) -> None:
+        self._reception: Final = reception
+        self._map_area: Final = map_area
+
+    def arm(self, space: AddressSpace, analysis: InsnAnalysis, choice: Choice, pid: ProcessId) -> Probepoint:
+        """Make a probepoint without leases and let its trap stand.
+
+        Raises SlotsExhausted, ForeignTrap, MemoryFault, and then left nothing behind.
+        """
+        patch = space.architecture.trap(analysis)
+        code = self.occupy_slot(space, analysis, pid) if choice.strategy in _SLOTTED else None
+        probepoint = Probepoint(space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code)
+        former = space.sites.get(patch.reported_pc)
+        former_silent = space.silent_sites.get(patch.reported_pc)
+        space.registry.add(probepoint)
+        space.sites[patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
+        space.silent_sites[patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
+        try:
+            traps.insert(space.raw, patch)
+        except BaseException:
+            space.registry.remove(probepoint)
+            _restore(space.sites, patch.reported_pc, former)
+            _restore(space.silent_sites, patch.reported_pc, former_silent)
+            if code is not None:
+                space.slots.retire(code)
+            raise
+        space.patches[patch.address] = patch
+        space.former.pop(patch.address, None)
+        return probepoint
+
+    def disarm(self, space: AddressSpace, probepoint: Probepoint) -> bool:
+        """Take the trap out if it still is ours; False: something else stands there, and stays."""
+        patch = probepoint.patch
+        space.registry.remove(probepoint)
+        try:
+            ours = traps.remove(space.raw, patch) is not traps.Removal.OVERWRITTEN
+        except MemoryFault:
+            ours = False
+        space.patches.pop(patch.address, None)
+        space.former[patch.address] = patch
+        tomb = TombSite(probepoint, space, self._reception)
+        space.sites[patch.reported_pc] = tomb
+        space.silent_sites[patch.reported_pc] = tomb
+        if probepoint.slot_code is not None:
+            space.slots.retire(probepoint.slot_code)
+        return ours
+
+    def refresh(self, space: AddressSpace, probepoint: Probepoint) -> None:
+        """The probepoint's leases have changed."""
+        site = space.sites.get(probepoint.patch.reported_pc)
+        if isinstance(site, ProbeSite) and site.probepoint is probepoint:
+            site.leases = probepoint.leases
+
+    def occupy_slot(self, space: AddressSpace, analysis: InsnAnalysis, pid: ProcessId) -> SlotCode:
+        """A slot that holds a copy of the instruction; raises SlotsExhausted, InsnRefused."""
+        retired = space.slots.retired(analysis.insn.address)
+        if retired is not None:
+            code = space.architecture.slot_code(analysis, retired.slot)
+            if code == retired:
+                space.slots.revive(retired)
+                return retired
+        slot = space.slots.find_free(analysis.reach)
+        if slot is None:
+            self._map_area(space, analysis.reach)
+            slot = space.slots.find_free(analysis.reach)
+        if slot is None:
+            raise SlotsExhausted(pid, analysis.insn.address, "all slots within 2 GiB are taken")
+        code = space.architecture.slot_code(analysis, slot)
+        space.raw.patch(slot, code.code)
+        space.slots.occupy(code)
+        return code
+
+    def set_entry_trap(self, space: AddressSpace, address: VirtAddr) -> None:
+        """Stop the new program where its libraries are mapped."""
+        trap = space.architecture.trap_bytes
+        original = space.raw.read(address, len(trap))
+        reported_pc = VirtAddr(address + len(trap))
+        patch = TrapPatch(address=address, trap=trap, original=original, reported_pc=reported_pc)
+        traps.insert(space.raw, patch)
+        space.patches[address] = patch
+        space.sites[reported_pc] = EntrySite(address, space, self._reception)
+
+    def remove_entry_trap(self, space: AddressSpace) -> None:
+        """The program has reached its entry point."""
+        for pc, site in tuple(space.sites.items()):
+            if isinstance(site, EntrySite):
+                del space.sites[pc]
+                patch = space.patches.pop(site.address)
+                traps.remove(space.raw, patch)
+
+    def clean(self, space: AddressSpace, child: "AddressSpace") -> None:
+        """Take every trap of ours out of a forked copy of ``space``."""
+        for patch in (*space.patches.values(), *space.former.values()):
+            try:
+                traps.remove(child.raw, patch)
+            except MemoryFault:
+                continue  # unmapped in the child before it was forked: nothing of ours is there
+
+
+def _restore(sites: dict[int, Site], pc: int, former: Site | None) -> None:
+    if former is None:
+        del sites[pc]
+    else:
+        sites[pc] = former

@@ -1,0 +1,165 @@
+"""Clients: who asks. Their life, and what isolates them from each other."""
+
+import logging
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, Final, Protocol, Self
+
+from ubpx._errors import ClientQuarantined, UsageError
+from ubpx.core.holds import Hold
+from ubpx.core.probepoints import Handler, Lease
+from ubpx.core.values import ThreadId
+
+STRIKES: Final = 3
+"""So many exceptions in a row, over all handlers and hooks of a client on one target, quarantine it."""
+
+_log = logging.getLogger("ubpx.clients")
+
+
+class ClientState(StrEnum):
+    """Whether a client may act."""
+
+    LIVE = "LIVE"
+    QUARANTINED = "QUARANTINED"
+    CLOSED = "CLOSED"
+
+
+class Desk(Protocol):
+    """Where a client's requests go; they may come from any thread."""
+
+    def probe(self, client: "Client", place: str | int, handler: Handler, options: dict[str, Any]) -> Lease: ...
+    def release(self, lease: Lease) -> None: ...
+    def hold(self, client: "Client", thread: ThreadId | None) -> Hold: ...
+    def close(self, client: "Client") -> None: ...
+    def leases_of(self, client: "Client") -> Sequence[Lease]: ...
+
+
+class Client:
+    """One client of one target. Made by ``target.client`` or, for a plugin, by ubpx.
+
+    Owned by the target's Roster. Usable as a context manager: leaving closes it.
+    """
+
+    def __init__(self, name: str, *, priority: int, target: Any, desk: Desk) -> None:
+        self.name: Final = name
+        self.priority: Final = priority
+        self.target: Final = target
+        """The live ``ubpx.Target``."""
+        self.state = ClientState.LIVE
+        self.reason = ""
+        """Why it is quarantined."""
+        self.strikes = 0
+        """Exceptions since the last success."""
+        self._desk = desk
+
+    def probe(
+        self,
+        place: str | int,
+        handler: Handler,
+        *,
+        strategy: str | None = None,
+        exclusive: bool = False,
+        priority: int | None = None,
+        assume_boundary: bool = False,
+        defer: bool = True,
+    ) -> Lease:
+        """Lease the probepoint at ``place`` (a spec, or an address) and run ``handler(hit)`` at each arrival.
+
+        ``strategy`` forces one; ``exclusive`` refuses to share; ``priority`` overrides the client's;
+        ``assume_boundary`` takes your word that an instruction starts there; with ``defer`` a spec
+        whose module is not mapped yet gives a PENDING lease.
+
+        Raises an UbpxError, and then nothing was written: UnknownSymbol, AmbiguousSymbol, UnknownModule,
+        NotExecutable, NotAnInstruction, InsnRefused, StrategyRefused, ProbepointBusy, ForeignTrap,
+        SlotsExhausted, ClientQuarantined, TargetGone, UsageError.
+        """
+        self.check_live()
+        _check_handler(handler, place)
+        options = {
+            "strategy": strategy,
+            "exclusive": exclusive,
+            "priority": self.priority if priority is None else priority,
+            "assume_boundary": assume_boundary,
+            "defer": defer,
+        }
+        return self._desk.probe(self, place, handler, options)
+
+    def hold(self, thread: int | None = None) -> Hold:
+        """Keep one thread (by tid), or the whole process, stopped until the hold is released.
+
+        Raises UsageError for a tid that is not the target's, ClientQuarantined, TargetGone.
+        """
+        self.check_live()
+        return self._desk.hold(self, None if thread is None else ThreadId(thread))
+
+    @property
+    def leases(self) -> Sequence[Lease]:
+        """Its leases that are armed or pending, the oldest first."""
+        return self._desk.leases_of(self)
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back; the same as ``lease.release()``."""
+        self._desk.release(lease)
+
+    def close(self) -> None:
+        """Give back every lease and hold, and leave. Again: does nothing."""
+        self._desk.close(self)
+
+    def check_live(self) -> None:
+        """Raises ClientQuarantined, or UsageError if it is closed."""
+        if self.state is ClientState.QUARANTINED:
+            raise ClientQuarantined(self.name, self.reason)
+        if self.state is ClientState.CLOSED:
+            raise UsageError(f"client {self.name!r} is closed; join again with target.client({self.name!r})")
+
+    def failed(self, error: BaseException, where: str) -> bool:
+        """Count an exception of the client's code; True if it is one too many."""
+        self.strikes += 1
+        _log.warning("client %r raised in %s (%d in a row)", self.name, where, self.strikes, exc_info=error)
+        if self.strikes < STRIKES or self.state is not ClientState.LIVE:
+            return False
+        self.state = ClientState.QUARANTINED
+        self.reason = f"{STRIKES} exceptions in a row, the last one {type(error).__name__} in {where}"
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<client {self.name!r}, {self.state}>"
+
+
+def _check_handler(handler: object, place: str | int) -> None:
+    if not callable(handler):
+        kind = type(handler).__name__
+        raise UsageError(f"the handler of {place!r} is a {kind}; give a callable that takes a hit")
+
+
+class Roster:
+    """The clients of one target. Owned by the target."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, Client] = {}
+
+    def join(self, client: Client) -> None:
+        """Raises UsageError if a living client has the name."""
+        if not client.name:
+            raise UsageError("a client needs a name, so that others can be told who holds what")
+        if client.name in self._clients:
+            raise UsageError(f"a client named {client.name!r} is already here; choose another name, or close that one")
+        self._clients[client.name] = client
+
+    def leave(self, client: Client, *, forget: Callable[[Client], None]) -> None:
+        """Sweep a client by ``forget`` and close it; again: does nothing."""
+        if self._clients.get(client.name) is not client:
+            return
+        forget(client)
+        client.state = ClientState.CLOSED
+        del self._clients[client.name]
+
+    def living(self) -> tuple[Client, ...]:
+        """All that have joined and not left, the quarantined included, in the order of joining."""
+        return tuple(self._clients.values())

@@ -1,0 +1,358 @@
+"""Where one target's clients bring their requests, and from where they are told what happens.
+
+Between the clients (any thread), the coordinator (the tracer thread, addresses only) and whoever
+resolves specs.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Final
+
+import attrs
+
+from ubpx._errors import InternalError, NotAnInstruction, TargetGone, UbpxError, UnknownModule, UsageError
+from ubpx.core import arming
+from ubpx.core.clients import Client, ClientState, Roster
+from ubpx.core.herald import Herald
+from ubpx.core.holds import Hold
+from ubpx.core.loop import TracerThread
+from ubpx.core.plugins import ClientPlugin
+from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
+from ubpx.core.spaces import AddressSpace, TracedProcess
+from ubpx.core.ubp.plans import Strategy
+from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
+from ubpx.core.verdicts import RegisterCollision
+
+Resolve = Callable[[str | int, TracedProcess], Place]
+"""From a spec or an address to a place; raises an UbpxError."""
+
+STARTER: Final = "ubpx"
+"""The owner of the hold that keeps a started program at its entry point."""
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """What a client wants of ``probe``, checked."""
+
+    place: str | int
+    strategy: Strategy | None
+    exclusive: bool
+    priority: int
+    assume_boundary: bool
+    defer: bool
+
+
+def _checked(place: str | int, options: dict[str, Any]) -> Request:
+    if isinstance(place, bool) or not isinstance(place, str | int):
+        raise UsageError(f"a place is a spec or an address, not {place!r}; see the section Specs of the reference")
+    strategy = options.pop("strategy")
+    if strategy is not None:
+        try:
+            strategy = Strategy(strategy)
+        except ValueError:
+            known = ", ".join(Strategy)
+            raise UsageError(f"{strategy!r} is no strategy; choose one of {known}") from None
+    return Request(place=place, strategy=strategy, **options)
+
+
+class TargetDesk:
+    """The desk of one target: implements the clients' Desk and the coordinator's Listener."""
+
+    def __init__(self, loop: TracerThread, resolve: Resolve, target: Any) -> None:
+        self.loop: Final = loop
+        self.roster: Final = Roster()
+        self.pending: Final[list[Lease]] = []
+        """Leases whose module is not mapped."""
+        self.process: TracedProcess | None = None
+        self.starting = False
+        """Between ``spawn`` and the entry point."""
+        self.start_hold: Hold | None = None
+        self._herald: Final = Herald(self._sweep)
+        self._resolve: Final = resolve
+        self._target: Final = target
+        self._ages: Final = count()
+        self._requests: Final[dict[Lease, Request]] = {}
+
+    @property
+    def _traced(self) -> TracedProcess:
+        process = self.process
+        if process is None or process.ended.is_set():
+            status = process.status if process else None
+            raise TargetGone(process.pid if process else 0, status)
+        return process
+
+    @property
+    def _coordinator(self) -> Any:
+        return self.loop.coordinator
+
+    def _after_hit(self, action: Callable[[], None]) -> None:
+        """Now; from a handler: when the hit is over."""
+        if self.loop.is_current and self._coordinator.serving is not None:
+            self._coordinator.after_hit.append(action)
+        elif self.process is not None and not self.process.ended.is_set():
+            self.loop.run(action)
+        else:
+            action()
+
+    # Clients ------------------------------------------------------------------------------
+
+    def join(self, name: str, priority: int) -> Client:
+        """A new client; raises UsageError if a living one has the name."""
+        client = Client(name, priority=priority, target=self._target, desk=self)
+        self.loop.run(lambda: self._join(client))
+        return client
+
+    def _join(self, client: Client) -> None:
+        self._traced  # noqa: B018 - raises TargetGone
+        self.roster.join(client)
+        self._herald.tell("ubpx_client_joined", only=lambda other: other is not client, name=client.name)
+
+    def activate(self, plugin: ClientPlugin) -> None:
+        """Give the plugin its client and tell it of the process; in the tracer thread."""
+        client = Client(plugin.name, priority=0, target=self._target, desk=self)
+        self._join(client)
+        self._herald.activate(plugin, client)
+        self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=self._traced)
+
+    def close(self, client: Client) -> None:
+        """Sweep a client and let it go."""
+        self._after_hit(lambda: self._close(client))
+
+    def _close(self, client: Client) -> None:
+        if client.state is ClientState.CLOSED:
+            return
+        self.roster.leave(client, forget=lambda each: self._sweep_leases(each, LeaseState.RELEASED))
+        self._herald.tell("ubpx_client_left", name=client.name)
+
+    def leases_of(self, client: Client) -> Sequence[Lease]:
+        """Armed and pending ones."""
+        return tuple(lease for lease in tuple(self._requests) if lease.client is client)
+
+    def _sweep(self, client: Client) -> None:
+        """The client is quarantined: take everything back and tell the others."""
+        self._sweep_leases(client, LeaseState.QUARANTINED)
+        held = time.monotonic() - self._coordinator.serving_since
+        self._herald.tell(
+            "ubpx_client_quarantined",
+            name=client.name,
+            reason=client.reason,
+            held_s=max(held, 0.0),
+            only=lambda each: each is not client,
+        )
+
+    def _sweep_leases(self, client: Client, state: LeaseState) -> None:
+        for lease in self.leases_of(client):
+            self._withdraw(lease, state)
+        if self.process is not None:
+            for hold in self._coordinator.holds.of(client.name, self.process.pid):
+                self._coordinator.release_hold(hold)
+
+    # Leases -------------------------------------------------------------------------------
+
+    def probe(self, client: Client, place: str | int, handler: Handler, options: dict[str, Any]) -> Lease:
+        """See ``Client.probe``."""
+        request = _checked(place, options)
+        return self.loop.run(lambda: self._probe(client, request, handler))
+
+    def _probe(self, client: Client, request: Request, handler: Handler) -> Lease:
+        client.check_live()
+        process = self._traced
+        spec = request.place if isinstance(request.place, str) else None
+        lease = Lease(
+            client,
+            handler,
+            priority=request.priority,
+            age=next(self._ages),
+            spec=spec,
+            exclusive=request.exclusive,
+        )
+        lease.forced = request.strategy
+        try:
+            self._arm(lease, request, process)
+        except UnknownModule:
+            if spec is None or not request.defer:
+                raise
+            self.pending.append(lease)
+        self._requests[lease] = request
+        return lease
+
+    def _arm(self, lease: Lease, request: Request, process: TracedProcess) -> None:
+        place = self._resolve(request.place, process)
+        space = process.space
+        registry = space.registry
+        registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
+        probepoint = registry.at(place.address)
+        fresh = probepoint is None
+        if probepoint is None:
+            if not request.assume_boundary:
+                _prove_boundary(space, place)
+            analysis = arming.analyze(space, place.address)
+            choice = arming.choose(space, analysis, request.strategy)
+            probepoint = self._coordinator.armory.arm(space, analysis, choice, process.pid)
+        registry.grant(lease, probepoint)
+        self._coordinator.armory.refresh(space, probepoint)
+        if fresh:
+            self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    def release(self, lease: Lease) -> None:
+        """See ``Lease.release``."""
+        if lease in self._requests:
+            self._after_hit(lambda: self._withdraw(lease, LeaseState.RELEASED))
+
+    def _withdraw(self, lease: Lease, state: LeaseState) -> None:
+        if self._requests.pop(lease, None) is None:
+            return
+        if lease in self.pending:
+            self.pending.remove(lease)
+            lease.state = state
+            return
+        process, probepoint = self.process, lease.probepoint
+        if process is None or probepoint is None or process.space.identity != probepoint.space:
+            lease.state = state
+            return
+        if not process.space.registry.withdraw(lease, state):
+            self._coordinator.armory.refresh(process.space, probepoint)
+            return
+        ours = self._coordinator.armory.disarm(process.space, probepoint)
+        if ours:
+            self._herald.tell("ubpx_probepoint_disarmed", address=probepoint.address)
+        else:
+            self._tell_lost(probepoint.address, "the program wrote something else there")
+
+    def _tell_lost(self, address: VirtAddr, reason: str) -> None:
+        self._herald.tell("ubpx_probepoint_lost", address=address, reason=reason)
+
+    def probepoints(self) -> tuple[Probepoint, ...]:
+        """All of the target's, by address."""
+        process = self.process
+        if process is None or process.ended.is_set():
+            return ()
+        return tuple(sorted(process.space.registry, key=lambda each: each.address))
+
+    # Holds --------------------------------------------------------------------------------
+
+    def hold(self, client: Client, thread: ThreadId | None) -> Hold:
+        """See ``Client.hold``; when it returns, what is held has stopped (from a handler: stops soon)."""
+        return self.loop.run(lambda: self._hold(client, thread))
+
+    def _hold(self, client: Client, thread: ThreadId | None) -> Hold:
+        client.check_live()
+        hold: Hold = self._coordinator.take_hold(client.name, self._traced, thread)
+        if self._coordinator.serving is None:
+            self._coordinator.await_hold(hold)
+        return hold
+
+    # What the coordinator tells -----------------------------------------------------------
+
+    def handler_failed(self, lease: Lease, error: BaseException) -> None:
+        """An exception in a handler: three in a row quarantine its client, after the hit."""
+        client = lease.client
+        if not isinstance(client, Client):
+            raise InternalError(f"{lease!r} belongs to nobody who can fail")
+        if client.failed(error, f"its handler at {lease.address or 0:#x}"):
+            self._coordinator.after_hit.append(lambda: self._sweep(client))
+
+    def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
+        """Tell the two concerned."""
+        concerned = (collision.winner, collision.loser)
+        self._herald.tell(
+            "ubpx_collision",
+            only=lambda client: client.name in concerned,
+            address=address,
+            resource=collision.register,
+            winner=collision.winner,
+            loser=collision.loser,
+        )
+
+    def stepped(self, process: TracedProcess, clients: Sequence[str], tid: ThreadId, address: VirtAddr) -> None:
+        """The step that a verdict asked for is done."""
+        only = lambda client: client.name in clients  # noqa: E731
+        self._herald.tell("ubpx_thread_stepped", only=only, process=process, tid=tid, address=address)
+
+    def thread_started(self, process: TracedProcess, tid: ThreadId) -> None:
+        """A new thread."""
+        self._herald.tell("ubpx_thread_started", process=process, tid=tid)
+
+    def thread_exited(self, process: TracedProcess, tid: ThreadId) -> None:
+        """A thread is about to exit."""
+        self._herald.tell("ubpx_thread_exited", process=process, tid=tid)
+
+    def forked(self, process: TracedProcess, child: ProcessId) -> None:
+        """A child, cleaned or stepped over."""
+        self._herald.tell("ubpx_process_forked", process=process, child=child)
+
+    def execed(self, process: TracedProcess, old: AddressSpace) -> None:
+        """The old program's probepoints are gone; what was given by a spec waits for its module."""
+        for probepoint in old.registry:
+            for lease in probepoint.leases:
+                state = LeaseState.PENDING if lease.spec else LeaseState.LOST
+                old.registry.withdraw(lease, state)
+                lease.probepoint = None if lease.spec else lease.probepoint
+                if lease.spec:
+                    self.pending.append(lease)
+                else:
+                    self._requests.pop(lease, None)
+            old.registry.remove(probepoint)
+            self._tell_lost(probepoint.address, "the process runs a new program")
+        if not self.starting:
+            self._herald.tell("ubpx_process_execed", process=process, path=_executable(process.pid))
+
+    def entered(self, process: TracedProcess) -> None:
+        """The new program's libraries are mapped: arm what waited for them."""
+        if self.starting:
+            self.starting = False
+            self.start_hold = self._coordinator.take_hold(STARTER, process, None)
+        waiting, self.pending[:] = tuple(self.pending), []
+        for lease in waiting:
+            try:
+                self._arm(lease, self._requests[lease], process)
+            except UbpxError:
+                self.pending.append(lease)
+
+    def detaching(self, process: TracedProcess) -> None:
+        """Last words, then everybody's leases are over."""
+        self._herald.tell("ubpx_process_detached", process=process)
+        self._release_all(process)
+
+    def ended(self, process: TracedProcess) -> None:
+        """The process has exited, or was left."""
+        if process.status is not None:
+            self._herald.tell("ubpx_process_exited", process=process, status=process.status)
+        self._release_all(process)
+        if process.status is None:
+            for client in self.roster.living():
+                self.roster.leave(client, forget=lambda _: None)
+
+    def _release_all(self, process: TracedProcess) -> None:
+        for lease in tuple(self._requests):
+            if not process.space.registry.withdraw(lease, LeaseState.RELEASED):
+                lease.state = LeaseState.RELEASED
+        self._requests.clear()
+        self.pending.clear()
+
+
+def _executable(pid: ProcessId) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def _prove_boundary(space: AddressSpace, place: Place) -> None:
+    """Raises NotAnInstruction unless decoding from the enclosing symbol's start arrives there."""
+    address, start, end = place.address, place.symbol_start, place.symbol_end
+    if start is None or end is None:
+        raise NotAnInstruction(
+            address, "it lies outside any symbol", "pass assume_boundary=True if you know that one starts there"
+        )
+    if start == address:
+        return
+    code = space.memory.read(start, min(end, address + space.architecture.longest_insn) - start)
+    for found in space.architecture.instruction_starts(code, start):
+        if found == address:
+            return
+        if found > address:
+            break
+    raise NotAnInstruction(address, f"it is inside an instruction of {place.name}", "probe that instruction's start")

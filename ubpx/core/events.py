@@ -1,0 +1,107 @@
+"""Why a thread stopped, and what happens to it next."""
+
+from enum import IntEnum
+
+import attrs
+
+from ubpx.core.ports import TracedThread
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+
+
+class Verdict(IntEnum):
+    """What a handler wants to happen to its thread; the least permissive of all given wins."""
+
+    RESUME = 0
+    """Go on."""
+    STEP = 1
+    """Execute one instruction, tell by ``ubpx_thread_stepped``, go on."""
+    HOLD = 2
+    """This thread stays stopped until the hold is released."""
+    HOLD_PROCESS = 3
+    """All threads of the process stay stopped until the hold is released."""
+
+
+@attrs.frozen
+class StopEvent:
+    """Something happened to a traced thread; except after ThreadGone it is stopped and waits for us."""
+
+    thread: TracedThread
+
+
+@attrs.frozen
+class StepDone(StopEvent):
+    """A single step ended (SIGTRAP, TRAP_TRACE)."""
+
+
+@attrs.frozen
+class SignalArrived(StopEvent):
+    """A signal is about to be delivered; nothing of it has happened yet."""
+
+    signal: int
+    code: int
+    """si_code: above 0 the kernel made it (a fault), else somebody sent it."""
+    fault_address: VirtAddr
+    """si_addr; only meaningful for a fault."""
+
+
+@attrs.frozen
+class Interrupted(StopEvent):
+    """The thread stopped because we asked, or a group-stop ended."""
+
+
+@attrs.frozen
+class GroupStopped(StopEvent):
+    """The process is stopped by job control (SIGSTOP, SIGTSTP, ...)."""
+
+    signal: int
+
+
+@attrs.frozen
+class ThreadAppeared(StopEvent):
+    """A task that a traced thread made is here, stopped before its first instruction.
+
+    It may be a thread, a forked process, or a child that shares memory: ``process`` tells.
+    """
+
+    process: ProcessId
+    """Its thread-group id."""
+    parent: ProcessId
+    """The traced process that made it."""
+    shares_memory: bool
+
+
+@attrs.frozen
+class TaskCreated(StopEvent):
+    """A thread has called clone, fork or vfork; the child announces itself by ThreadAppeared."""
+
+    child: ThreadId
+    waits_for_child: bool
+    """vfork: the thread cannot run, nor be stopped, until the child execs or exits."""
+
+
+@attrs.frozen
+class Execed(StopEvent):
+    """The process runs a new program; it stands before its first instruction."""
+
+    former_tid: ThreadId
+    """Of the thread that called exec; it now has the leader's."""
+
+
+@attrs.frozen
+class ThreadExiting(StopEvent):
+    """The thread is about to exit; its memory is still there."""
+
+    status: int
+    """As ``target.wait`` gives it: the exit status, or the negative signal number."""
+
+
+@attrs.frozen
+class ThreadGone(StopEvent):
+    """The thread has exited; for the leader: the whole process has."""
+
+    status: int
+
+
+@attrs.frozen
+class Doorbell:
+    """Somebody rang: there are jobs to run."""

@@ -1,0 +1,176 @@
+"""What a handler gets: the hit, valid until the handler returns."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import attrs
+
+from ubpx._errors import StaleHit, UsageError
+from ubpx.core.ports import Memory, TracedThread
+from ubpx.core.registers import RegisterLayout, WordRegisters
+from ubpx.core.ubp.plans import Architecture
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+
+_WORD_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
+_ARGUMENTS_IN_SNAPSHOT: Final = 6
+
+
+class Surroundings(Protocol):
+    """What all hits of one process share."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def layout(self) -> RegisterLayout: ...
+    @property
+    def memory(self) -> Memory: ...
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """A hit to keep: plain values."""
+
+    address: VirtAddr
+    pid: ProcessId
+    tid: ThreadId
+    regs: Mapping[str, int]
+    args: tuple[int, ...]
+    """The arguments that the calling convention passes in registers."""
+    lease: Any
+
+
+class HitRegisters:
+    """The thread's registers at arrival, by name; writes apply once, after all handlers.
+
+    Attributes and items are the same: ``regs.rdi``, ``regs["rdi"]``. Values are unsigned,
+    a write is cut to 64 bits.
+    """
+
+    __slots__ = ("_hit",)
+    _hit: "Hit"
+
+    def __init__(self, hit: "Hit") -> None:
+        object.__setattr__(self, "_hit", hit)
+
+    def __getitem__(self, name: str) -> int:
+        hit = self._hit
+        if hit._thread is None:
+            raise StaleHit
+        layout = hit._surroundings.layout
+        position = layout.index.get(name)
+        if position is None:
+            raise AttributeError(f"{layout.architecture} has no register {name!r}; it has {', '.join(layout.names)}")
+        return hit._thread.words[position]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self[name]  # an unknown name and a stale hit raise
+        if self._hit._writes is None:
+            self._hit._writes = {}
+        self._hit._writes[name] = value & _WORD_MASK
+
+    def __getattr__(self, name: str) -> int:
+        return self[name]
+
+    def __setattr__(self, name: str, value: int) -> None:
+        self[name] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hit._surroundings.layout.names)
+
+    def __repr__(self) -> str:
+        return "<registers " + " ".join(f"{name}={self[name]:#x}" for name in self) + ">"
+
+
+class HitArguments:
+    """Integer arguments as at a function's entry, read when asked for."""
+
+    __slots__ = ("_hit",)
+
+    def __init__(self, hit: "Hit") -> None:
+        self._hit = hit
+
+    def __getitem__(self, index: int) -> int:
+        thread = self._hit._live()
+        if index < 0:
+            raise UsageError(f"hit.args[{index}]: arguments are counted from 0; nobody knows how many there are")
+        around = self._hit._surroundings
+        return around.architecture.argument(index, WordRegisters(thread.words, around.layout), around.memory)
+
+
+class Hit:
+    """One arrival of one thread at one probepoint, as one client's handler sees it.
+
+    Valid until the handler returns; used later it raises StaleHit. ``snapshot()`` is a copy to keep.
+    """
+
+    __slots__ = ("_lease", "_surroundings", "_thread", "_writes")
+
+    def __init__(self, lease: Any, thread: TracedThread, surroundings: Surroundings) -> None:
+        self._lease = lease
+        self._thread: TracedThread | None = thread
+        self._surroundings = surroundings
+        self._writes: dict[str, int] | None = None
+
+    def _live(self) -> TracedThread:
+        if self._thread is None:
+            raise StaleHit
+        return self._thread
+
+    @property
+    def address(self) -> VirtAddr:
+        """The probed address."""
+        thread = self._live()
+        return VirtAddr(thread.words[self._surroundings.layout.pc])
+
+    @property
+    def pid(self) -> ProcessId:
+        """The process that the thread belongs to."""
+        return self._live().pid
+
+    @property
+    def tid(self) -> ThreadId:
+        """The thread that arrived."""
+        return self._live().tid
+
+    @property
+    def lease(self) -> Any:
+        """The lease whose handler runs."""
+        self._live()
+        return self._lease
+
+    @property
+    def regs(self) -> HitRegisters:
+        """The registers at arrival, the PC being the probed address; to read and to write."""
+        self._live()
+        return HitRegisters(self)
+
+    @property
+    def args(self) -> HitArguments:
+        """Integer arguments, right at a function's entry only: ``hit.args[0]``."""
+        self._live()
+        return HitArguments(self)
+
+    @property
+    def memory(self) -> Memory:
+        """The program's memory; no trap of ours is ever seen in it."""
+        self._live()
+        return self._surroundings.memory
+
+    def snapshot(self) -> Snapshot:
+        """A frozen copy that stays valid."""
+        thread = self._live()
+        names = self._surroundings.layout.names
+        return Snapshot(
+            address=self.address,
+            pid=thread.pid,
+            tid=thread.tid,
+            regs=MappingProxyType(dict(zip(names, thread.words, strict=False))),
+            args=tuple(self.args[index] for index in range(_ARGUMENTS_IN_SNAPSHOT)),
+            lease=self._lease,
+        )
+
+    def __repr__(self) -> str:
+        if self._thread is None:
+            return "<hit, over>"
+        return f"<hit of thread {self.tid} at {self.address:#x}>"

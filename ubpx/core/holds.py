@@ -1,0 +1,89 @@
+"""Who keeps which thread or process stopped. A hold is to a stop what a lease is to a trap."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Self
+
+import attrs
+
+from ubpx.core.values import ProcessId, ThreadId
+
+
+class Hold:
+    """One owner keeps one thread, or all threads of one process, stopped.
+
+    Owned by the HoldTable until released; what is held runs again when nobody holds it.
+    """
+
+    __slots__ = ("_release", "owner", "process", "released", "thread")
+
+    def __init__(
+        self,
+        owner: str,
+        process: ProcessId,
+        thread: ThreadId | None,
+        release: Callable[["Hold", Mapping[str, int] | None], None],
+    ) -> None:
+        self.owner: Final = owner
+        """The client's name, or ``ubpx`` itself."""
+        self.process: Final = process
+        self.thread: Final = thread
+        """None: every thread of the process, those to come included."""
+        self.released = False
+        self._release = release
+
+    def release(self, registers: Mapping[str, int] | None = None) -> None:
+        """End it, first writing ``registers`` (by name) to the held thread. Again: does nothing.
+
+        Raises UsageError for registers with a hold of a whole process.
+        """
+        self._release(self, registers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        what = f"thread {self.thread}" if self.thread is not None else f"process {self.process}"
+        return f"<hold of {what} by {self.owner!r}{', released' if self.released else ''}>"
+
+
+@attrs.define
+class HoldTable:
+    """All holds of one session."""
+
+    _holds: list[Hold] = attrs.field(factory=list, init=False)
+
+    def __iter__(self) -> Iterator[Hold]:
+        return iter(tuple(self._holds))
+
+    def take(self, hold: Hold) -> None:
+        """Count a hold from now on."""
+        self._holds.append(hold)
+
+    def drop(self, hold: Hold) -> bool:
+        """Count it no more; False if it was released before."""
+        if hold.released:
+            return False
+        hold.released = True
+        self._holds.remove(hold)
+        return True
+
+    def holds(self, process: ProcessId, thread: ThreadId) -> bool:
+        """Whether anybody keeps this thread stopped."""
+        return any(hold.thread == thread or (hold.thread is None and hold.process == process) for hold in self._holds)
+
+    def of(self, owner: str, process: ProcessId) -> tuple[Hold, ...]:
+        """The holds of one owner in one process."""
+        return tuple(hold for hold in self._holds if hold.owner == owner and hold.process == process)
+
+    def in_process(self, process: ProcessId) -> tuple[Hold, ...]:
+        """Everybody's holds in one process."""
+        return tuple(hold for hold in self._holds if hold.process == process)
+
+    def forget_thread(self, thread: ThreadId) -> None:
+        """The thread is gone; so are the holds of it."""
+        for hold in self:
+            if hold.thread == thread:
+                self.drop(hold)

@@ -1,0 +1,97 @@
+"""The tracer thread: owns the tracer, serves its events, runs what other threads post."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+from ubpx._errors import UsageError
+from ubpx.core.coordinator import Coordinator
+from ubpx.core.events import Doorbell
+from ubpx.core.ports import Tracer
+
+_log = logging.getLogger("ubpx.loop")
+T = TypeVar("T")
+
+
+class TracerThread:
+    """One thread that makes every ptrace request of a session. Owned by the Session."""
+
+    def __init__(self, tracer: Tracer, coordinator: Coordinator) -> None:
+        self.coordinator: Final = coordinator
+        self._tracer: Final = tracer
+        self._jobs: Final[deque[tuple[Callable[[], Any], Future[Any]]]] = deque()
+        self._closing = False
+        self._lock: Final = threading.Lock()
+        self._thread: Final = threading.Thread(target=self._main, name="ubpx-tracer", daemon=True)
+        self._opened: Final[Future[None]] = Future()
+        coordinator.dispatch = self.run
+        self._thread.start()
+        self._opened.result()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is in this thread: in a handler or a hook."""
+        return threading.current_thread() is self._thread
+
+    def run(self, job: Callable[[], T]) -> T:
+        """Run ``job`` in the tracer thread and give its result, or raise what it raised.
+
+        In the tracer thread itself it runs at once. Raises UsageError after ``close``.
+        """
+        if self.is_current:
+            return job()
+        done: Future[T] = self.post(job)
+        return done.result()
+
+    def post(self, job: Callable[[], T]) -> "Future[T]":
+        """Have ``job`` run between two events; from any thread, without waiting."""
+        done: Future[T] = Future()
+        with self._lock:
+            if self._closing:
+                raise UsageError("the session is closed; attach again")
+            self._jobs.append((job, done))
+        self._tracer.ring()
+        return done
+
+    def close(self) -> None:
+        """End the thread once its jobs are done. Nothing may be traced any more."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        self._tracer.ring()
+        if not self.is_current:
+            self._thread.join()
+
+    def _main(self) -> None:
+        try:
+            self._tracer.open()
+        except BaseException as error:  # noqa: BLE001 - raised again where the session is made
+            self._opened.set_exception(error)
+            return
+        self._opened.set_result(None)
+        while True:
+            while self._jobs:
+                self._run_job(*self._jobs.popleft())
+            if self._closing and not self._jobs:
+                break
+            self._serve()
+        self._tracer.close()
+
+    def _run_job(self, job: Callable[[], Any], done: "Future[Any]") -> None:
+        try:
+            done.set_result(job())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            done.set_exception(error)
+
+    def _serve(self) -> None:
+        event = self._tracer.wait()
+        if isinstance(event, Doorbell):
+            return
+        try:
+            self.coordinator.handle(event)
+        except Exception:  # noqa: BLE001 - one event gone wrong must not leave the other threads stopped
+            _log.exception("an event could not be handled: %r", event)

@@ -1,0 +1,100 @@
+"""Builds a plugin manager on request; nothing is global, nothing loads at import."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import attrs
+import pluggy
+
+from ubpx import hookspecs
+from ubpx._errors import PluginFailed, UbpxError, UsageError
+
+GROUP: Final = "ubpx"
+"""The entry-point group of all plugins."""
+
+_log = logging.getLogger("ubpx.plugins")
+
+
+def _hook_names(specs: type) -> frozenset[str]:
+    return frozenset(name for name in vars(specs) if name.startswith("ubpx_"))
+
+
+NOTIFY_HOOKS: Final = _hook_names(hookspecs.NotifyHooks)
+ASK_HOOKS: Final = _hook_names(hookspecs.AskHooks)
+
+
+@attrs.frozen
+class ClientPlugin:
+    """A plugin that was activated by name, and its notify hooks."""
+
+    name: str
+    hooks: Mapping[str, Callable[..., Any]]
+    """By hook name; each takes any keyword arguments of the hook and uses those it wants."""
+
+
+class Plugins:
+    """The plugins of one session. Owned by the Session."""
+
+    def __init__(self, entries: Sequence[EntryPoint] | None = None) -> None:
+        self._providers = pluggy.PluginManager("ubpx")
+        self._providers.add_hookspecs(hookspecs.AskHooks)
+        self._clients = pluggy.PluginManager("ubpx")
+        self._clients.add_hookspecs(hookspecs.NotifyHooks)
+        self._found: dict[str, Any] = {}
+        self._broken: dict[str, str] = {}
+        for entry in entry_points(group=GROUP) if entries is None else entries:
+            self._load(entry)
+
+    def _load(self, entry: EntryPoint) -> None:
+        try:
+            found = entry.load()
+            self.register(found() if isinstance(found, type) else found, entry.name)
+        except Exception as error:  # noqa: BLE001 - a broken plugin must not break those who do not use it
+            self._broken[entry.name] = f"{type(error).__name__}: {error}"
+            _log.warning("plugin %r could not be loaded", entry.name, exc_info=error)
+
+    def register(self, plugin: Any, name: str) -> None:
+        """Add a plugin as if it were installed; its client hooks still wait for ``activate``."""
+        if name in self._found:
+            raise UsageError(f"two plugins are named {name!r}; uninstall one of them")
+        self._providers.register(plugin, name)
+        self._found[name] = plugin
+
+    def activate(self, name: str) -> ClientPlugin:
+        """The client plugin of that name.
+
+        Raises PluginFailed if it could not be loaded, UsageError if it is not installed or no client.
+        """
+        if name in self._broken:
+            raise PluginFailed(name, self._broken[name])
+        if name not in self._found:
+            known = ", ".join(sorted(self._found)) or "none"
+            raise UsageError(f"no plugin is named {name!r}; installed are: {known}")
+        plugin = self._found[name]
+        if not self._clients.is_registered(plugin):
+            self._clients.register(plugin, name)
+        hooks = {}
+        for hook in NOTIFY_HOOKS:
+            others = [other for other in self._clients.get_plugins() if other is not plugin]
+            caller = self._clients.subset_hook_caller(hook, others)
+            if any(impl.plugin is plugin for impl in caller.get_hookimpls()):
+                hooks[hook] = caller
+        if not hooks:
+            raise UsageError(f"plugin {name!r} implements no client hook; leave it out of plugins=, it loads by itself")
+        return ClientPlugin(name, hooks)
+
+    def ask(self, hook: str, **arguments: Any) -> Any:
+        """Call an ask hook; errors of our own tree pass, others become PluginFailed."""
+        caller = getattr(self._providers.hook, hook)
+        try:
+            return caller(**arguments)
+        except UbpxError:
+            raise
+        except Exception as error:
+            raise PluginFailed(hook, f"{type(error).__name__}: {error}") from error
+
+    def names(self) -> tuple[str, ...]:
+        """Of all that loaded."""
+        return tuple(self._found)

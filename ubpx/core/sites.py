@@ -1,0 +1,174 @@
+"""What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
+
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from ubpx._errors import MemoryFault
+from ubpx.core.hits import Hit
+from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.probepoints import Lease, Probepoint
+from ubpx.core.registers import WordRegisters, put
+from ubpx.core.spaces import AddressSpace
+from ubpx.core.ubp.plans import Strategy
+from ubpx.core.values import VirtAddr
+
+Answer = tuple[Lease, object, Mapping[str, int] | None]
+"""What one handler said: its lease, what it returned, the registers that it wrote."""
+
+
+class Reception(Protocol):
+    """The coordinator, as sites need it."""
+
+    tracer: Tracer
+    serving: TracedThread | None
+    """The thread whose handlers run now."""
+    serving_since: float
+    """When they began, monotonic seconds."""
+    after_hit: list[Callable[[], None]]
+    """What handlers asked for that takes effect after the hit."""
+
+    def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
+    def handler_succeeded(self, lease: Lease) -> None: ...
+    def conclude(self, thread: TracedThread, site: "ProbeSite | TombSite", answers: list[Answer]) -> None: ...
+    def entered(self, thread: TracedThread) -> None: ...
+
+
+def set_pc(tracer: Tracer, thread: TracedThread, space: AddressSpace, pc: VirtAddr) -> None:
+    """Send the thread elsewhere; ``thread.words`` show it too."""
+    thread.words[space.layout.pc] = pc
+    tracer.store(thread)
+
+
+class ProbeSite:
+    """A probepoint's trap: runs the handlers of its leases, in order, each isolated.
+
+    Owned by the address space's tables; ``leases`` is replaced whole when they change.
+    """
+
+    __slots__ = ("_pc", "_steps", "certain", "landing", "landing_word", "leases", "probepoint", "reception", "space",
+                 "unlanded")  # fmt: skip
+
+    def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
+        self.probepoint: Final = probepoint
+        self.space: Final = space
+        self.reception: Final = reception
+        self.landing: VirtAddr | None = probepoint.slot
+        if probepoint.strategy is Strategy.EMULATE:
+            self.landing = probepoint.analysis.landing
+        # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
+        self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
+        self.landing_word: Any = None
+        self.leases: tuple[Lease, ...] = ()
+        self.unlanded: set[int] = set()
+        """Threads whose emulation faulted: they need the slot for this one hit."""
+        self._pc = space.layout.pc
+        self._steps = probepoint.strategy is Strategy.STEP
+
+    def make_safe(self, thread: TracedThread) -> bool:
+        """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""
+        words = thread.words
+        words[self._pc] = self.probepoint.address
+        arrived = tuple(words)
+        try:
+            self.emulate(thread)
+        except MemoryFault:
+            self.unlanded.add(thread.tid)
+        self.reception.tracer.store(thread)
+        for position, word in enumerate(arrived):
+            words[position] = word
+        return True
+
+    def emulate(self, thread: TracedThread) -> None:
+        """Do what the instruction does, on ``thread.words`` and the program's stack; raises MemoryFault."""
+        space = self.space
+        analysis = self.probepoint.analysis
+        outcome = space.architecture.emulate(analysis, WordRegisters(thread.words, space.layout), space.raw)
+        for write in outcome.writes:
+            space.raw.write(write.address, write.data)
+        put(thread.words, space.layout, outcome.registers)
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """Run the handlers. This is the hot path."""
+        thread.words[self._pc] = self.probepoint.address
+        reception = self.reception
+        reception.serving = thread
+        reception.serving_since = monotonic()
+        answers: list[Answer] | None = None
+        leases = self.leases
+        for lease in leases:
+            lease.hits += 1
+        for lease in leases:
+            hit = Hit(lease, thread, self.space)
+            try:
+                answer = lease.handler(hit)
+            except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
+                reception.handler_failed(lease, error)
+            else:
+                if lease.client.strikes:
+                    reception.handler_succeeded(lease)
+                if answer is not None or hit._writes is not None:
+                    answers = [] if answers is None else answers
+                    answers.append((lease, answer, hit._writes))
+            hit._thread = None
+        reception.serving = None
+        if answers is None and not (self._steps or thread.held or reception.after_hit or self.unlanded):
+            return True
+        reception.conclude(thread, self, answers or [])
+        return False
+
+
+class TombSite:
+    """Where a trap was taken out: a thread that had run into it before is sent back to try again."""
+
+    __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception")
+
+    def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
+        self.address: Final = probepoint.address
+        self.landing: VirtAddr | None = None
+        self.landing_word: Any = None
+        self.certain = False
+        self.reception: Final = reception
+        self._trap: Final = probepoint.patch.trap
+        self._space: Final = space
+
+    def make_safe(self, thread: TracedThread) -> bool:
+        """Not ours, if a trap stands there that we did not write."""
+        try:
+            if self._space.raw.read(self.address, len(self._trap)) == self._trap:
+                return False
+        except MemoryFault:
+            return False
+        set_pc(self.reception.tracer, thread, self._space, self.address)
+        return True
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """Nobody waits for it."""
+        if thread.held:
+            self.reception.conclude(thread, self, [])
+            return False
+        return True
+
+
+class EntrySite:
+    """The temporary trap at a new program's entry point, where its libraries are mapped."""
+
+    __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception")
+
+    def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
+        self.address: Final = address
+        self._space: Final = space
+        self.landing: VirtAddr | None = None
+        self.landing_word: Any = None
+        self.certain = True
+        self.reception: Final = reception
+
+    def make_safe(self, thread: TracedThread) -> bool:
+        """The trap is taken out at once, so the thread can start over."""
+        set_pc(self.reception.tracer, thread, self._space, self.address)
+        return True
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """The program is ready."""
+        self.reception.entered(thread)
+        return False

@@ -1,0 +1,146 @@
+"""Slots: where out-of-line copies lie, and how long (S11, S12).
+
+A slot is freed when no lease holds it **and** no thread is in it. Threads run through boosted
+slots unobserved, so a slot that nobody leases is *retired* first: it stays as it is, is revived
+if the same instruction is armed again, and is freed only once a quiesced process has shown that
+no thread's PC lies in it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import attrs
+
+from ubpx.core.ubp.plans import SlotCode
+from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
+
+REACH: Final = 0x7FFF_0000
+"""How far a 32-bit displacement goes, less a margin for the length of a slot and an area."""
+AREA_SIZE: Final = 16 * PAGE_SIZE
+_LOWEST: Final = 0x10000
+_HIGHEST: Final = 0x7FFF_FFFF_0000
+_GROWTH: Final = 64 << 20
+"""Room left above the heap and below the stack where that is possible, bytes."""
+
+
+@attrs.define
+class SlotArea:
+    """A piece of the program's memory that the program mapped for us; cut into slots.
+
+    Owned by its SlotTable.
+    """
+
+    start: VirtAddr
+    size: int
+    slot_size: int
+    used: dict[VirtAddr, SlotCode] = attrs.field(factory=dict, init=False)
+    """By slot address; retired ones included."""
+
+    def __contains__(self, address: int) -> bool:
+        return self.start <= address < self.start + self.size
+
+    def free(self) -> VirtAddr | None:
+        """Some slot that nothing lies in."""
+        if len(self.used) * self.slot_size >= self.size:
+            return None
+        places = range(self.start, self.start + self.size, self.slot_size)
+        return next(VirtAddr(place) for place in places if place not in self.used)
+
+
+@attrs.define
+class SlotTable:
+    """All slots of one address space."""
+
+    areas: list[SlotArea] = attrs.field(factory=list, init=False)
+    _retired: dict[VirtAddr, SlotCode] = attrs.field(factory=dict, init=False)
+    """By the original instruction's address."""
+
+    def find_free(self, reach: Sequence[VirtAddr]) -> VirtAddr | None:
+        """A free slot within 2 GiB of all of ``reach``; None: map another area."""
+        for area in self.areas:
+            if all(_within(area.start, area.size, address) for address in reach):
+                slot = area.free()
+                if slot is not None:
+                    return slot
+        return None
+
+    def occupy(self, code: SlotCode) -> None:
+        """The slot now holds ``code``."""
+        self._area_of(code.slot).used[code.slot] = code
+
+    def retire(self, code: SlotCode) -> None:
+        """Nobody leases the slot any more; a thread may still be in it."""
+        self._retired[code.origin] = code
+
+    def retired(self, origin: VirtAddr) -> SlotCode | None:
+        """A retired copy of the instruction at ``origin``, still in its slot."""
+        return self._retired.get(origin)
+
+    def revive(self, code: SlotCode) -> None:
+        """A retired slot is leased again, as it is."""
+        del self._retired[code.origin]
+
+    def free_retired(self, occupied: Iterable[int]) -> int:
+        """Free the retired slots that no PC of ``occupied`` lies in; how many were freed.
+
+        Only right while every thread of the address space is stopped and in ``occupied``.
+        """
+        busy = {code.slot for code in map(self.code_at, occupied) if code is not None}
+        idle = [code for code in self._retired.values() if code.slot not in busy]
+        for code in idle:
+            del self._retired[code.origin]
+            del self._area_of(code.slot).used[code.slot]
+        return len(idle)
+
+    def code_at(self, pc: int) -> SlotCode | None:
+        """The slot that ``pc`` lies in, leased or retired."""
+        for area in self.areas:
+            if pc in area:
+                return area.used.get(VirtAddr(pc - (pc - area.start) % area.slot_size))
+        return None
+
+    def _area_of(self, slot: VirtAddr) -> SlotArea:
+        return next(area for area in self.areas if slot in area)
+
+
+def _within(start: int, size: int, address: int) -> bool:
+    return abs(start - address) <= REACH and abs(start + size - address) <= REACH
+
+
+def choose_hole(mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size: int) -> VirtAddr | None:
+    """Where an area of ``size`` bytes can be mapped within 2 GiB of all of ``reach``; None: nowhere.
+
+    The nearest place wins; places in the way of a growing heap or stack are taken last.
+    """
+    low = max([_LOWEST, *(address - REACH for address in reach)])
+    high = min([_HIGHEST, *(address + REACH for address in reach)]) - size
+    middle = sum(reach) // len(reach) if reach else low
+    choices = []
+    for hole, in_the_way in _holes(mappings):
+        first = -(-max(hole.start, low) // PAGE_SIZE) * PAGE_SIZE
+        last = min(hole.stop - size, high) // PAGE_SIZE * PAGE_SIZE
+        if first <= last:
+            place = min(max(middle // PAGE_SIZE * PAGE_SIZE, first), last)
+            choices.append((in_the_way, abs(place - middle), VirtAddr(place)))
+    return min(choices)[2] if choices else None
+
+
+def _holes(mappings: Sequence[MappedRange]) -> Iterator[tuple[range, bool]]:
+    """The unmapped ranges, those where heap or stack grow apart from the rest."""
+    end = _LOWEST
+    below = ""
+    for mapping in [*mappings, None]:
+        start = mapping.start if mapping else _HIGHEST
+        above = mapping.path if mapping else ""
+        if end < start:
+            yield from _cut(range(end, start), after_heap=below == "[heap]", before_stack=above.startswith("[stack"))
+        if mapping:
+            end, below = max(end, mapping.end), mapping.path
+
+
+def _cut(hole: range, *, after_heap: bool, before_stack: bool) -> Iterator[tuple[range, bool]]:
+    first = min(hole.start + _GROWTH, hole.stop) if after_heap else hole.start
+    last = max(hole.stop - _GROWTH, first) if before_stack else hole.stop
+    yield range(hole.start, first), True
+    yield range(first, last), False
+    yield range(last, hole.stop), True

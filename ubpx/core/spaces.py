@@ -1,0 +1,203 @@
+"""What is traced: address spaces, processes, threads. State only; the Coordinator owns all of it."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Final
+
+from ubpx._errors import UbpxError, UsageError
+from ubpx.core.ports import Memory, Site, TracedThread, Tracer
+from ubpx.core.probepoints import Registry
+from ubpx.core.registers import RegisterLayout
+from ubpx.core.slots import SlotTable
+from ubpx.core.stepping import Debts, State
+from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
+from ubpx.core.values import AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr
+
+
+class HidingMemory:
+    """A space's memory as clients see it: the program's own bytes, never a trap of ours."""
+
+    def __init__(self, raw: Memory, patches: Mapping[VirtAddr, TrapPatch]) -> None:
+        self._raw = raw
+        self._patches = patches
+        """Of all standing traps, by address."""
+
+    def read(self, address: VirtAddr, size: int) -> bytes:
+        """``size`` bytes; raises MemoryFault."""
+        data = self._raw.read(address, size)
+        patched = self._patched(address, size)
+        if not patched:
+            return data
+        shown = bytearray(data)
+        for patch in patched:
+            offset = patch.address - address
+            first = max(offset, 0)
+            original = patch.original[first - offset : size - offset]
+            shown[first : first + len(original)] = original
+        return bytes(shown)
+
+    def write(self, address: VirtAddr, data: bytes) -> None:
+        """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
+        self._refuse_patched(address, len(data))
+        self._raw.write(address, data)
+
+    def patch(self, address: VirtAddr, data: bytes) -> None:
+        """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
+        self._refuse_patched(address, len(data))
+        self._raw.patch(address, data)
+
+    def _patched(self, address: VirtAddr, size: int) -> list[TrapPatch]:
+        if size <= len(self._patches):
+            places = range(address - max((len(p.trap) for p in self._patches.values()), default=1) + 1, address + size)
+            return [self._patches[VirtAddr(place)] for place in places if place in self._patches]
+        end = address + size
+        return [p for p in self._patches.values() if p.address < end and address < p.address + len(p.trap)]
+
+    def _refuse_patched(self, address: VirtAddr, size: int) -> None:
+        for patch in self._patched(address, size):
+            raise UsageError(f"a probe stands at {patch.address:#x}; release its leases before writing there")
+
+
+class AddressSpace:
+    """One memory with its probepoints and slots. Shared by a process and its vfork children."""
+
+    def __init__(
+        self,
+        identity: AddressSpaceId,
+        pid: ProcessId,
+        memory: Memory,
+        architecture: Architecture,
+        *,
+        slots_allowed: bool,
+    ) -> None:
+        self.identity: Final = identity
+        self.pid: Final = pid
+        """The process that it was made for."""
+        self.raw: Final = memory
+        self.architecture: Final = architecture
+        self.layout: Final = RegisterLayout(architecture.name, architecture.register_names, architecture.pc_name)
+        self.registry: Final = Registry()
+        self.slots: Final = SlotTable()
+        self.slots_allowed: Final = slots_allowed
+        self.patches: Final[dict[VirtAddr, TrapPatch]] = {}
+        """Traps that stand now."""
+        self.former: Final[dict[VirtAddr, TrapPatch]] = {}
+        """Traps that stood once: a child forked meanwhile may still have them."""
+        self.memory: Final = HidingMemory(memory, self.patches)
+        self.sites: Final[dict[int, Site]] = {}
+        """For the fast lane, by the PC that a trap reports."""
+        self.silent_sites: Final[dict[int, Site]] = {}
+        """The same for children that share the memory: stepped over, not counted."""
+        self.quiesced = False
+        self.vforked: Final[set[ProcessId]] = set()
+        """Children that a thread waits for, and that therefore must run."""
+
+
+class StopKind(StrEnum):
+    """What kind of stop a thread is in; tells whether a system call can be injected."""
+
+    PLAIN = "PLAIN"
+    EVENT = "EVENT"
+    """At a clone, fork or exec event: must be settled first."""
+
+
+class Thread:
+    """One traced thread. ``state`` is moved by ``stepping.step`` alone."""
+
+    __slots__ = (
+        "arrival",
+        "deferred",
+        "group_stopped",
+        "mask",
+        "pending",
+        "plan",
+        "port",
+        "process",
+        "site",
+        "state",
+        "step_clients",
+        "stop",
+        "vfork_child",
+        "wanted",
+    )  # fmt: skip
+
+    def __init__(self, port: TracedThread, process: "TracedProcess") -> None:
+        self.port: Final = port
+        self.process: Final = process
+        self.state = State.RUNNING
+        self.plan: StepPlan | None = None
+        """A step over a copy that is not finished."""
+        self.pending = 0
+        """The signal to deliver when it goes on."""
+        self.deferred: tuple[int, bytes] | None = None
+        """A signal and its siginfo that wait for the step's end."""
+        self.mask: int | None = None
+        """The program's signal mask while ours is in force."""
+        self.group_stopped = False
+        self.wanted = False
+        """Kept for a moment by ubpx itself."""
+        self.stop = StopKind.PLAIN
+        self.vfork_child: ProcessId | None = None
+        self.step_clients: tuple[str, ...] = ()
+        """Who asked for STEP and is to be told."""
+        self.site: Site | None = None
+        """Where it arrived last, while it is held there."""
+        self.arrival: tuple[int, ...] | None = None
+        """The registers at that arrival."""
+
+    @property
+    def tid(self) -> ThreadId:
+        """As the tracer numbers it."""
+        return self.port.tid
+
+    @property
+    def debts(self) -> Debts:
+        """What keeps it from going on."""
+        return Debts(held=self.port.held, plan=self.plan is not None, group_stopped=self.group_stopped)
+
+    def __repr__(self) -> str:
+        return f"<thread {self.tid}, {self.state}>"
+
+
+class TracedProcess:
+    """One traced process."""
+
+    def __init__(self, pid: ProcessId, space: AddressSpace, tracer: Tracer, *, silent: bool = False) -> None:
+        self.pid: Final = pid
+        self.space = space
+        self.silent: Final = silent
+        """A child that shares its parent's memory: no handler runs for it."""
+        self.threads: Final[dict[ThreadId, Thread]] = {}
+        self.stops_of_gone = 0
+        self.ended: Final = threading.Event()
+        """Set when it has exited or been detached."""
+        self.status: int | None = None
+        """How it exited; None while it lives, and after a detach."""
+        self.last_status = 0
+        """What the last thread to exit said."""
+        self.failure: UbpxError | None = None
+        """Why it had to be left, if that was not asked for."""
+        self.own_child: Final = tracer.is_own_child(pid)
+        self._tracer: Final = tracer
+
+    @property
+    def memory(self) -> Memory:
+        """The program's memory, without traps of ours."""
+        return self.space.memory
+
+    def mappings(self) -> Sequence[MappedRange]:
+        """What is mapped now."""
+        return self._tracer.mappings(self.pid)
+
+    @property
+    def stops(self) -> int:
+        """Stops of its threads that were consumed so far."""
+        return self.stops_of_gone + sum(thread.port.stops for thread in self.living())
+
+    def living(self) -> Iterator[Thread]:
+        """Its threads, as a copy that may be iterated while they come and go."""
+        return iter(tuple(self.threads.values()))
+
+    def __repr__(self) -> str:
+        return f"<process {self.pid}, {len(self.threads)} threads>"

@@ -1,0 +1,236 @@
+"""Every hook of ubpx: what a plugin may implement.
+
+Two kinds. *Notify* hooks tell a client plugin what happens to its target; they are called for one
+client at a time, only for plugins that were activated by name (``ubpx.attach(pid, plugins=[...])``),
+and may be implemented with any subset of the arguments. *Ask* hooks extend ubpx itself (tracers,
+resolvers); plugins that implement them always load.
+
+Isolation: an exception in a notify hook is logged and counts, like one in a handler, against this
+client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
+and give a handler.
+"""
+
+import pluggy
+
+from ubpx.core.ports import ClientApi, ProcessView, Tracer
+from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
+
+hookspec = pluggy.HookspecMarker("ubpx")
+hookimpl = pluggy.HookimplMarker("ubpx")
+"""Mark an implementation of a hook with this."""
+
+
+class NotifyHooks:
+    """What happens to a target, told to client plugins."""
+
+    @hookspec
+    def ubpx_process_attached(self, client: ClientApi, process: ProcessView) -> None:
+        """A target is attached, and the plugin has a client on it.
+
+        When: once per target, before ``ubpx.attach`` or ``ubpx.spawn`` returns.
+        Where: in the tracer thread; the program runs on (after ``spawn`` it stands at its entry point).
+        Arguments: ``client`` is the plugin's own, named after it, alive until it closes or the target
+            is left; ``process`` is valid as long.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_process_detached(self, client: ClientApi, process: ProcessView) -> None:
+        """The target is about to be left; last chance to read ``lease.hits`` or memory.
+
+        When: before the first trap is taken out.
+        Where: in the tracer thread; all threads of the process are stopped.
+        Arguments: ``client`` closes when the hook returns; ``process`` is valid until then.
+        Returns: nothing.
+        Raises: an exception is logged; the detach goes on.
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_process_exited(self, client: ClientApi, process: ProcessView, status: int) -> None:
+        """The process has ended.
+
+        When: after its last thread has gone.
+        Where: in the tracer thread; nothing is left to stop, and no memory to read.
+        Arguments: ``status`` is the exit status, or the negative number of the signal that killed it.
+        Returns: nothing.
+        Raises: an exception is logged.
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_process_execed(self, client: ClientApi, process: ProcessView, path: str) -> None:
+        """The process has replaced its program; its old probepoints are gone.
+
+        When: at the exec event, before the new program runs one instruction; leases given by a spec
+            are PENDING and arm again at the new program's entry point.
+        Where: in the tracer thread; the whole process is stopped.
+        Arguments: ``path`` is the new executable as the kernel names it, in the process's mount
+            namespace; ``process`` is valid until the hook returns.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_process_forked(self, client: ClientApi, process: ProcessView, child: ProcessId) -> None:
+        """The process has a child with memory of its own (fork) or shared (vfork, posix_spawn).
+
+        When: at the child's first stop, before its first instruction.
+        Where: in the tracer thread; the child is stopped, the other threads run.
+        Arguments: ``process`` is the parent; ``child`` the new pid. No probe of ours acts in it.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_thread_started(self, client: ClientApi, process: ProcessView, tid: ThreadId) -> None:
+        """The process has a new thread.
+
+        When: before the thread runs one instruction.
+        Where: in the tracer thread; the new thread is stopped, the others run.
+        Arguments: ``tid`` as the tracer numbers it.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_thread_exited(self, client: ClientApi, process: ProcessView, tid: ThreadId) -> None:
+        """A thread is about to exit.
+
+        When: at its exit event; its memory and registers are still there.
+        Where: in the tracer thread; this thread is stopped, the others run.
+        Arguments: ``tid`` as the tracer numbers it.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_thread_stepped(self, client: ClientApi, process: ProcessView, tid: ThreadId, address: VirtAddr) -> None:
+        """A thread has executed the one instruction that a handler's verdict STEP asked for.
+
+        When: right after that instruction.
+        Where: in the tracer thread; this thread is stopped, the others run.
+        Arguments: ``address`` is the next instruction's, in the program's own code.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_client_joined(self, client: ClientApi, name: str) -> None:
+        """Another client has joined the target.
+
+        When: before that client's first request.
+        Where: in the tracer thread; nothing is stopped for it.
+        Arguments: ``name`` is the newcomer's.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_client_left(self, client: ClientApi, name: str) -> None:
+        """Another client has left the target.
+
+        When: after its leases and holds were given back.
+        Where: in the tracer thread; nothing is stopped for it.
+        Arguments: ``name`` is that of the one who left.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_client_quarantined(self, client: ClientApi, name: str, reason: str, held_s: float) -> None:
+        """A client failed too often; its leases and holds were swept.
+
+        When: after the hit at which it failed once too often.
+        Where: in the tracer thread; nothing is stopped for it.
+        Arguments: ``name`` is the failed client's (it may be this one); ``reason`` is for people;
+            ``held_s`` is for how long its last handler ran, in seconds.
+        Returns: nothing.
+        Raises: an exception is logged.
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_probepoint_armed(self, client: ClientApi, address: VirtAddr) -> None:
+        """A probepoint has its first lease, anybody's; its trap stands.
+
+        When: right after the trap was written.
+        Where: in the tracer thread; nothing is stopped for it.
+        Arguments: ``address`` in the target.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_probepoint_disarmed(self, client: ClientApi, address: VirtAddr) -> None:
+        """A probepoint has lost its last lease; the original bytes stand again.
+
+        When: right after the bytes were put back.
+        Where: in the tracer thread; nothing is stopped for it.
+        Arguments: ``address`` in the target.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_probepoint_lost(self, client: ClientApi, address: VirtAddr, reason: str) -> None:
+        """A probepoint is gone without our doing: the program replaced or unmapped what stood there.
+
+        When: as soon as we notice.
+        Where: in the tracer thread.
+        Arguments: ``address`` in the target; ``reason`` is for people. Its leases are LOST or PENDING.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_collision(self, client: ClientApi, address: VirtAddr, resource: str, winner: str, loser: str) -> None:
+        """Two clients wanted different values of one register at one hit; the earlier handler's stands.
+
+        When: after all handlers of the hit have run. Only the two clients concerned are told.
+        Where: in the tracer thread; the thread that arrived is stopped.
+        Arguments: ``resource`` is the register's name; ``winner`` and ``loser`` are clients' names.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+
+class AskHooks:
+    """How ubpx itself is extended."""
+
+    @hookspec(firstresult=True)
+    def ubpx_open_tracer(self) -> Tracer | None:
+        """Make a tracer for a new session.
+
+        When: once per session, before its tracer thread starts.
+        Where: in the thread that made the session.
+        Returns: a new Tracer, or None to let another plugin answer; the first answer counts.
+        Raises: an exception reaches the caller of ``ubpx.attach`` as PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_resolve_spec(self, spec: str | int, process: ProcessView) -> Place | None:
+        """Say where a probe specification, or an address, leads in a process.
+
+        When: at ``client.probe``, and again when a pending lease may arm.
+        Where: in the tracer thread; the process runs or not, as it did.
+        Arguments: ``spec`` as the client gave it; ``process`` is valid until the hook returns.
+        Returns: a Place, or None to let another plugin answer; the first answer counts.
+        Raises: UnknownSymbol, AmbiguousSymbol, UnknownModule, NotExecutable, UsageError reach the
+            caller as they are; anything else becomes PluginFailed.
+        Since: 0.1.
+        """

@@ -1,0 +1,347 @@
+"""The public face: attach, spawn, Session, Target."""
+
+import atexit
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, Self
+
+from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
+from ubpx.core.clients import Client
+from ubpx.core.coordinator import Coordinator
+from ubpx.core.desk import TargetDesk
+from ubpx.core.holds import Hold
+from ubpx.core.loop import TracerThread
+from ubpx.core.plugins import Plugins
+from ubpx.core.ports import Memory, Tracer
+from ubpx.core.probepoints import Probepoint
+from ubpx.core.spaces import TracedProcess
+from ubpx.core.ubp import architecture
+from ubpx.core.values import Place, ProcessId, ThreadId
+
+SlotPolicy = Literal["auto", "none"]
+
+
+def attach(pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
+    """Trace a running process, in a session of its own; the program runs on.
+
+    ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots.
+    Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone, NoTracer,
+    PluginFailed, UsageError; the process is then as it was.
+    """
+    return _alone(lambda session: session.attach(pid, plugins=plugins, slots=slots))
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    kill_on_exit: bool = False,
+    plugins: Sequence[str] = (),
+    slots: SlotPolicy = "auto",
+) -> "Target":
+    """Start a program, in a session of its own; it stands at its entry point, its libraries mapped.
+
+    It starts at the first ``target.resume()`` or ``target.wait()``. ``env`` to ``stderr`` are
+    ``subprocess.Popen``'s; with ``kill_on_exit`` leaving the ``with`` kills it.
+    Raises UsageError if it cannot be started, NoTracer, PluginFailed.
+    """
+    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    return _alone(
+        lambda session: session.spawn(
+            argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, **streams
+        )
+    )
+
+
+def _alone(make: Callable[["Session"], "Target"]) -> "Target":
+    session = Session()
+    try:
+        target = make(session)
+    except BaseException:
+        session.close()
+        raise
+    target._owns_session = True
+    return target
+
+
+class Session:
+    """Several targets under one tracer thread. Leaving the ``with`` detaches from all of them."""
+
+    def __init__(self) -> None:
+        self._plugins: Final = Plugins()
+        tracer: Tracer | None = self._plugins.ask("ubpx_open_tracer")
+        if tracer is None:
+            raise NoTracer
+        self._tracer: Final = tracer
+        coordinator = Coordinator(tracer, architecture(tracer.architecture_name))
+        self._loop: Final = TracerThread(tracer, coordinator)
+        self._targets: Final[list[Target]] = []
+        self._closed = False
+        atexit.register(self.close)
+
+    def attach(self, pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
+        """As ``ubpx.attach``, in this session."""
+        if isinstance(pid, bool) or not isinstance(pid, int):
+            raise UsageError(f"a pid is an int, not {pid!r}")
+        active = self._activate(plugins, slots)
+        target = Target(self, None, kill_on_exit=False)
+        desk = target._desk
+
+        def job() -> None:
+            desk.process = self._loop.coordinator.attach(ProcessId(pid), desk, slots_allowed=slots == "auto")
+            for plugin in active:
+                desk.activate(plugin)
+
+        self._loop.run(job)
+        self._targets.append(target)
+        return target
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        kill_on_exit: bool = False,
+        plugins: Sequence[str] = (),
+        slots: SlotPolicy = "auto",
+        **popen_options: Any,
+    ) -> "Target":
+        """As ``ubpx.spawn``, in this session."""
+        active = self._activate(plugins, slots)
+        launch = self._tracer.launch(argv, popen_options)
+        if launch.pid is None:
+            launch.finish()
+        target = Target(self, None, kill_on_exit=kill_on_exit)
+        desk, pid = target._desk, ProcessId(launch.pid or 0)
+        desk.starting = True
+
+        def job() -> None:
+            coordinator = self._loop.coordinator
+            process = desk.process = coordinator.attach(pid, desk, slots_allowed=slots == "auto")
+            launch.go()
+            coordinator.run_until(lambda: not desk.starting or process.ended.is_set())
+            if not process.ended.is_set():
+                for plugin in active:
+                    desk.activate(plugin)
+
+        try:
+            self._loop.run(job)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            launch.go()
+            launch.finish().wait()
+            raise
+        target._popen = launch.finish()
+        self._targets.append(target)
+        failure = desk.process.failure if desk.process else None
+        if failure is not None:
+            target._popen.kill()
+            target._popen.wait()
+            raise failure
+        return target
+
+    def _activate(self, names: Sequence[str], slots: str) -> list[Any]:
+        if self._closed:
+            raise UsageError("the session is closed; make another")
+        if slots not in ("auto", "none"):
+            raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
+        if isinstance(names, str):
+            raise UsageError(f"plugins={names!r}; give a list of names: plugins=[{names!r}]")
+        return [self._plugins.activate(name) for name in names]
+
+    def _resolve(self, spec: str | int, process: TracedProcess) -> Place:
+        place: Place | None = self._plugins.ask("ubpx_resolve_spec", spec=spec, process=process)
+        if place is None:
+            raise UnknownSymbol(str(spec), ())
+        return place
+
+    @property
+    def targets(self) -> tuple["Target", ...]:
+        """Those that are attached."""
+        return tuple(self._targets)
+
+    def close(self) -> None:
+        """Detach from every target, and end the tracer thread. Again: does nothing."""
+        if self._closed:
+            return
+        for target in self.targets:
+            target._leave()
+        self._closed = True
+        self._loop.close()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _peek_exit_status(pid: int, timeout: float | None, *, unless_reaped: int | None) -> int | None:
+    """The exit status of a child of this program, left for its parent to find; None after ``timeout``."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return unless_reaped
+    try:
+        if not select.select([descriptor], [], [], timeout)[0]:
+            return None
+        found = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return unless_reaped
+    finally:
+        os.close(descriptor)
+    if found is None:
+        return unless_reaped
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+class Target:
+    """One traced process. Leaving the ``with`` detaches, and the program lives on unharmed."""
+
+    def __init__(self, session: Session, popen: "subprocess.Popen[Any] | None", *, kill_on_exit: bool) -> None:
+        self._session: Final = session
+        self._desk: Final = TargetDesk(session._loop, session._resolve, self)
+        self._popen = popen
+        self._kill_on_exit: Final = kill_on_exit
+        self._owns_session = False
+        self._detached = False
+
+    @property
+    def _process(self) -> TracedProcess:
+        process = self._desk.process
+        if process is None:
+            raise InternalError("a target is made by attach or spawn, and neither gave it a process")
+        return process
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
+    def stops(self) -> int:
+        """How often threads of the process have stopped for the tracer so far."""
+        return self._process.stops
+
+    @property
+    def memory(self) -> Memory:
+        """The program's memory; no trap of ours is ever seen in it."""
+        return self._process.memory
+
+    @property
+    def popen(self) -> "subprocess.Popen[Any] | None":
+        """The Popen of a spawned program, for its pipes; None for an attached one."""
+        return self._popen
+
+    def client(self, name: str, *, priority: int = 0) -> Client:
+        """A new client; raises UsageError if a living one has the name, TargetGone."""
+        self._check_attached()
+        return self._desk.join(name, priority)
+
+    def clients(self) -> tuple[Client, ...]:
+        """The living ones, in the order of joining."""
+        return self._desk.roster.living()
+
+    def probepoints(self) -> tuple[Probepoint, ...]:
+        """All probepoints that anybody leases, by address."""
+        return self._desk.probepoints()
+
+    def threads(self) -> tuple[ThreadId, ...]:
+        """The tids of the process's threads."""
+        return tuple(thread.tid for thread in self._process.living())
+
+    def holds(self) -> tuple[Hold, ...]:
+        """Who keeps what stopped."""
+        return self._session._loop.coordinator.holds.in_process(self._process.pid)
+
+    def resume(self) -> None:
+        """Start a spawned program. Once it runs: does nothing."""
+        self._check_attached()
+        hold = self._desk.start_hold
+        if hold is not None and not hold.released and not self._process.ended.is_set():
+            self._session._loop.run(hold.release)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the process has ended: its exit status, or minus the signal that killed it.
+
+        None if ``timeout`` seconds were not enough. Raises UsageError from a handler, and after a detach.
+        """
+        if self._session._loop.is_current:
+            raise UsageError("target.wait() from a handler would wait for itself; return a verdict instead")
+        self._check_attached()
+        self.resume()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._process.ended.wait(timeout):
+            return None
+        if self._process.failure is not None:
+            raise self._process.failure
+        self._check_attached()
+        return self._exit_status(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def _exit_status(self, timeout: float | None) -> int | None:
+        """Of a process whose last thread has gone. Our own children's parent may still want it."""
+        if self._popen is not None:
+            try:
+                return self._popen.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return None
+        if self._process.own_child:
+            return _peek_exit_status(self._process.pid, timeout, unless_reaped=self._process.status)
+        return self._process.status
+
+    def detach(self) -> None:
+        """Leave the process as if nobody had been there; from a handler: after the hit. Again: does nothing."""
+        loop = self._session._loop
+        if loop.is_current:
+            if loop.coordinator.serving is not None:
+                loop.post(self._leave)
+            else:
+                self._leave()
+            return
+        self._leave()
+        if self._owns_session:
+            self._session.close()
+
+    def _leave(self) -> None:
+        if self._detached:
+            return
+        if self._desk.process is not None and not self._process.ended.is_set():
+            coordinator = self._session._loop.coordinator
+            self._session._loop.run(lambda: coordinator.detach(self._process))
+        self._detached = True
+        with contextlib.suppress(ValueError):
+            self._session._targets.remove(self)
+        if self._popen is not None and self._popen.poll() is None:
+            threading.Thread(target=self._popen.wait, name=f"ubpx-reaper-{self.pid}", daemon=True).start()
+
+    def _check_attached(self) -> None:
+        if self._detached or (self._process.ended.is_set() and self._process.status is None):
+            if self._process.failure is not None:
+                raise self._process.failure
+            raise UsageError(f"target {self._process.pid} is detached; attach again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._kill_on_exit and self._popen is not None and not self._detached:
+            self._popen.kill()
+            self._process.ended.wait()
+            self._popen.wait()
+        self.detach()
+
+    def __repr__(self) -> str:
+        return f"<target {self.pid}>"
+
+
+__all__ = ["Session", "Target", "attach", "spawn"]
