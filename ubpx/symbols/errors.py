@@ -10,7 +10,9 @@ class UnreadableModule(SpecError):
     """A mapped file cannot be read, is not the one that was mapped, or is not a sound ELF file."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"cannot read the symbols of {printable(path)}: {reason}; probe an address (0x...) instead")
+        super().__init__(
+            f"cannot read the symbols of {printable(path)}: {printable(reason)}; probe an address (0x...) instead"
+        )
         self.path, self.reason = path, reason
 
 

@@ -66,6 +66,10 @@ def _candidates(modules: LoadedModules, defining: LoadedModule, symbol: Symbol) 
     related = []
     for name in sorted({name for name in symbols.names() if stem in name}):
         after = name.strip("_").startswith(stem + "_") or name.endswith("_" + stem)
-        if after and any(one.kind is SymbolKind.FUNCTION for one in symbols.named(name)):
+        if after and all(_may_be_chosen(one, symbol) for one in symbols.named(name)):
             related.append(f"{defining.name}:{printable(name)}")
     return related[:MAX_CANDIDATES]
+
+
+def _may_be_chosen(function: Symbol, ifunc: Symbol) -> bool:
+    return function.kind is SymbolKind.FUNCTION and function.address != ifunc.address

@@ -106,8 +106,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         if key not in built:
             directory = tmp_path_factory.mktemp(name)
             for file, text in sources.items():
-                text = TELL + text if file.endswith(".c") else text
-                directory.joinpath(file).write_text(text)
+                directory.joinpath(file).write_text(TELL + text if file.endswith(".c") else text)
             compiled = [file for file in sources if file.endswith((".c", ".S"))]
             command = ["gcc", "-O1", "-w", "-o", name, *compiled, *map(str, flags)]
             subprocess.run(command, cwd=directory, check=True, timeout=120)

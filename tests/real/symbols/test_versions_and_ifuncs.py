@@ -66,8 +66,8 @@ def test_a_version_is_chosen_as_the_dynamic_linker_chooses(build: Build, start: 
 
 
 CHOOSING = """
-static int chosen_plain(int a) { return a + 1; }
-static int chosen_fast(int a) { return a + 2; }
+static KEPT int chosen_plain(int a) { return a + 1; }
+static KEPT int chosen_fast(int a) { return a + 2; }
 static void *resolve_chosen(void) { return chosen_fast; }
 int chosen(int a) __attribute__((ifunc("resolve_chosen")));
 """
@@ -85,7 +85,9 @@ def test_an_ifunc_of_the_program_is_its_implementation(build: Build, start: Star
     text = (
         CHOOSING
         + """
-    int main(int c, char **v) { tell("fast", chosen_fast); tell("resolver", resolve_chosen); chosen(c); wait_for_end(); }
+    int main(int c, char **v) {
+        tell("fast", chosen_fast); tell("resolver", resolve_chosen); chosen(c); wait_for_end();
+    }
     """
     )
     program = start(build("chooser", {"main.c": text}, *LINKAGES[linkage]))

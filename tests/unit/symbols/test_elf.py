@@ -1,5 +1,6 @@
 """Reading ELF files: what is found, and that nothing of a spoilt file but our own errors comes out."""
 
+import functools
 import io
 import struct
 from collections.abc import Callable
@@ -219,7 +220,7 @@ def test_a_long_name_neither_matches_nor_floods(elf_maker: Any, entry: Any) -> N
     assert max(map(len, symbols.names())) < 1000
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_garbled_file_raises_nothing_but_our_errors(made: bytes, data: st.DataObject) -> None:
     """Invariant: any bytes changed in a file, or any of its end missing, give symbols or a SpecError."""
@@ -234,13 +235,14 @@ def test_a_garbled_file_raises_nothing_but_our_errors(made: bytes, data: st.Data
         assert str(error).isprintable()  # noqa: PT017 - a file may stay sound; then nothing is raised
 
 
+@functools.cache
 def smallest_library() -> bytes:
     """Of those in this very process: there is always one."""
     mapped = {Path(mapped.path) for mapped in parse_maps(Path("/proc/self/maps").read_text()) if ".so" in mapped.path}
     return min((path for path in mapped if path.exists()), key=lambda path: path.stat().st_size).read_bytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_garbled_library_raises_nothing_but_our_errors(data: st.DataObject) -> None:
     """Invariant: as above for a real library: versions, relocations and unwind table included.

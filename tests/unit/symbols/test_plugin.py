@@ -1,0 +1,25 @@
+"""The plugin as the plugin loader sees it."""
+
+import subprocess
+import sys
+
+import pluggy
+
+from ubpx import hookspecs
+from ubpx.symbols.resolver import SymbolResolver
+
+
+def test_the_resolver_answers_the_hook() -> None:
+    """Invariant: an instance, made without arguments, is a plugin whose hook fits the specification."""
+    manager = pluggy.PluginManager("ubpx")
+    manager.add_hookspecs(hookspecs.AskHooks)
+    manager.register(SymbolResolver())
+    manager.check_pending()
+    (hook,) = manager.get_hookcallers(manager.get_plugins().pop()) or []
+    assert hook.name == "ubpx_resolve_spec"
+
+
+def test_importing_loads_no_elf_library() -> None:
+    """Invariant: pyelftools is loaded at the first file, never at import."""
+    program = "import sys, ubpx.symbols; sys.exit('elftools' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
