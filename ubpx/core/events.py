@@ -104,4 +104,4 @@ class ThreadGone(StopEvent):
 
 @attrs.frozen
 class Doorbell:
-    """Somebody rang: there are jobs to run."""
+    """Somebody rang, or the core took charge of an arrival: there may be something to do."""

@@ -178,7 +178,10 @@ class Tracer(Protocol):
         ...
 
     def wait(self) -> Any:
-        """The next StopEvent, or a Doorbell; meanwhile arrivals at sites are served (see Site)."""
+        """The next StopEvent, or a Doorbell; meanwhile arrivals at sites are served (see Site).
+
+        After an arrival that the core took charge of it returns a Doorbell, so that nobody waits in vain.
+        """
         ...
 
     def resume(self, thread: TracedThread, signal: int = 0) -> None:

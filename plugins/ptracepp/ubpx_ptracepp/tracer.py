@@ -190,8 +190,9 @@ class PtraceTracer:
         while True:
             while self._batch:
                 thread, site = self._batch.popleft()
-                if site.arrive(thread):
-                    quick(PTRACE_CONT, thread.tid, 0, 0)
+                if not site.arrive(thread):
+                    return events.Doorbell()
+                quick(PTRACE_CONT, thread.tid, 0, 0)
             if self._queue:
                 return self._queue.popleft()
             self._gather()
