@@ -23,10 +23,6 @@ SOURCES: Final = ROOT / "tests" / "targets"
 BUILD: Final = ROOT / "build" / "targets"
 FLAGS: Final = ("-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread")
 MORE_SOURCES: Final = {"twins": ("twins_other.c",)}
-# Until the core is there: what needs it cannot even be collected.
-collect_ignore_glob = (
-    [] if "attach" in (ROOT / "ubpx" / "__init__.py").read_text() else ["test_[!p]*.py", "test_pl*.py"]
-)
 PATIENCE_S: Final = 30.0
 MARK: Final = "UBPX_TEST_MARK"
 
@@ -183,6 +179,10 @@ class Program:
         assert maps - maps_before == set(), "mappings that were not there before"
         assert maps_before - maps == set(), "mappings that are there no more"
         assert stopped_or_traced(self.pid) == {}
+
+    def is_stopped(self) -> bool:
+        """Whether no thread of it runs: all are in a stop, of the program's own or of a tracer."""
+        return all(status_of(self.pid, tid).get("State", "T")[0] in "tT" for tid in threads_of(self.pid))
 
     def end(self) -> None:
         """Kill it if it lives, and leave no zombie."""

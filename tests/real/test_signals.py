@@ -117,35 +117,48 @@ def test_handler_runs_in_the_program(target_program: StartProgram) -> None:
 def test_stopped_program_stays_stopped(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: SIGSTOP and SIGCONT work on a traced program; a stop outlives the detach and SIGCONT ends it."""
     program = target_program("echo", 2)
-    assert program.popen is not None
     maps = program.maps()
     with ubpx.attach(program.pid) as target:
         lease = target.client("one").probe("busy", lambda _: None)
         for _ in range(5):
-            assert eventually(lambda: lease.hits > 0)
+            hits = lease.hits
+            assert eventually(lambda hits=hits: lease.hits > hits)
             os.kill(program.pid, signal.SIGSTOP)
-            _, status = os.waitpid(program.pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status)
-            time.sleep(0.02)
+            assert eventually(program.is_stopped)
             hits = lease.hits
             time.sleep(0.05)
             assert lease.hits == hits
             os.kill(program.pid, signal.SIGCONT)
-            assert eventually(lambda hits=hits: lease.hits > hits)
         os.kill(program.pid, signal.SIGSTOP)
-        time.sleep(0.05)
+        assert eventually(program.is_stopped)
+    assert eventually(program.is_stopped)
+    time.sleep(0.05)
+    assert program.is_stopped()
+    os.kill(program.pid, signal.SIGCONT)
+    assert program.answer(1) == 2
+    program.assert_untouched(maps)
+
+
+def test_stop_reaches_the_parent_after_the_detach(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
+    """Invariant: job control works on a program that was traced and let go."""
+    program = target_program("echo", 2)
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("busy", lambda _: None)
+        assert eventually(lambda: lease.hits > 0)
+    os.kill(program.pid, signal.SIGSTOP)
     _, status = os.waitpid(program.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     os.kill(program.pid, signal.SIGCONT)
     assert program.answer(1) == 2
-    program.assert_untouched(maps)
 
 
 def test_attach_to_a_stopped_program(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: a program that was stopped before the attach stays so until SIGCONT, and can be probed meanwhile."""
     program = target_program("echo", 2)
     os.kill(program.pid, signal.SIGSTOP)
-    os.waitpid(program.pid, os.WUNTRACED)
+    assert eventually(program.is_stopped)
     with ubpx.attach(program.pid) as target:
         lease = target.client("one").probe("busy", lambda _: None)
         time.sleep(0.05)
