@@ -230,7 +230,7 @@ class AskHooks:
         Where: in the tracer thread; the process runs or not, as it did.
         Arguments: ``spec`` as the client gave it; ``process`` is valid until the hook returns.
         Returns: a Place, or None to let another plugin answer; the first answer counts.
-        Raises: UnknownSymbol, AmbiguousSymbol, UnknownModule, NotExecutable, UsageError reach the
-            caller as they are; anything else becomes PluginFailed.
+        Raises: any error of ubpx's own tree reaches the caller as it is (UnknownSymbol, AmbiguousSymbol,
+            UnknownModule, NotExecutable, UsageError, ...); anything else becomes PluginFailed.
         Since: 0.1.
         """

@@ -257,11 +257,13 @@ class Target:
         return self._desk.probepoints()
 
     def threads(self) -> tuple[ThreadId, ...]:
-        """The tids of the process's threads."""
+        """The tids of the process's threads; none once it has ended."""
+        self._check_attached()
         return tuple(thread.tid for thread in self._process.living())
 
     def holds(self) -> tuple[Hold, ...]:
         """Who keeps what stopped."""
+        self._check_attached()
         return self._session._loop.coordinator.holds.in_process(self._process.pid)
 
     def resume(self) -> None:

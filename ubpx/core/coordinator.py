@@ -69,6 +69,8 @@ class Coordinator:
         self.after_hit: list[Callable[[], None]] = []
         self._threads: Final[dict[ThreadId, Thread]] = {}
         self._listeners: Final[dict[ProcessId, Listener]] = {}
+        self._early: Final[set[ThreadId]] = set()
+        """Tasks that appeared before whoever made them said so."""
         self._current: Thread | None = None
         """The thread whose event is being handled: it is stopped."""
         self._identities: Final = count(1)
@@ -203,8 +205,7 @@ class Coordinator:
         if thread is None and isinstance(event, events.Execed) and event.thread.pid in self.processes:
             thread = self._adopt(event.thread, self.processes[event.thread.pid])
         if thread is None:
-            if not isinstance(event, events.ThreadGone):
-                self.tracer.resume(event.thread)
+            self._on_unknown(event)
             return
         before, self._current = self._current, thread
         thread.stop = StopKind.PLAIN
@@ -235,8 +236,27 @@ class Coordinator:
                 thread.pending, due = 0, thread.pending
                 self.tracer.resume(thread.port, due)
 
+    def _on_unknown(self, event: events.StopEvent) -> None:
+        """Of a thread that we never had: it died before it appeared, or was left meanwhile."""
+        if not isinstance(event, events.ThreadGone):
+            self.tracer.resume(event.thread)
+            return
+        for process in tuple(self.processes.values()):
+            if event.thread.tid in process.announced:
+                process.announced.discard(event.thread.tid)
+                self._end_if_empty(process)
+
     def _on_appeared(self, event: events.ThreadAppeared) -> None:
         port = event.thread
+        parent = self.processes.get(event.parent)
+        if parent is None:
+            self.tracer.detach(port)
+            self.tracer.forget(port)
+            return
+        if port.tid in parent.announced:
+            parent.announced.discard(port.tid)
+        else:
+            self._early.add(port.tid)
         process = self.processes.get(event.process)
         if process is not None:
             thread = self._adopt(port, process)
@@ -245,7 +265,6 @@ class Coordinator:
                 listener.thread_started(process, port.tid)
             self._move(thread, Input.APPEARED)
             return
-        parent = self.processes[event.parent]
         if event.shares_memory:
             child = TracedProcess(event.process, parent.space, self.tracer, silent=True)
             self.processes[child.pid] = child
@@ -257,6 +276,7 @@ class Coordinator:
         self._tell_forked(parent, event.process)
         self.tracer.detach(port)
         self.tracer.forget(port)
+        self._end_if_empty(parent)
 
     def _tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
         listener = self._listeners.get(parent.pid)
@@ -291,6 +311,10 @@ class Coordinator:
 
     def _on_task_created(self, thread: Thread, event: events.TaskCreated) -> None:
         thread.stop = StopKind.EVENT
+        if event.child in self._early:
+            self._early.discard(event.child)
+        else:
+            thread.process.announced.add(event.child)
         if event.waits_for_child:
             thread.vfork_child = ProcessId(event.child)
         self._move(thread, Input.TASK_CREATED)
@@ -322,7 +346,10 @@ class Coordinator:
     def _drop(self, thread: Thread) -> None:
         process = thread.process
         self._forget(thread)
-        if not process.threads and not process.ended.is_set():
+        self._end_if_empty(process)
+
+    def _end_if_empty(self, process: TracedProcess) -> None:
+        if not process.threads and not process.announced and not process.ended.is_set():
             self._end(process, process.last_status)
 
     def _forget(self, thread: Thread) -> None:
@@ -642,8 +669,13 @@ class Coordinator:
     def _stop_all(self, space: AddressSpace) -> None:
         for thread in self._threads_in(space):
             self._refresh_held(thread)
-        self.run_until(lambda: all(thread.state in _STOPPED for thread in self._threads_in(space)))
+        self.run_until(lambda: self._is_quiet(space))
         self.run_until(lambda: self._end_is_clear(space))
+
+    def _is_quiet(self, space: AddressSpace) -> bool:
+        """All stopped, and no child on its way that would have to be cleaned."""
+        announced = any(process.announced for process in self._sharing(space))
+        return not announced and all(thread.state in _STOPPED for thread in self._threads_in(space))
 
     def _end_is_clear(self, space: AddressSpace) -> bool:
         """A process whose threads all are exiting must be seen to its end."""

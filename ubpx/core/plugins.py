@@ -40,8 +40,6 @@ class Plugins:
     def __init__(self, entries: Sequence[EntryPoint] | None = None) -> None:
         self._providers = pluggy.PluginManager("ubpx")
         self._providers.add_hookspecs(hookspecs.AskHooks)
-        self._clients = pluggy.PluginManager("ubpx")
-        self._clients.add_hookspecs(hookspecs.NotifyHooks)
         self._found: dict[str, Any] = {}
         self._broken: dict[str, str] = {}
         for entry in entry_points(group=GROUP) if entries is None else entries:
@@ -73,14 +71,10 @@ class Plugins:
             known = ", ".join(sorted(self._found)) or "none"
             raise UsageError(f"no plugin is named {name!r}; installed are: {known}")
         plugin = self._found[name]
-        if not self._clients.is_registered(plugin):
-            self._clients.register(plugin, name)
-        hooks = {}
-        for hook in NOTIFY_HOOKS:
-            others = [other for other in self._clients.get_plugins() if other is not plugin]
-            caller = self._clients.subset_hook_caller(hook, others)
-            if any(impl.plugin is plugin for impl in caller.get_hookimpls()):
-                hooks[hook] = caller
+        alone = pluggy.PluginManager("ubpx")  # one for each: events go to one client at a time
+        alone.add_hookspecs(hookspecs.NotifyHooks)
+        alone.register(plugin, name)
+        hooks = {hook: caller for hook in NOTIFY_HOOKS if (caller := getattr(alone.hook, hook)).get_hookimpls()}
         if not hooks:
             raise UsageError(f"plugin {name!r} implements no client hook; leave it out of plugins=, it loads by itself")
         return ClientPlugin(name, hooks)

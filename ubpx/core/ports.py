@@ -40,6 +40,11 @@ class ProcessView(Protocol):
         ...
 
     @property
+    def proc(self) -> str:
+        """A directory of /proc that answers for the process, even when its leader has exited."""
+        ...
+
+    @property
     def memory(self) -> Memory:
         """The program's memory; reads never show a trap of ours."""
         ...

@@ -169,6 +169,8 @@ class TracedProcess:
         self.silent: Final = silent
         """A child that shares its parent's memory: no handler runs for it."""
         self.threads: Final[dict[ThreadId, Thread]] = {}
+        self.announced: Final[set[ThreadId]] = set()
+        """Threads and children that it has made and that have not appeared yet."""
         self.stops_of_gone = 0
         self.ended: Final = threading.Event()
         """Set when it has exited or been detached."""
@@ -180,6 +182,15 @@ class TracedProcess:
         """Why it had to be left, if that was not asked for."""
         self.own_child: Final = tracer.is_own_child(pid)
         self._tracer: Final = tracer
+
+    @property
+    def proc(self) -> str:
+        """A directory of /proc that answers for the process: the leader's, or a living thread's."""
+        leader = self.threads.get(ThreadId(self.pid))
+        if leader is None or leader.state is State.EXITING:
+            living = next((each.tid for each in self.living() if each.state is not State.EXITING), self.pid)
+            return f"/proc/{living}"
+        return f"/proc/{self.pid}"
 
     @property
     def memory(self) -> Memory:

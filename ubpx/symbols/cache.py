@@ -91,7 +91,7 @@ def _read(
 
 def _open(process: ProcessView, module: Module) -> BinaryIO:
     if module.path != VDSO:
-        return open_mapped(process.pid, module.ranges)
+        return open_mapped(process.proc, module.ranges)
     start, end = module.ranges[0].start, module.ranges[-1].end
     if end - start > MAX_VDSO_BYTES:
         raise UnreadableModule(VDSO, f"it has {end - start} bytes, more than {MAX_VDSO_BYTES}")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ubpx.core.values import MappedRange, ProcessId
+from ubpx.core.values import MappedRange
 from ubpx.symbols.errors import UnreadableModule
 
 
-def open_mapped(pid: ProcessId, ranges: tuple[MappedRange, ...]) -> BinaryIO:
+def open_mapped(proc: str, ranges: tuple[MappedRange, ...]) -> BinaryIO:
     """The file that is mapped at these ranges (all of one file), open for reading.
 
     Tried in turn: /proc/PID/map_files, which also has files that were deleted or replaced but
@@ -21,7 +21,7 @@ def open_mapped(pid: ProcessId, ranges: tuple[MappedRange, ...]) -> BinaryIO:
     Raises UnreadableModule.
     """
     why = "it is not at its path any more, and /proc/PID/map_files may not be read"
-    for path in _candidates(pid, ranges):
+    for path in _candidates(proc, ranges):
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
@@ -53,9 +53,9 @@ def is_same_file(status: os.stat_result, mapped: MappedRange) -> bool:
     return actual == (major, minor) or (actual[0] == 0 and major == 0)
 
 
-def _candidates(pid: ProcessId, ranges: tuple[MappedRange, ...]) -> Iterator[str]:
+def _candidates(proc: str, ranges: tuple[MappedRange, ...]) -> Iterator[str]:
     for mapped in ranges:
-        yield f"/proc/{pid}/map_files/{mapped.start:x}-{mapped.end:x}"
+        yield f"{proc}/map_files/{mapped.start:x}-{mapped.end:x}"
     if ranges[0].path.startswith("/"):
-        yield f"/proc/{pid}/root{ranges[0].path}"
-    yield f"/proc/{pid}/exe"
+        yield f"{proc}/root{ranges[0].path}"
+    yield f"{proc}/exe"

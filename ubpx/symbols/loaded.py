@@ -63,19 +63,19 @@ class LoadedModules:
 
     def main(self) -> Sequence[LoadedModule]:
         """The program itself: the file of /proc/PID/exe."""
-        pid = self._process.pid
+        program = f"{self._process.proc}/exe"
         try:
-            status = Path(f"/proc/{pid}/exe").stat()
+            status = Path(program).stat()
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise TargetGone(pid, None) from error
+            raise TargetGone(self._process.pid, None) from error
         except OSError as error:
-            raise UnreadableModule(f"/proc/{pid}/exe", f"it may not be read ({error.strerror})") from error
+            raise UnreadableModule(program, f"it may not be read ({error.strerror})") from error
         modules = [module for module in self._modules if is_same_file(status, module.ranges[0])]
         return self._loaded(modules, wanted="the main program")
 
     def by_path(self, path: str) -> Sequence[LoadedModule]:
         """The file at this path, in our root or in the process's. Raises UnknownModule if it is not mapped."""
-        for candidate in (path, f"/proc/{self._process.pid}/root/{path.lstrip('/')}"):
+        for candidate in (path, f"{self._process.proc}/root/{path.lstrip('/')}"):
             with contextlib.suppress(OSError, ValueError):
                 status = Path(candidate).stat()
                 modules = [module for module in self._modules if is_same_file(status, module.ranges[0])]

@@ -11,6 +11,7 @@ import signal
 from typing import Final
 
 from ubpx import UsageError
+from ubpx_ptracepp.parenthood import waitpid
 from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_O_EXITKILL, PTRACE_SEIZE, WAIT_THREAD, request
 
 
@@ -38,5 +39,5 @@ class Doorbell:
         """End it."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
-            while not os.WIFSIGNALED(os.waitpid(self.pid, WAIT_THREAD)[1]):
+            while not os.WIFSIGNALED(waitpid(self.pid, WAIT_THREAD)[1]):
                 pass

@@ -14,6 +14,7 @@ from ubpx import PtraceFailed, SlotsExhausted, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.memory import ProcessMemory
+from ubpx_ptracepp.parenthood import waitpid
 from ubpx_ptracepp.requests import (
     OPTIONS,
     PTRACE_CONT,
@@ -135,7 +136,7 @@ class Injector:
         """Let the thread go until its next stop of the wanted kind (None: a plain one)."""
         while True:
             request(how, tid)
-            _, status = os.waitpid(tid, WAIT_THREAD)
+            _, status = waitpid(tid, WAIT_THREAD)
             if not os.WIFSTOPPED(status):
                 raise Interloper(status)
             event, number = status >> 16, os.WSTOPSIG(status)

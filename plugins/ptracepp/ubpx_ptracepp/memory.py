@@ -1,11 +1,13 @@
 """A process's memory by /proc/PID/mem, and by process_vm_writev where protections must hold."""
 
 import ctypes
+import errno
 import os
 from typing import Any, Final
 
-from ubpx import MemoryFault
+from ubpx import MemoryFault, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
+from ubpx_ptracepp import procfs
 
 
 class _IoVector(ctypes.Structure):
@@ -21,7 +23,11 @@ class ProcessMemory:
 
     def __init__(self, pid: ProcessId) -> None:
         self._pid: Final = pid
-        self._descriptor = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._tid = procfs.living_tid(pid)
+        try:
+            self._descriptor = os.open(f"/proc/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise TargetGone(pid, None) from error
 
     def read(self, address: VirtAddr, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault."""
@@ -37,9 +43,19 @@ class ProcessMemory:
         """Write what the program itself could write; raises MemoryFault."""
         local = _IoVector(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
         remote = _IoVector(address, len(data))
-        written = _writev(self._pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-        if self._descriptor < 0 or written != len(data):
+        if self._descriptor < 0 or not (self._write(local, remote) or self._write_by_another(local, remote)):
             raise MemoryFault(address, len(data), "write")
+
+    def _write(self, local: _IoVector, remote: _IoVector) -> bool:
+        written: int = _writev(self._tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        return bool(written == local.length)
+
+    def _write_by_another(self, local: _IoVector, remote: _IoVector) -> bool:
+        """Once more, if the thread that we write by has exited and another has not."""
+        if ctypes.get_errno() != errno.ESRCH:
+            return False
+        self._tid = procfs.living_tid(self._pid)
+        return self._write(local, remote)
 
     def patch(self, address: VirtAddr, data: bytes) -> None:
         """Write through page protections; raises MemoryFault."""

@@ -30,6 +30,14 @@ def tids(pid: int) -> list[int]:
         return []
 
 
+def living_tid(pid: int) -> int:
+    """A thread of the process that has not exited: a leader that has shows no memory, maps or program."""
+    for tid in (pid, *tids(pid)):
+        if not status(tid).get("State", "Z").startswith(("Z", "X")):
+            return tid
+    return pid
+
+
 def parent(pid: int) -> int:
     """The parent's pid; 0 if the process is gone."""
     return int(status(pid).get("PPid", "0"))
@@ -38,7 +46,7 @@ def parent(pid: int) -> int:
 def maps(pid: int) -> Sequence[MappedRange]:
     """What is mapped; empty if the process is gone."""
     try:
-        return parse_maps(Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="surrogateescape"))
+        return parse_maps(Path(f"/proc/{living_tid(pid)}/maps").read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError:
         return ()
 
@@ -56,7 +64,7 @@ def command(pid: int) -> str:
 def entry_point(pid: int) -> VirtAddr:
     """Where the process's program starts, from its auxiliary vector; raises TargetGone."""
     try:
-        vector = memoryview(Path(f"/proc/{pid}/auxv").read_bytes()).cast("Q")
+        vector = memoryview(Path(f"/proc/{living_tid(pid)}/auxv").read_bytes()).cast("Q")
     except OSError as error:
         raise TargetGone(pid, None) from error
     entries = dict(zip(vector[::2], vector[1::2], strict=True))
@@ -66,7 +74,7 @@ def entry_point(pid: int) -> VirtAddr:
 def machine(pid: int) -> str:
     """The architecture of the program that the process runs."""
     try:
-        with open(f"/proc/{pid}/exe", "rb") as program:
+        with open(f"/proc/{living_tid(pid)}/exe", "rb") as program:
             header = program.read(20)
     except OSError:
         return "unknown"

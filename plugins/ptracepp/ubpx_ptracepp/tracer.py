@@ -17,7 +17,7 @@ from ubpx import PtraceFailed, SlotsExhausted, TargetGone, UsageError
 from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
-from ubpx_ptracepp import procfs
+from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.doorbell import Doorbell
 from ubpx_ptracepp.injection import (
     ORIG_RAX,
@@ -32,6 +32,7 @@ from ubpx_ptracepp.injection import (
 )
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
+from ubpx_ptracepp.parenthood import waitpid
 from ubpx_ptracepp.requests import (
     OPTIONS,
     PEEK,
@@ -141,6 +142,8 @@ class PtraceTracer:
     def seize(self, pid: ProcessId) -> Sequence[PtraceThread]:
         """Trace all threads of a running process, without stopping them."""
         procfs.check_attachable(pid)
+        if self.is_own_child(pid):
+            parenthood.keep(pid)
         seized: dict[int, PtraceThread] = {}
         seen: set[int] = set()
         try:
@@ -151,8 +154,10 @@ class PtraceTracer:
                         seized[tid] = PtraceThread(ThreadId(tid), pid)
         except BaseException:
             self._abandon(seized)
+            parenthood.let_go(pid)
             raise
         if not seized:
+            parenthood.let_go(pid)
             procfs.check_attachable(pid)
             raise TargetGone(pid, None)
         self._threads.update(seized)
@@ -178,7 +183,7 @@ class PtraceTracer:
         for tid in seized:
             with contextlib.suppress(ChildProcessError):
                 request(PTRACE_INTERRUPT, tid)
-                _, status = os.waitpid(tid, WAIT_THREAD)
+                _, status = waitpid(tid, WAIT_THREAD)
                 if os.WIFSTOPPED(status):
                     plain = status >> 16
                     request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
@@ -323,7 +328,7 @@ class PtraceTracer:
             self._queue.append(events.ThreadGone(gone, os.waitstatus_to_exitcode(status)))
             return
         pid = ProcessId(int(procfs.status(tid).get("Tgid", "0")))
-        known = {thread.pid for thread in self._threads.values()}
+        known = self._known_pids()
         if status >> 16 == PTRACE_EVENT_EXEC and pid in known:
             thread = self._threads[tid] = PtraceThread(ThreadId(tid), pid)
             self._queue.append(self._exec_event(thread, event_message(tid) or tid))
@@ -336,6 +341,10 @@ class PtraceTracer:
             self._appear(tid, pid, parent)
         elif pid:
             self._orphans[tid] = pid
+
+    def _known_pids(self) -> set[ProcessId]:
+        """Processes with a thread that is traced, or that has announced one."""
+        return {thread.pid for thread in self._threads.values()} | set(self._parents.values())
 
     def _appear(self, tid: int, pid: ProcessId, parent: ProcessId) -> None:
         self._parents.pop(tid, None)
@@ -368,7 +377,7 @@ class PtraceTracer:
         """From an event's stop to a plain one."""
         request(PTRACE_INTERRUPT, thread.tid)
         request(PTRACE_CONT, thread.tid)
-        _, status = os.waitpid(thread.tid, WAIT_THREAD)
+        _, status = waitpid(thread.tid, WAIT_THREAD)
         if status >> 16 == PTRACE_EVENT_STOP:
             thread.stops += 1
             return True
@@ -378,13 +387,16 @@ class PtraceTracer:
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""
         request(PTRACE_DETACH, thread.tid, 0, signal)
+        if int(thread.tid) == thread.pid:
+            parenthood.let_go(thread.pid)
 
     def forget(self, thread: PtraceThread) -> None:
         """Drop the record, and with the last of a process its memory."""
         if self._threads.get(thread.tid) is thread:
             del self._threads[thread.tid]
-        if not any(other.pid == thread.pid for other in self._threads.values()):
+        if thread.pid not in self._known_pids():
             self._syscall_insns.pop(thread.pid, None)
+            parenthood.let_go(thread.pid)
             memory = self._memories.pop(thread.pid, None)
             if memory is not None:
                 memory.close()
@@ -441,10 +453,7 @@ class PtraceTracer:
         former = self._memories.pop(pid, None)
         if former is not None:
             former.close()
-        try:
-            memory = self._memories[pid] = ProcessMemory(pid)
-        except FileNotFoundError as error:
-            raise TargetGone(pid, None) from error
+        memory = self._memories[pid] = ProcessMemory(pid)
         return memory
 
     def mappings(self, pid: ProcessId) -> Sequence[MappedRange]:
@@ -496,7 +505,7 @@ class PtraceTracer:
 def _reap(tid: int) -> int | None:
     """The wait status that was peeked at; None if it is there no more."""
     try:
-        found, status = os.waitpid(tid, WAIT_THREAD | os.WNOHANG)
+        found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
     except ChildProcessError:
         return None
     return status if found else None

@@ -64,6 +64,7 @@ class Running:
         self._popen = popen
         self._resolver = SymbolResolver()
         self.pid = ProcessId(popen.pid)
+        self.proc = f"/proc/{popen.pid}"
         self.memory = ProcessMemory(popen.pid)
         self.said = {name: int(value, 16) for name, _, value in (word.partition("=") for word in self._line().split())}
 

@@ -117,11 +117,11 @@ def test_a_file_that_replaced_the_mapped_one_is_not_read(tmp_path: Path) -> None
         inode=status.st_ino, path=str(file),
     )  # fmt: skip
     pid = ProcessId(os.getpid())
-    with open_mapped(pid, (mapped,)) as stream:
+    with open_mapped(f"/proc/{pid}", (mapped,)) as stream:
         assert stream.read() == b"not it"
     with pytest.raises(UnreadableModule, match="not at its path"):
-        open_mapped(pid, (attrs.evolve(mapped, inode=status.st_ino + 1),))
+        open_mapped(f"/proc/{pid}", (attrs.evolve(mapped, inode=status.st_ino + 1),))
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(UnreadableModule):
-        open_mapped(pid, (attrs.evolve(mapped, inode=file.stat().st_ino),))
+        open_mapped(f"/proc/{pid}", (attrs.evolve(mapped, inode=file.stat().st_ino),))

@@ -1,0 +1,63 @@
+"""Keeps a traced child of our own program from its parent's waits while it is traced.
+
+A process that traces its own child is given the child's ptrace stops by *every* wait for it, in any
+of its threads: the kernel takes a tracee that is one's own child for a tracee only (wait_consider_task
+in kernel/exit.c), so ``Popen.poll()`` of the embedding program would report a stop as an end, and
+the stop would be lost to the tracer. So while such a child is traced, waits for it find it running;
+they go on when it is let go, which is before it can be reaped.
+
+Waits for *any* child (``os.wait()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see the
+documentation of embedding.
+"""
+
+import os
+import subprocess
+import threading
+from typing import Any, Final
+
+waitpid: Final = os.waitpid
+"""The real one; what the tracer itself uses."""
+_poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
+
+_lock: Final = threading.Lock()
+_kept: Final[dict[int, threading.Event]] = {}
+"""By pid: set when the child is let go. Global as what it guards is: the children of this process."""
+
+
+def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
+    let_go = _kept.get(pid)
+    if let_go is not None:
+        if options & os.WNOHANG:
+            return (0, 0)
+        let_go.wait()
+    return waitpid(pid, options)
+
+
+def _internal_poll(self: "subprocess.Popen[Any]", *args: Any, **kwargs: Any) -> Any:
+    return None if self.pid in _kept and self.returncode is None else _poll(self, *args, **kwargs)
+
+
+def _set_poll(poll: Any) -> None:
+    # Popen keeps os.waitpid as a default argument, so that replacing that one is not enough.
+    type.__setattr__(subprocess.Popen, "_internal_poll", poll)
+
+
+def keep(pid: int) -> None:
+    """From now on waits for this child find it running."""
+    with _lock:
+        if not _kept:
+            os.waitpid = _waitpid
+            _set_poll(_internal_poll)
+        _kept[pid] = threading.Event()
+
+
+def let_go(pid: int) -> None:
+    """The child is traced no more. A pid that was not kept does no harm."""
+    with _lock:
+        event = _kept.pop(pid, None)
+        if event is None:
+            return
+        if not _kept:
+            os.waitpid = waitpid
+            _set_poll(_poll)
+        event.set()
