@@ -109,6 +109,8 @@ class PtraceTracer:
         self._batch: Final[deque[tuple[PtraceThread, Site]]] = deque()
         self._parents: Final[dict[int, ProcessId]] = {}
         """Who made a task that has not appeared yet."""
+        self._unannounced: Final[set[int]] = set()
+        """Tasks that have appeared, and whose maker has not said so yet."""
         self._orphans: Final[dict[int, ProcessId]] = {}
         """Tasks that appeared before whoever made them said so."""
         self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
@@ -278,7 +280,10 @@ class PtraceTracer:
         if message is None:
             return None  # killed meanwhile: its exit follows
         if event in TASK_EVENTS:
-            self._parents[message] = thread.pid
+            if message in self._unannounced:
+                self._unannounced.discard(message)
+            else:
+                self._parents[message] = thread.pid
             orphan = self._orphans.pop(message, None)
             if orphan is not None:
                 self._appear(message, orphan, thread.pid)
@@ -347,7 +352,8 @@ class PtraceTracer:
         return {thread.pid for thread in self._threads.values()} | set(self._parents.values())
 
     def _appear(self, tid: int, pid: ProcessId, parent: ProcessId) -> None:
-        self._parents.pop(tid, None)
+        if self._parents.pop(tid, None) is None:
+            self._unannounced.add(tid)
         shares = pid == parent or any(
             shares_memory(tid, thread.tid) for thread in self._threads.values() if thread.pid == parent
         )

@@ -66,6 +66,7 @@ _STACK_SEGMENT: Final = "the processor runs it and the next instruction as one, 
 _NOT_AN_INSTRUCTION: Final = "no valid instruction begins there"
 _UNDEFINED: Final = "processors disagree on this undefined instruction's length"
 _NEAR_BRANCH_16: Final = "Intel's and AMD's processors disagree on a near branch with an operand-size prefix"
+_RET_66: Final = "disassemblers disagree on the length of a ret with an operand-size prefix"
 
 _REFUSED_ONE_BYTE: Final[Mapping[int, str]] = {
     **dict.fromkeys((0x6C, 0x6D, 0x6E, 0x6F, *range(0xE4, 0xE8), *range(0xEC, 0xF0)), _PORT),
@@ -137,6 +138,8 @@ def _refusal_of_prefixes(encoding: Encoding) -> str | None:
     kind = insn_class(encoding)
     if LOCK in encoding.prefixes and kind is not InsnClass.PLAIN:
         return _NOT_AN_INSTRUCTION
+    if kind is InsnClass.LEAVES and encoding.opcode == 0xC2 and OPERAND_SIZE in encoding.prefixes:
+        return _RET_66
     return _NEAR_BRANCH_16 if encoding.narrow and kind in _NEAR_BRANCHES else None
 
 
