@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 import unicorn
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import x86_const
 
@@ -197,6 +197,7 @@ def run_in_place(processor: Processor, code: bytes, before: State) -> State:
     return processor.state()
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(arrival=arrivals(Strategy.BOOST))
 def test_boosted_copy_does_what_the_original_does(processor: Processor, arrival: tuple[bytes, State]) -> None:
     """Invariant: registers, flags, vectors, data, stack and way on are the same out of line as in place."""
@@ -209,6 +210,7 @@ def test_boosted_copy_does_what_the_original_does(processor: Processor, arrival:
     assert processor.state() == expected
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(arrival=arrivals(Strategy.STEP), shows_trap_flag=st.booleans())
 def test_stepped_copy_does_what_the_original_does(
     processor: Processor, arrival: tuple[bytes, State], shows_trap_flag: bool
@@ -232,6 +234,7 @@ def test_stepped_copy_does_what_the_original_does(
     assert after == expected
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(arrival=arrivals(Strategy.EMULATE))
 def test_emulation_does_what_the_original_does(processor: Processor, arrival: tuple[bytes, State]) -> None:
     """Invariant: what we do instead of the processor is what the processor does."""

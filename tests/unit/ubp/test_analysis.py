@@ -169,7 +169,7 @@ REFUSED = {
     "66 jcc": ("66 74 10", "Intel's and AMD's"),
     "66 loop": ("66 e2 10", "Intel's and AMD's"),
     "66 ret": ("66 c3", "Intel's and AMD's"),
-    "66 rex.w ret imm": ("66 48 c2 08 00", "disassemblers disagree"),
+    "66 rex.w ret imm": ("66 48 c2 08 00 90 90", "disassemblers disagree"),
     "66 call reg": ("66 ff d0", "Intel's and AMD's"),
     "66 jmp mem": ("66 ff 20", "Intel's and AMD's"),
     "eip-relative": ("67 48 8b 05 10 00 00 00", "eip"),
