@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
 from ubpx.core.clients import Client
 from ubpx.core.coordinator import Coordinator
+from ubpx.core.deadlines import DEADLINE_S
 from ubpx.core.desk import TargetDesk
 from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
@@ -27,14 +28,17 @@ from ubpx.core.values import Place, ProcessId, ThreadId
 SlotPolicy = Literal["auto", "none"]
 
 
-def attach(pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
+def attach(
+    pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto", deadline: float = DEADLINE_S
+) -> "Target":
     """Trace a running process, in a session of its own; the program runs on.
 
-    ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots.
+    ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots;
+    ``deadline`` is how long a handler may run, in seconds.
     Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone, NoTracer,
     PluginFailed, UsageError; the process is then as it was.
     """
-    return _alone(lambda session: session.attach(pid, plugins=plugins, slots=slots))
+    return _alone(deadline, lambda session: session.attach(pid, plugins=plugins, slots=slots))
 
 
 def spawn(
@@ -48,6 +52,7 @@ def spawn(
     kill_on_exit: bool = False,
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
+    deadline: float = DEADLINE_S,
 ) -> "Target":
     """Start a program, in a session of its own; it stands at its entry point, its libraries mapped.
 
@@ -57,14 +62,15 @@ def spawn(
     """
     streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
     return _alone(
+        deadline,
         lambda session: session.spawn(
             argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, **streams
-        )
+        ),
     )
 
 
-def _alone(make: Callable[["Session"], "Target"]) -> "Target":
-    session = Session()
+def _alone(deadline: float, make: Callable[["Session"], "Target"]) -> "Target":
+    session = Session(deadline=deadline)
     try:
         target = make(session)
     except BaseException:
@@ -75,15 +81,21 @@ def _alone(make: Callable[["Session"], "Target"]) -> "Target":
 
 
 class Session:
-    """Several targets under one tracer thread. Leaving the ``with`` detaches from all of them."""
+    """Several targets under one tracer thread. Leaving the ``with`` detaches from all of them.
 
-    def __init__(self) -> None:
+    ``deadline`` is how long a handler may run, in seconds.
+    """
+
+    def __init__(self, *, deadline: float = DEADLINE_S) -> None:
+        if not deadline > 0:
+            raise UsageError(f"deadline={deadline!r}; give the seconds that a handler may run, more than 0")
         self._plugins: Final = Plugins()
         tracer: Tracer | None = self._plugins.ask("ubpx_open_tracer")
         if tracer is None:
             raise NoTracer
         self._tracer: Final = tracer
         coordinator = Coordinator(tracer, architecture(tracer.architecture_name))
+        coordinator.watchdog.deadline_s = deadline
         self._loop: Final = TracerThread(tracer, coordinator)
         self._targets: Final[list[Target]] = []
         self._closed = False

@@ -116,10 +116,16 @@ class Client:
         """Count an exception of the client's code; True if it is one too many."""
         self.strikes += 1
         _log.warning("client %r raised in %s (%d in a row)", self.name, where, self.strikes, exc_info=error)
-        if self.strikes < STRIKES or self.state is not ClientState.LIVE:
+        if self.strikes < STRIKES:
+            return False
+        return self.quarantine(f"{STRIKES} exceptions in a row, the last one {type(error).__name__} in {where}")
+
+    def quarantine(self, reason: str) -> bool:
+        """It may not act any more; False if it could not anyway."""
+        if self.state is not ClientState.LIVE:
             return False
         self.state = ClientState.QUARANTINED
-        self.reason = f"{STRIKES} exceptions in a row, the last one {type(error).__name__} in {where}"
+        self.reason = reason
         return True
 
     def __enter__(self) -> Self:

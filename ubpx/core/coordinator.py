@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from ubpx._errors import InternalError, MemoryFault, SlotsExhausted, TargetGone, UbpxError, UsageError
 from ubpx.core import events
 from ubpx.core.arming import Armory
+from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.holds import Hold, HoldTable
 from ubpx.core.ports import TracedThread, Tracer
@@ -41,6 +42,7 @@ class Listener(Protocol):
     """Who is told what happened to a process."""
 
     def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
+    def handler_blocked(self, lease: Lease) -> None: ...
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None: ...
     def stepped(self, process: TracedProcess, clients: Sequence[str], tid: ThreadId, address: VirtAddr) -> None: ...
     def thread_started(self, process: TracedProcess, tid: ThreadId) -> None: ...
@@ -66,6 +68,7 @@ class Coordinator:
         """Runs a job in the tracer thread, from any; set by the thread that owns us."""
         self.serving_since = 0.0
         """When the handlers of the last hit began, by the monotonic clock, in seconds."""
+        self.watchdog = Watchdog()
         self.after_hit: list[Callable[[], None]] = []
         self._threads: Final[dict[ThreadId, Thread]] = {}
         self._listeners: Final[dict[ProcessId, Listener]] = {}
@@ -518,6 +521,12 @@ class Coordinator:
     def handler_succeeded(self, lease: Lease) -> None:
         """A handler returned, after exceptions before."""
         lease.client.strikes = 0
+
+    def calm(self, lease: Lease) -> None:
+        """A handler overran, and has returned; one that was blocked in C is quarantined at once."""
+        if self.watchdog.calm():
+            for pid in self._pids_of(lease):
+                self._listeners[pid].handler_blocked(lease)
 
     def _pids_of(self, lease: Lease) -> Iterator[ProcessId]:
         space = lease.probepoint.space if lease.probepoint else None

@@ -248,10 +248,14 @@ class TargetDesk:
 
     def handler_failed(self, lease: Lease, error: BaseException) -> None:
         """An exception in a handler: three in a row quarantine its client, after the hit."""
-        client = lease.client
-        if not isinstance(client, Client):
-            raise InternalError(f"{lease!r} belongs to nobody who can fail")
+        client = _client_of(lease)
         if client.failed(error, f"its handler at {lease.address or 0:#x}"):
+            self._coordinator.after_hit.append(lambda: self._sweep(client))
+
+    def handler_blocked(self, lease: Lease) -> None:
+        """A handler blocked in C past its deadline, where nothing can interrupt it: quarantine, after the hit."""
+        client = _client_of(lease)
+        if client.quarantine(f"its handler at {lease.address or 0:#x} blocked past its deadline"):
             self._coordinator.after_hit.append(lambda: self._sweep(client))
 
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
@@ -331,6 +335,12 @@ class TargetDesk:
                 lease.state = LeaseState.RELEASED
         self._requests.clear()
         self.pending.clear()
+
+
+def _client_of(lease: Lease) -> Client:
+    if not isinstance(lease.client, Client):
+        raise InternalError(f"{lease!r} belongs to nobody who can fail")
+    return lease.client
 
 
 def _executable(pid: ProcessId) -> str:

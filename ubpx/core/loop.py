@@ -7,13 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
-from ubpx._errors import UsageError
+from ubpx._errors import InternalError, UsageError
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.events import Doorbell
 from ubpx.core.ports import Tracer
 
 _log = logging.getLogger("ubpx.loop")
 T = TypeVar("T")
+_TOO_MANY_FAILURES: Final = 1000
 
 
 class TracerThread:
@@ -24,6 +25,7 @@ class TracerThread:
         self._tracer: Final = tracer
         self._jobs: Final[deque[tuple[Callable[[], Any], Future[Any]]]] = deque()
         self._closing = False
+        self._failures = 0
         self._lock: Final = threading.Lock()
         self._thread: Final = threading.Thread(target=self._main, name="ubpx-tracer", daemon=True)
         self._opened: Final[Future[None]] = Future()
@@ -72,6 +74,7 @@ class TracerThread:
         except BaseException as error:  # noqa: BLE001 - raised again where the session is made
             self._opened.set_exception(error)
             return
+        self.coordinator.watchdog.start()
         self._opened.set_result(None)
         while True:
             while self._jobs:
@@ -79,6 +82,7 @@ class TracerThread:
             if self._closing and not self._jobs:
                 break
             self._serve()
+        self.coordinator.watchdog.stop()
         self._tracer.close()
 
     def _run_job(self, job: Callable[[], Any], done: "Future[Any]") -> None:
@@ -88,10 +92,21 @@ class TracerThread:
             done.set_exception(error)
 
     def _serve(self) -> None:
-        event = self._tracer.wait()
-        if isinstance(event, Doorbell):
-            return
+        event: Any = None
         try:
-            self.coordinator.handle(event)
+            event = self._tracer.wait()
+            if not isinstance(event, Doorbell):
+                self.coordinator.handle(event)
         except Exception:  # noqa: BLE001 - one event gone wrong must not leave the other threads stopped
             _log.exception("an event could not be handled: %r", event)
+            self._failures += 1
+            if self._failures > _TOO_MANY_FAILURES:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Nothing goes right any more: who waits for us must not wait for ever."""
+        with self._lock:
+            self._closing = True
+            for _, done in self._jobs:
+                done.set_exception(InternalError("the tracer thread has failed too often; see the log"))
+            self._jobs.clear()

@@ -5,6 +5,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from ubpx._errors import MemoryFault
+from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.hits import Hit
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
@@ -25,11 +26,13 @@ class Reception(Protocol):
     """The thread whose handlers run now."""
     serving_since: float
     """When they began, monotonic seconds."""
+    watchdog: Watchdog
     after_hit: list[Callable[[], None]]
     """What handlers asked for that takes effect after the hit."""
 
     def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
     def handler_succeeded(self, lease: Lease) -> None: ...
+    def calm(self, lease: Lease) -> None: ...
     def conclude(self, thread: TracedThread, site: "ProbeSite | TombSite", answers: list[Answer]) -> None: ...
     def entered(self, thread: TracedThread) -> None: ...
 
@@ -94,28 +97,49 @@ class ProbeSite:
         reception = self.reception
         reception.serving = thread
         reception.serving_since = monotonic()
-        answers: list[Answer] | None = None
         leases = self.leases
         for lease in leases:
             lease.hits += 1
-        for lease in leases:
-            hit = Hit(lease, thread, self.space)
-            try:
-                answer = lease.handler(hit)
-            except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
-                reception.handler_failed(lease, error)
-            else:
-                if lease.client.strikes:
-                    reception.handler_succeeded(lease)
-                if answer is not None or hit._writes is not None:
-                    answers = [] if answers is None else answers
-                    answers.append((lease, answer, hit._writes))
-            hit._thread = None
+        answers = self._run_handlers(leases, thread, reception)
         reception.serving = None
         if answers is None and not (self._steps or thread.held or reception.after_hit or self.unlanded):
             return True
         reception.conclude(thread, self, answers or [])
         return False
+
+    def _run_handlers(
+        self, leases: tuple[Lease, ...], thread: TracedThread, reception: Reception
+    ) -> list[Answer] | None:
+        """Each in turn; None if none of them wants anything."""
+        answers: list[Answer] | None = None
+        watchdog = reception.watchdog
+        waiting = iter(leases)
+        while True:
+            try:
+                for lease in waiting:
+                    watchdog.watched = hit = Hit(lease, thread, self.space)
+                    try:
+                        answer = lease.handler(hit)
+                        watchdog.watched = None
+                    except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
+                        watchdog.watched = None
+                        reception.handler_failed(lease, error)
+                    else:
+                        if lease.client.strikes:
+                            reception.handler_succeeded(lease)
+                        if answer is not None or hit._writes is not None:
+                            answers = [] if answers is None else answers
+                            answers.append((lease, answer, hit._writes))
+                    hit._thread = None
+                    if watchdog.alarmed:
+                        reception.calm(lease)
+            except HandlerOverran as late:  # the alarm came between two lines of ours
+                watchdog.watched = None
+                reception.handler_failed(lease, late)
+                hit._thread = None
+                reception.calm(lease)
+            else:
+                return answers
 
 
 class TombSite:

@@ -10,7 +10,7 @@ import shutil
 import signal
 from typing import Final
 
-from ubpx import UsageError
+from ubpx import PtraceFailed, UsageError
 from ubpx_ptracepp.parenthood import waitpid
 from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_O_EXITKILL, PTRACE_SEIZE, WAIT_THREAD, request
 
@@ -26,7 +26,11 @@ class Doorbell:
         # scheduler's new autogroup starved the child for more than 60 s before its exec (measured, Linux 6.18).
         null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
         self.pid: Final = os.posix_spawn(sleep, ["ubpx-doorbell", "infinity"], {}, file_actions=null, setpgroup=0)
-        request(PTRACE_SEIZE, self.pid, 0, PTRACE_O_EXITKILL)
+        try:
+            request(PTRACE_SEIZE, self.pid, 0, PTRACE_O_EXITKILL)
+        except PtraceFailed:
+            self.close()
+            raise
 
     def ring(self) -> None:
         """From any thread."""
