@@ -75,7 +75,7 @@ def test_rip_relative_instruction_runs_once_per_hit(target_program: StartProgram
     "symbol",
     [
         "probed_push", "probed_nop", "probed_endbr", "probed_lea", "probed_rip", "probed_load", "probed_call",
-        "probed_indirect", "probed_jcc", "probed_jmp", "probed_pushf", "probed_popf_itself", "probed_redzone",
+        "probed_indirect", "probed_jcc", "probed_jmp", "probed_pushf", "probed_redzone",
     ],
 )  # fmt: skip
 def test_default_strategy_is_exact_and_changes_nothing(target_program: StartProgram, symbol: str) -> None:
@@ -88,7 +88,7 @@ def test_default_strategy_is_exact_and_changes_nothing(target_program: StartProg
     "symbol",
     [
         "probed_push", "probed_nop", "probed_lea", "probed_rip", "probed_load", "probed_call", "probed_indirect",
-        "probed_jcc", "probed_jmp", "probed_pushf", "probed_popf_itself", "probed_redzone",
+        "probed_jcc", "probed_jmp", "probed_pushf", "probed_redzone",
     ],
 )  # fmt: skip
 def test_forced_strategy_is_exact_or_refused(

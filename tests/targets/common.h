@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { BAD_SYSCALL = 3, BAD_RESULT = 4, LONELY = 9, SECONDS_TO_LIVE = 240 };
+enum { BAD_SYSCALL = 3, BAD_RESULT = 4, LONELY = 9, SECONDS_TO_LIVE = 100 };
 
 /* Say what is wrong on standard error and end the whole process; safe in any thread. */
 static inline void give_up(int status, const char *format, ...)
