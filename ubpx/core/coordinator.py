@@ -587,7 +587,7 @@ class Coordinator:
             words[space.layout.pc] = probepoint.slot
             return
         try:
-            site.emulate(thread.port)
+            put(words, space.layout, site.emulate(thread.port))
             return
         except MemoryFault:
             site.unlanded.discard(thread.tid)

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from ubpx._errors import MemoryFault
+from ubpx._errors import InternalError, MemoryFault
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.hits import Hit
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.spaces import AddressSpace
-from ubpx.core.ubp.plans import Strategy
+from ubpx.core.ubp.plans import Emulator, Strategy
 from ubpx.core.values import VirtAddr
 
 Answer = tuple[Lease, object, Mapping[str, int] | None]
@@ -49,16 +49,18 @@ class ProbeSite:
     Owned by the address space's tables; ``leases`` is replaced whole when they change.
     """
 
-    __slots__ = ("_pc", "_steps", "certain", "landing", "landing_word", "leases", "probepoint", "reception", "space",
-                 "unlanded")  # fmt: skip
+    __slots__ = ("_emulator", "_pc", "_steps", "certain", "landing", "landing_word", "leases", "probepoint",
+                 "reception", "space", "unlanded")  # fmt: skip
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
         self.space: Final = space
         self.reception: Final = reception
         self.landing: VirtAddr | None = probepoint.slot
+        self._emulator: Emulator | None = None
         if probepoint.strategy is Strategy.EMULATE:
             self.landing = probepoint.analysis.landing
+            self._emulator = space.architecture.emulator(probepoint.analysis)
         # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
         self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
         self.landing_word: Any = None
@@ -70,26 +72,28 @@ class ProbeSite:
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""
-        words = thread.words
+        words, layout = thread.words, self.space.layout
         words[self._pc] = self.probepoint.address
-        arrived = tuple(words)
         try:
-            self.emulate(thread)
+            changes = self.emulate(thread)
         except MemoryFault:
             self.unlanded.add(thread.tid)
+            changes = {}
+        arrived = {name: words[layout.index[name]] for name in changes}
+        put(words, layout, changes)
         self.reception.tracer.store(thread)
-        for position, word in enumerate(arrived):
-            words[position] = word
+        put(words, layout, arrived)
         return True
 
-    def emulate(self, thread: TracedThread) -> None:
-        """Do what the instruction does, on ``thread.words`` and the program's stack; raises MemoryFault."""
-        space = self.space
-        analysis = self.probepoint.analysis
-        outcome = space.architecture.emulate(analysis, WordRegisters(thread.words, space.layout), space.raw)
+    def emulate(self, thread: TracedThread) -> Mapping[str, int]:
+        """Do what the instruction does to the program's stack; the registers that it changes. Raises MemoryFault."""
+        if self._emulator is None:
+            raise InternalError(f"{self.probepoint!r} is not emulated")
+        raw = self.space.raw
+        outcome = self._emulator(WordRegisters(thread.words, self.space.layout), raw)
         for write in outcome.writes:
-            space.raw.write(write.address, write.data)
-        put(thread.words, space.layout, outcome.registers)
+            raw.write(write.address, write.data)
+        return outcome.registers
 
     def arrive(self, thread: TracedThread) -> bool:
         """Run the handlers. This is the hot path."""

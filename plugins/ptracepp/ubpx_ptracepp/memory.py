@@ -16,6 +16,25 @@ class _IoVector(ctypes.Structure):
 
 _writev: Final[Any] = ctypes.CDLL(None, use_errno=True).process_vm_writev
 _writev.restype = ctypes.c_ssize_t
+_quick_writev: Final[Any] = ctypes.PyDLL(None).process_vm_writev
+_WORD: Final = 8
+
+
+class _OneWord:
+    """A prebuilt write of eight bytes: what an emulated push needs, at a third of the cost."""
+
+    def __init__(self) -> None:
+        self._value: Final = ctypes.create_string_buffer(_WORD)
+        self._remote: Final = _IoVector(0, _WORD)
+        self._local: Final = _IoVector(ctypes.addressof(self._value), _WORD)
+        self._local_reference: Final = ctypes.byref(self._local)
+        self._remote_reference: Final = ctypes.byref(self._remote)
+
+    def write(self, tid: int, address: int, data: bytes) -> bool:
+        """Whether all of it was written."""
+        self._value.raw = data
+        self._remote.base = address
+        return bool(_quick_writev(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD)
 
 
 class ProcessMemory:
@@ -24,6 +43,7 @@ class ProcessMemory:
     def __init__(self, pid: ProcessId) -> None:
         self._pid: Final = pid
         self._tid = procfs.living_tid(pid)
+        self._one_word: Final = _OneWord()
         try:
             self._descriptor = os.open(f"/proc/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -41,6 +61,8 @@ class ProcessMemory:
 
     def write(self, address: VirtAddr, data: bytes) -> None:
         """Write what the program itself could write; raises MemoryFault."""
+        if len(data) == _WORD and self._descriptor >= 0 and self._one_word.write(self._tid, address, data):
+            return
         local = _IoVector(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
         remote = _IoVector(address, len(data))
         if self._descriptor < 0 or not (self._write(local, remote) or self._write_by_another(local, remote)):

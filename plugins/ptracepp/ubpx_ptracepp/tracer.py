@@ -65,6 +65,7 @@ _TRAP_STATUS: Final = signal.SIGTRAP << 8 | 0x7F
 _RIP_OFFSET: Final = ctypes.c_long(RIP * 8)
 _SIGINFO_SIZE: Final = 128
 _SI_CODE, _SI_ADDR = 8, 16
+_SI_CODE_WORD: Final = _SI_CODE // 4
 _SI_KERNEL: Final = 0x80
 _TRAP_TRACE: Final = 2
 _EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
@@ -116,6 +117,8 @@ class PtraceTracer:
         self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
         self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
         self._injector: Final = Injector()
+        self._trap_info_buffer: Final = (ctypes.c_int32 * (_SIGINFO_SIZE // 4))()
+        self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
 
     def open(self) -> None:
         """Called in the tracer thread."""
@@ -242,8 +245,10 @@ class PtraceTracer:
             self._classify(tid, thread, status)
 
     def _is_breakpoint(self, tid: int) -> bool:
-        info = _siginfo(tid)
-        return info is not None and _code(info) == _SI_KERNEL
+        info = self._trap_info
+        info[_SI_CODE_WORD] = 0
+        quick(PTRACE_GETSIGINFO, tid, 0, self._trap_info_buffer)
+        return info[_SI_CODE_WORD] == _SI_KERNEL
 
     def _consume(self, tid: int, thread: PtraceThread | None) -> None:
         status = _reap(tid)

@@ -4,7 +4,7 @@ Everything that must be remembered between two calls is in one of these, and the
 keeps it; ubp itself remembers nothing (S7).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -124,6 +124,10 @@ class Outcome:
     """False: a repeated instruction (rep) is in the middle; step again with the same plan."""
 
 
+Emulator = Callable[[ReadableRegisters, Memory], Outcome]
+"""Does what one instruction does, on the registers at arrival; raises MemoryFault for an operand."""
+
+
 class Architecture(Protocol):
     """Everything that differs between processors. Stateless: equal calls, equal answers."""
 
@@ -192,6 +196,13 @@ class Architecture(Protocol):
         """Do what the instruction does, on values; nothing is written here.
 
         Raises MemoryFault if an operand cannot be read, UsageError if EMULATE is not allowed.
+        """
+        ...
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """``emulate`` for one instruction, parsed once; for whoever does it many times.
+
+        Raises UsageError if EMULATE is not allowed.
         """
         ...
 

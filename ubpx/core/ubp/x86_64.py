@@ -17,6 +17,7 @@ from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import LONGEST_INSN, Decoder, default_decoder, instruction_lengths
 from ubpx.core.ubp.encoding import ADDRESS_SIZE, Encoding, parse
 from ubpx.core.ubp.plans import (
+    Emulator,
     FixUp,
     InsnAnalysis,
     MemoryWrite,
@@ -27,7 +28,7 @@ from ubpx.core.ubp.plans import (
     TrapPatch,
 )
 from ubpx.core.ubp.x86 import TRAP, TRAP_FLAG, InsnClass, branch_target, insn_class, refusal, relative, undecodable
-from ubpx.core.ubp.x86_64_emulation import EMULATORS, Arrival
+from ubpx.core.ubp.x86_64_emulation import EMULATORS
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
 _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
@@ -181,11 +182,15 @@ class X86_64:  # noqa: N801  (the processor's own name)
 
     def emulate(self, analysis: InsnAnalysis, regs: ReadableRegisters, memory: Memory) -> Outcome:
         """See Architecture."""
+        return self.emulator(analysis)(regs, memory)
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """See Architecture."""
         encoding = parse(analysis.insn.raw)
-        emulator = EMULATORS.get(insn_class(encoding))
-        if emulator is None:
+        make = EMULATORS.get(insn_class(encoding))
+        if make is None:
             raise UsageError(f"'{analysis.insn}' cannot be emulated; use {' or '.join(analysis.strategies)}")
-        return emulator(Arrival(encoding=encoding, end=analysis.insn.end, regs=regs, memory=memory))
+        return make(encoding, analysis.insn.end)
 
     def instruction_starts(self, code: bytes, address: VirtAddr) -> Iterator[VirtAddr]:
         """See Architecture."""
