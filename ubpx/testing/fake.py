@@ -1,0 +1,292 @@
+"""A Tracer without processes: what the core asks of it is checked as the kernel would, and logged."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from ubpx._errors import NoSuchProcess, SlotsExhausted, UsageError
+from ubpx.core import events
+from ubpx.core.ports import Launched
+from ubpx.core.values import MappedRange, ProcessId, VirtAddr
+from ubpx.testing.life import Life
+from ubpx.testing.memory import FakeMemory
+from ubpx.testing.script import Condition, FakeThread, Happening, Stop
+
+_SIGSTOP: Final = 19
+_STOP_SIGNALS: Final = frozenset({19, 20, 21, 22})
+_TRAPS_AND_FAULTS: Final = frozenset({4, 5, 7, 8, 11})
+_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~sum(1 << (each - 1) for each in (*_TRAPS_AND_FAULTS, 9, _SIGSTOP))
+
+
+class FakeTracer(Life):
+    """Implements ``ubpx.core.ports.Tracer`` over scripted processes of x86_64.
+
+    A test adds processes (``process``), gives the tracer to a Coordinator, tells threads what to do
+    (``arrive``, ``signal``, ``fork``, ...), waits until all of it has come about (``idle``), and
+    looks at memory, registers and ``log``. What the kernel would refuse, or silently get wrong, is an
+    AssertionError at the place and again at ``idle``: a request about a thread that is not
+    stopped, from another thread than the one that called ``open``, a signal where none can be delivered.
+    """
+
+    architecture_name: Final = "x86_64"
+
+    def __init__(self, *, patience: float = 10.0) -> None:
+        super().__init__(patience=patience)
+        self._owner: threading.Thread | None = None
+
+    def open(self) -> None:
+        """From now on the calling thread alone may make requests."""
+        self._owner = threading.current_thread()
+
+    def close(self) -> None:
+        """AssertionError if something is traced still."""
+        self._check_owner("close")
+        left = [thread for thread in self._threads.values() if thread.traced]
+        if left:
+            self._refuse(f"the tracer is closed while it traces {left}")
+
+    def ring(self) -> None:
+        """Wake ``wait``; from any thread."""
+        with self._changed:
+            self._rung = True
+            self._changed.notify_all()
+
+    def launch(self, argv: Sequence[str], options: Mapping[str, Any]) -> Launched:  # noqa: ARG002 - the port's
+        """Raises UsageError: there is no program to start."""
+        raise UsageError(f"a FakeTracer cannot start {argv!r}; add a process with fake.process()")
+
+    def seize(self, pid: ProcessId) -> Sequence[FakeThread]:
+        """Trace the process's threads, which run on."""
+        self._check_owner("seize")
+        process = self._processes.get(pid)
+        if process is None:
+            raise NoSuchProcess(pid)
+        for thread in process.threads.values():
+            thread.traced = True
+            self._note("seize", thread)
+        return tuple(process.threads.values())
+
+    def wait(self) -> Any:
+        """The next event; arrivals are served meanwhile, after all that can stop has stopped."""
+        self._check_owner("wait")
+        while True:
+            while self._batch:
+                thread, site = self._batch.popleft()
+                goes_on = site.arrive(thread)
+                self._note("arrived", thread, goes_on)
+                if not goes_on:
+                    return events.Doorbell()
+                if thread.condition is not Condition.GONE:
+                    self._run(thread)
+            with self._changed:
+                if self._queue:
+                    return self._queue.popleft()
+            self._gather()
+
+    # Requests -------------------------------------------------------------------------------
+
+    def _check_owner(self, request: str) -> None:
+        if threading.current_thread() is not self._owner:
+            self._refuse(f"{request} was asked for by {threading.current_thread().name}, not by the tracer thread")
+
+    def _check_stopped(self, request: str, thread: FakeThread) -> bool:
+        """Whether the thread is there to be asked; a running one is a misuse."""
+        self._check_owner(request)
+        if thread.condition is Condition.GONE:
+            return False
+        if thread.condition is not Condition.STOPPED or not thread.traced:
+            self._refuse(f"{request} of thread {thread.tid}, which is {thread.condition}")
+        return True
+
+    def _run(self, thread: FakeThread) -> None:
+        with self._changed:
+            thread.condition, thread.ready_since = Condition.RUNNING, next(self._moments)
+            if thread.waits_for is not None:
+                thread.condition = Condition.BLOCKED
+            if thread.exit_status is not None:
+                self._exited(thread)
+
+    def resume(self, thread: FakeThread, signal: int = 0) -> None:
+        """Let it run; a stop signal stops all threads of its process."""
+        if not self._check_stopped("resume", thread):
+            return
+        if signal and thread.stop is not Stop.SIGNAL:
+            self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
+        self._note("resume", thread, signal)
+        self._run(thread)
+        if signal in _STOP_SIGNALS:
+            self._stop_group(thread, signal)
+
+    def _stop_group(self, thread: FakeThread, signal: int) -> None:
+        with self._changed:
+            for each in self._processes[thread.pid].threads.values():
+                each.group_stopped = True
+                stop = partial(self._stopped, each, Stop.PLAIN, events.GroupStopped(each, signal))
+                each.script.appendleft(self._by_itself("group-stop", stop))
+
+    def _by_itself(self, what: str, act: Any, **options: Any) -> Happening:
+        return Happening(what=what, act=act, since=next(self._moments), scripted=False, **options)
+
+    def step(self, thread: FakeThread) -> None:
+        """One instruction, or what the test said comes instead; signals sent to it come before that."""
+        if not self._check_stopped("step", thread):
+            return
+        self._note("step", thread, thread["rip"])
+        with self._changed:
+            self._run(thread)
+            end = self._by_itself("step", partial(self._end_step, thread, {}), stepping=True)
+            sent = sum(1 for each in thread.script if each.what == "sent" and not thread.blocks(each.signal))
+            thread.script.insert(sent, thread.steps.popleft() if thread.steps else end)
+
+    def listen(self, thread: FakeThread) -> None:
+        """Only from a group-stop or an interrupt's stop, as in Linux."""
+        if not self._check_stopped("listen", thread):
+            return
+        if thread.stop is not Stop.PLAIN:
+            self._refuse(f"listen of thread {thread.tid}, which is in a stop of kind {thread.stop}")
+        self._note("listen", thread)
+        with self._changed:
+            thread.condition, thread.ready_since = Condition.LISTENING, next(self._moments)
+            if thread.interrupt_since is not None or not thread.group_stopped:
+                thread.condition, thread.interrupt_since = Condition.RUNNING, next(self._moments)
+
+    def interrupt(self, thread: FakeThread) -> None:
+        """Interrupted follows; of a stopped thread, once it goes on."""
+        self._check_owner("interrupt")
+        if thread.condition is Condition.GONE:
+            return
+        self._note("interrupt", thread)
+        with self._changed:
+            thread.interrupt_since = next(self._moments)
+            if thread.condition is Condition.LISTENING:
+                thread.condition = Condition.RUNNING
+
+    def settle(self, thread: FakeThread) -> bool:
+        """The event's stop becomes a plain one."""
+        if not self._check_stopped("settle", thread):
+            return False
+        self._note("settle", thread)
+        thread.stop, thread.interrupt_since = Stop.PLAIN, None
+        thread.stops += 1
+        return True
+
+    def detach(self, thread: FakeThread, signal: int = 0) -> None:
+        """It runs on alone."""
+        if not self._check_stopped("detach", thread):
+            return
+        if signal and thread.stop is not Stop.SIGNAL:
+            self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
+        self._note("detach", thread, signal)
+        thread.traced, thread.sites = False, {}
+        self._run(thread)
+
+    def forget(self, thread: FakeThread) -> None:
+        """Drop the record."""
+        self._check_owner("forget")
+        if thread.traced and thread.condition is not Condition.GONE:
+            self._note("forget", thread)
+            thread.traced = False
+
+    def fetch(self, thread: FakeThread) -> bool:
+        """Registers into ``words``; False: it is gone."""
+        if not self._check_stopped("fetch", thread):
+            return False
+        thread.words[:] = thread.registers
+        return True
+
+    def store(self, thread: FakeThread) -> None:
+        """Registers from ``words``."""
+        if self._check_stopped("store", thread):
+            thread.registers[:] = thread.words
+
+    # Signals --------------------------------------------------------------------------------
+
+    def signal_info(self, thread: FakeThread) -> bytes:
+        """The siginfo of its stop; empty if it is gone."""
+        return thread.siginfo if self._check_stopped("signal_info", thread) else b""
+
+    def replace_signal(self, thread: FakeThread, info: bytes) -> None:
+        """What the next ``resume(signal=...)`` delivers."""
+        if self._check_stopped("replace_signal", thread):
+            if thread.stop is not Stop.SIGNAL:
+                self._refuse(f"thread {thread.tid} has no signal to replace in a stop of kind {thread.stop}")
+            thread.siginfo = info
+
+    def correct_fault_address(self, thread: FakeThread, address: VirtAddr) -> None:
+        """Set si_addr."""
+        info = self.signal_info(thread)
+        self.replace_signal(thread, info[:16] + address.to_bytes(8, "little") + info[24:])
+
+    def block_signals(self, thread: FakeThread) -> int:
+        """All but traps, faults, SIGKILL and SIGSTOP."""
+        if not self._check_stopped("block_signals", thread):
+            return 0
+        mask, thread.mask = thread.mask, thread.mask | _ALL_BUT_TRAPS
+        self._note("block_signals", thread)
+        return mask
+
+    def restore_signals(self, thread: FakeThread, mask: int) -> None:
+        """Give the mask back."""
+        if self._check_stopped("restore_signals", thread):
+            self._note("restore_signals", thread)
+            thread.mask = mask
+
+    def pending_fault(self, thread: FakeThread) -> bool:
+        """Whether something ``late`` is still to be reported."""
+        return self._check_stopped("pending_fault", thread) and thread.overtaken in thread.script
+
+    def send_signal(self, thread: FakeThread, signal: int) -> None:
+        """It comes before all else that the thread will do."""
+        self._check_owner("send_signal")
+        self._note("send_signal", thread, signal)
+        with self._changed:
+            act = partial(self._signal_stop, thread, signal, -6, 0)
+            thread.script.appendleft(self._by_itself("sent", act, signal=signal))
+
+    # Processes ------------------------------------------------------------------------------
+
+    def memory(self, pid: ProcessId) -> FakeMemory:
+        """The memory of now."""
+        return self._processes[pid].memory
+
+    def mappings(self, pid: ProcessId) -> Sequence[MappedRange]:
+        """What is mapped now."""
+        return self._processes[pid].memory.mappings()
+
+    def entry_point(self, pid: ProcessId) -> VirtAddr:
+        """As the test said."""
+        return self._processes[pid].entry
+
+    def is_own_child(self, pid: ProcessId) -> bool:
+        """As the test said."""
+        return self._processes[pid].own_child
+
+    def map_area(self, thread: FakeThread, address: VirtAddr, size: int) -> bool:
+        """Map it, unless the place is taken."""
+        self._check_injection("map_area", thread)
+        process = self._processes[thread.pid]
+        if not process.can_map:
+            raise SlotsExhausted(thread.pid, address, "the program's mmap failed: as the test said")
+        if not process.memory.is_free(address, size):
+            return False
+        self._note("map_area", thread, address, size)
+        process.memory.map(address, bytes(size), permissions="r-xp")
+        process.areas[address] = size
+        return True
+
+    def unmap_area(self, thread: FakeThread, address: VirtAddr, size: int) -> None:
+        """Unmap what ``map_area`` mapped; anything else is a misuse."""
+        self._check_injection("unmap_area", thread)
+        process = self._processes[thread.pid]
+        if process.areas.pop(int(address), None) != size:
+            self._refuse(f"unmap_area of {size} bytes at {address:#x}, which map_area did not map")
+        self._note("unmap_area", thread, address, size)
+        process.memory.unmap(address, size)
+
+    def _check_injection(self, request: str, thread: FakeThread) -> None:
+        if not self._check_stopped(request, thread):
+            self._refuse(f"{request} by thread {thread.tid}, which is gone")
+        if thread.stop is Stop.EVENT:
+            self._refuse(f"{request} by thread {thread.tid}, which stands at an event; settle it first")
+        thread.stop = Stop.PLAIN

@@ -1,0 +1,145 @@
+"""How fake threads and processes come and go."""
+
+import signal as signals
+from functools import partial
+
+from ubpx.core import events
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+from ubpx.testing.memory import FakeMemory
+from ubpx.testing.script import Condition, FakeProcess, FakeThread, Stop
+from ubpx.testing.stage import Stage
+
+
+class Life(Stage):
+    """The part of a Stage that makes and ends threads; any thread may call its methods."""
+
+    def clone(self, tid: int, child: int, *, child_first: bool = False) -> None:
+        """The thread makes another; ``child_first``: the new one is seen before its maker's event."""
+        maker = self._threads[ThreadId(tid)]
+        act = partial(self._make_task, maker, FakeThread(ThreadId(child), maker.pid), child_first=child_first)
+        self._tell(tid, "clone", act)
+
+    def fork(self, tid: int, child: int, *, child_first: bool = False, vfork: bool = False, lost: bool = False) -> None:
+        """The thread makes a process: ``vfork``: it shares the memory, and the thread waits until it execs or exits.
+
+        ``lost``: the child is killed before it is seen.
+        """
+        act = partial(self._fork, self._threads[ThreadId(tid)], ProcessId(child))
+        act = partial(act, child_first=child_first, vfork=vfork, lost=lost)
+        self._tell(tid, "fork", act)
+
+    def exec(self, tid: int, memory: FakeMemory, *, entry: int) -> None:
+        """The thread's process runs a new program; its other threads are gone."""
+        self._tell(tid, "exec", partial(self._exec, self._threads[ThreadId(tid)], memory, VirtAddr(entry)))
+
+    def exit(self, tid: int, status: int = 0) -> None:
+        """The thread exits: its exit event, then, when it goes on, it is gone."""
+        self._tell(tid, "exit", partial(self._exiting, self._threads[ThreadId(tid)], status))
+
+    def kill(self, pid: int, status: int = -signals.SIGKILL) -> None:
+        """All threads of the process are gone at once, stopped ones too; requests find nobody."""
+        with self._changed:
+            threads = list(self._processes[ProcessId(pid)].threads.values())
+            for thread in sorted(threads, key=lambda each: int(each.tid) == pid):
+                self._die(thread, status)
+            self._changed.notify_all()
+
+    def continue_process(self, pid: int) -> None:
+        """SIGCONT: the group-stop ends; each thread in it is interrupted."""
+        with self._changed:
+            for thread in self._processes[ProcessId(pid)].threads.values():
+                if thread.group_stopped:
+                    thread.group_stopped = False
+                    thread.interrupt_since = next(self._moments)
+                    if thread.condition is Condition.LISTENING:
+                        thread.condition = Condition.RUNNING
+            self._changed.notify_all()
+
+    def _event(self, thread: FakeThread, event: events.StopEvent) -> None:
+        self._stopped(thread, Stop.EVENT, event)
+
+    def _appear(self, thread: FakeThread, parent: ProcessId, *, shares_memory: bool) -> None:
+        thread.traced = True
+        self._born(thread)
+        appeared = events.ThreadAppeared(thread, thread.pid, parent, shares_memory)
+        self._stopped(thread, Stop.PLAIN, appeared)
+
+    def _make_task(self, maker: FakeThread, child: FakeThread, *, child_first: bool) -> None:
+        child.registers[:] = maker.registers
+        with self._changed:
+            if child_first:
+                self._appear(child, maker.pid, shares_memory=True)
+            self._event(maker, events.TaskCreated(maker, child.tid, waits_for_child=False))
+            if not child_first:
+                self._appear(child, maker.pid, shares_memory=True)
+
+    def _fork(self, maker: FakeThread, pid: ProcessId, *, child_first: bool, vfork: bool, lost: bool) -> None:
+        parent = self._processes[maker.pid]
+        memory = parent.memory if vfork else parent.memory.copy(without=parent.areas)
+        child = FakeProcess(pid, memory, parent.entry)
+        thread = FakeThread(ThreadId(pid), pid)
+        thread.registers[:] = maker.registers
+        created = events.TaskCreated(maker, thread.tid, waits_for_child=vfork)
+        with self._changed:
+            if vfork and not lost:
+                child.vfork_parent, maker.waits_for = maker, pid
+            self._processes[pid] = child
+            if child_first and not lost:
+                self._appear(thread, maker.pid, shares_memory=vfork)
+            self._event(maker, created)
+            if lost:
+                self._queue.append(events.ThreadGone(thread, -signals.SIGKILL))
+            elif not child_first:
+                self._appear(thread, maker.pid, shares_memory=vfork)
+
+    def _exec(self, thread: FakeThread, memory: FakeMemory, entry: VirtAddr) -> None:
+        process = self._processes[thread.pid]
+        with self._changed:
+            leader = process.threads.get(ThreadId(process.pid), thread)
+            for other in list(process.threads.values()):
+                if other is not leader:
+                    self._remove(other)
+            process.memory, process.entry = memory, entry
+            process.areas.clear()
+            leader.registers[:] = [0] * len(leader.registers)
+            leader.script.clear()
+            leader.group_stopped, leader.interrupt_since = False, None
+            self._unblock_parent(process)
+            self._event(leader, events.Execed(leader, thread.tid))
+
+    def _exiting(self, thread: FakeThread, status: int) -> None:
+        thread.exit_status = status
+        self._event(thread, events.ThreadExiting(thread, status))
+
+    def _exited(self, thread: FakeThread) -> None:
+        """It went on from its exit event; a leader is a zombie until the others have gone."""
+        process = self._processes[thread.pid]
+        status = thread.exit_status or 0
+        if int(thread.tid) == thread.pid and len(process.threads) > 1:
+            thread.condition = Condition.BLOCKED
+            return
+        self._die(thread, status)
+        leader = process.threads.get(ThreadId(process.pid))
+        if leader is not None and len(process.threads) == 1 and leader.condition is Condition.BLOCKED:
+            self._die(leader, leader.exit_status or 0)
+
+    def _die(self, thread: FakeThread, status: int) -> None:
+        self._remove(thread)
+        process = self._processes[thread.pid]
+        if not process.threads:
+            self._unblock_parent(process)
+        if thread.traced:
+            self._queue.append(events.ThreadGone(thread, status))
+
+    def _remove(self, thread: FakeThread) -> None:
+        thread.condition = Condition.GONE
+        self._processes[thread.pid].threads.pop(thread.tid, None)
+        self._threads.pop(thread.tid, None)
+
+    def _unblock_parent(self, process: FakeProcess) -> None:
+        parent, process.vfork_parent = process.vfork_parent, None
+        if parent is not None:
+            parent.waits_for = None
+            if parent.condition is Condition.BLOCKED:
+                parent.condition = Condition.RUNNING
+                parent.ready_since = next(self._moments)

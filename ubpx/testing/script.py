@@ -1,0 +1,143 @@
+"""What a FakeTracer traces: processes and threads that do what a test tells them."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, MutableSequence
+from enum import StrEnum
+from typing import Any, Final
+
+import attrs
+
+from ubpx.core.ports import Site
+from ubpx.core.ubp.x86_64 import X86_64
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+from ubpx.testing.memory import FakeMemory
+
+REGISTERS: Final = X86_64.register_names
+PC: Final = REGISTERS.index(X86_64.pc_name)
+
+
+class Condition(StrEnum):
+    """What a fake thread does now, as the kernel sees it."""
+
+    RUNNING = "RUNNING"
+    BLOCKED = "BLOCKED"
+    """In vfork: neither runs nor can be stopped until the child execs or exits."""
+    STOPPED = "STOPPED"
+    LISTENING = "LISTENING"
+    GONE = "GONE"
+
+
+class Stop(StrEnum):
+    """What kind of stop a stopped thread is in; decides what the kernel lets a tracer do."""
+
+    SIGNAL = "SIGNAL"
+    """For a signal, a trap or a step's end: a signal can be delivered from here."""
+    EVENT = "EVENT"
+    """At clone, fork, vfork, exec or exit: no system call can be injected before ``settle``."""
+    PLAIN = "PLAIN"
+    """Interrupted, or in a group-stop."""
+
+
+@attrs.frozen(kw_only=True)
+class Happening:
+    """One thing that a thread will do when it runs."""
+
+    what: str
+    act: Callable[[], None]
+    """Run in the tracer thread when the thread gets there."""
+    since: int
+    """When it was scripted, by the tracer's count."""
+    signal: int = 0
+    late: bool = False
+    """Done already, but an interrupt is reported first."""
+    overtakes: bool = False
+    """It is reported before a pending interrupt, which it clears."""
+    stepping: bool = False
+    """The end of a single step."""
+    scripted: bool = True
+    """False: it comes by itself."""
+
+
+class FakeThread:
+    """One thread (a ``ports.TracedThread``). Owned by its FakeTracer."""
+
+    def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
+        self.tid: Final = tid
+        self.pid: Final = pid
+        self.words: MutableSequence[int] = [0] * len(REGISTERS)
+        self.sites: Mapping[int, Site] = {}
+        self.held = False
+        self.stops = 0
+        self.registers: list[int] = [0] * len(REGISTERS)
+        """What the thread itself has; ``words`` are the tracer's copy."""
+        self.condition = Condition.RUNNING
+        self.stop = Stop.PLAIN
+        self.traced = False
+        self.siginfo = b""
+        self.mask = 0
+        """Blocked signals, signal n being bit n-1."""
+        self.group_stopped = False
+        self.waits_for: ProcessId | None = None
+        """Its vfork child."""
+        self.interrupt_since: int | None = None
+        """When it was asked to stop, while that is pending."""
+        self.overtaken: Happening | None = None
+        """What had happened already when an interrupt was reported."""
+        self.ready_since = 0
+        """When it was last let run."""
+        self.exit_status: int | None = None
+        """Once it stands at its exit event."""
+        self.script: Final[deque[Happening]] = deque()
+        self.steps: Final[deque[Happening]] = deque()
+        """What comes instead of the end of its next steps."""
+
+    def __getitem__(self, register: str) -> int:
+        """The register that the thread itself has."""
+        return self.registers[REGISTERS.index(register)]
+
+    def __setitem__(self, register: str, value: int) -> None:
+        self.registers[REGISTERS.index(register)] = value
+
+    def next(self) -> Happening | None:
+        """What it does next, blocked signals left aside."""
+        return next((each for each in self.script if not self.blocks(each.signal)), None)
+
+    def blocks(self, signal: int) -> bool:
+        """Whether the signal waits until it is unblocked."""
+        return bool(signal and self.mask >> (signal - 1) & 1)
+
+    def __repr__(self) -> str:
+        return f"<fake thread {self.tid}, {self.condition}, {len(self.script)} scripted>"
+
+
+@attrs.define(eq=False)
+class FakeProcess:
+    """One process. Owned by its FakeTracer."""
+
+    pid: ProcessId
+    memory: FakeMemory
+    entry: VirtAddr
+    own_child: bool = False
+    """The embedding program is its parent."""
+    can_map: bool = True
+    """False: ``map_area`` raises SlotsExhausted."""
+    areas: dict[int, int] = attrs.field(factory=dict)
+    """Sizes of the areas that it mapped for the tracer, by address."""
+    threads: dict[ThreadId, FakeThread] = attrs.field(factory=dict)
+    """The living ones."""
+    vfork_parent: FakeThread | None = None
+
+
+def siginfo(number: int, code: int, address: int) -> bytes:
+    """A siginfo as the kernel lays it out on x86_64: signo, errno, code, and si_addr at 16."""
+    head = number.to_bytes(4, "little") + bytes(4) + code.to_bytes(4, "little", signed=True) + bytes(4)
+    return (head + address.to_bytes(8, "little")).ljust(128, b"\0")
+
+
+def describe(threads: Mapping[ThreadId, FakeThread]) -> str:
+    """For a failure's message."""
+    return ", ".join(map(repr, threads.values())) or "no thread"
+
+
+Log = list[tuple[Any, ...]]
+"""What the core asked for and what threads did, in order: (action, tid, details...)."""
