@@ -118,7 +118,7 @@ def test_arguments_are_read_when_asked_for(hit: Hit, memory: CountingMemory) -> 
 
 def test_writes_are_kept_apart_and_cut_to_64_bits(hit: Any, thread: TracedThread) -> None:
     """Invariant: a write changes nothing the handlers read; it applies after all of them."""
-    assert hit._writes is None
+    assert not hit._writes
     hit.regs.rdi = -1
     hit.regs["rsi"] = 1 << 64 | 5
     assert hit._writes == {"rdi": 0xFFFF_FFFF_FFFF_FFFF, "rsi": 5}
