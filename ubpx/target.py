@@ -95,7 +95,7 @@ class Session:
             raise NoTracer
         self._tracer: Final = tracer
         coordinator = Coordinator(tracer, architecture(tracer.architecture_name))
-        coordinator.watchdog.deadline_s = deadline
+        coordinator.reception.watchdog.deadline_s = deadline
         self._loop: Final = TracerThread(tracer, coordinator)
         self._targets: Final[list[Target]] = []
         self._closed = False
@@ -276,7 +276,7 @@ class Target:
     def holds(self) -> tuple[Hold, ...]:
         """Who keeps what stopped."""
         self._check_attached()
-        return self._session._loop.coordinator.holds.in_process(self._process.pid)
+        return self._session._loop.coordinator.keeper.holds.in_process(self._process.pid)
 
     def resume(self) -> None:
         """Start a spawned program. Once it runs: does nothing."""
@@ -317,7 +317,7 @@ class Target:
         """Leave the process as if nobody had been there; from a handler: after the hit. Again: does nothing."""
         loop = self._session._loop
         if loop.is_current:
-            if loop.coordinator.serving is not None:
+            if loop.coordinator.reception.serving is not None:
                 loop.post(self._leave)
             else:
                 self._leave()

@@ -15,6 +15,7 @@ import attrs
 from ubpx._errors import InternalError, NotAnInstruction, TargetGone, UbpxError, UnknownModule, UsageError
 from ubpx.core import arming
 from ubpx.core.clients import Client, ClientState, Roster
+from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald
 from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
@@ -84,13 +85,13 @@ class TargetDesk:
         return process
 
     @property
-    def _coordinator(self) -> Any:
+    def _coordinator(self) -> Coordinator:
         return self.loop.coordinator
 
     def _after_hit(self, action: Callable[[], None]) -> None:
         """Now; from a handler: when the hit is over."""
-        if self.loop.is_current and self._coordinator.serving is not None:
-            self._coordinator.after_hit.append(action)
+        if self.loop.is_current and self._coordinator.reception.serving is not None:
+            self._coordinator.reception.after_hit.append(action)
         elif self.process is not None and not self.process.ended.is_set():
             self.loop.run(action)
         else:
@@ -133,7 +134,7 @@ class TargetDesk:
     def _sweep(self, client: Client) -> None:
         """The client is quarantined: take everything back and tell the others."""
         self._sweep_leases(client, LeaseState.QUARANTINED)
-        held = time.monotonic() - self._coordinator.serving_since
+        held = time.monotonic() - self._coordinator.reception.serving_since
         self._herald.tell(
             "ubpx_client_quarantined",
             name=client.name,
@@ -146,8 +147,8 @@ class TargetDesk:
         for lease in self.leases_of(client):
             self._withdraw(lease, state)
         if self.process is not None:
-            for hold in self._coordinator.holds.of(client.name, self.process.pid):
-                self._coordinator.release_hold(hold)
+            for hold in self._coordinator.keeper.holds.of(client.name, self.process.pid):
+                self._coordinator.keeper.release_hold(hold)
 
     # Leases -------------------------------------------------------------------------------
 
@@ -239,9 +240,9 @@ class TargetDesk:
 
     def _hold(self, client: Client, thread: ThreadId | None) -> Hold:
         client.check_live()
-        hold: Hold = self._coordinator.take_hold(client.name, self._traced, thread)
-        if self._coordinator.serving is None:
-            self._coordinator.await_hold(hold)
+        hold: Hold = self._coordinator.keeper.take_hold(client.name, self._traced, thread)
+        if self._coordinator.reception.serving is None:
+            self._coordinator.keeper.await_hold(hold)
         return hold
 
     # What the coordinator tells -----------------------------------------------------------
@@ -250,13 +251,13 @@ class TargetDesk:
         """An exception in a handler: three in a row quarantine its client, after the hit."""
         client = _client_of(lease)
         if client.failed(error, f"its handler at {lease.address or 0:#x}"):
-            self._coordinator.after_hit.append(lambda: self._sweep(client))
+            self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
 
     def handler_blocked(self, lease: Lease) -> None:
         """A handler blocked in C past its deadline, where nothing can interrupt it: quarantine, after the hit."""
         client = _client_of(lease)
         if client.quarantine(f"its handler at {lease.address or 0:#x} blocked past its deadline"):
-            self._coordinator.after_hit.append(lambda: self._sweep(client))
+            self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
 
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
         """Tell the two concerned."""
@@ -307,7 +308,7 @@ class TargetDesk:
         """The new program's libraries are mapped: arm what waited for them."""
         if self.starting:
             self.starting = False
-            self.start_hold = self._coordinator.take_hold(STARTER, process, None)
+            self.start_hold = self._coordinator.keeper.take_hold(STARTER, process, None)
         waiting, self.pending[:] = tuple(self.pending), []
         for lease in waiting:
             try:

@@ -29,7 +29,7 @@ class TracerThread:
         self._lock: Final = threading.Lock()
         self._thread: Final = threading.Thread(target=self._main, name="ubpx-tracer", daemon=True)
         self._opened: Final[Future[None]] = Future()
-        coordinator.dispatch = self.run
+        coordinator.keeper.dispatch = self.run
         self._thread.start()
         self._opened.result()
 
@@ -74,7 +74,7 @@ class TracerThread:
         except BaseException as error:  # noqa: BLE001 - raised again where the session is made
             self._opened.set_exception(error)
             return
-        self.coordinator.watchdog.start()
+        self.coordinator.reception.watchdog.start()
         self._opened.set_result(None)
         while True:
             while self._jobs:
@@ -82,7 +82,7 @@ class TracerThread:
             if self._closing and not self._jobs:
                 break
             self._serve()
-        self.coordinator.watchdog.stop()
+        self.coordinator.reception.watchdog.stop()
         self._tracer.close()
 
     def _run_job(self, job: Callable[[], Any], done: "Future[Any]") -> None:

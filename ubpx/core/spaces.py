@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.ports import Memory, Site, TracedThread, Tracer
@@ -130,8 +130,8 @@ class Thread:
         """A step over a copy that is not finished."""
         self.pending = 0
         """The signal to deliver when it goes on."""
-        self.deferred: tuple[int, bytes] | None = None
-        """A signal and its siginfo that wait for the step's end."""
+        self.deferred: list[tuple[int, bytes]] = []
+        """Signals, with their siginfo, that wait for the step's end."""
         self.mask: int | None = None
         """The program's signal mask while ours is in force."""
         self.group_stopped = False
@@ -212,3 +212,23 @@ class TracedProcess:
 
     def __repr__(self) -> str:
         return f"<process {self.pid}, {len(self.threads)} threads>"
+
+
+class Tracees:
+    """All that is traced in one session. Owned by the Coordinator."""
+
+    def __init__(self) -> None:
+        self.processes: Final[dict[ProcessId, TracedProcess]] = {}
+        self.threads: Final[dict[ThreadId, Thread]] = {}
+        self.listeners: Final[dict[ProcessId, Any]] = {}
+        """Who is told of a process (a ``coordinator.Listener``); none for a silent one."""
+        self.current: Thread | None = None
+        """The thread whose event is being handled: it is stopped."""
+
+    def sharing(self, space: AddressSpace) -> tuple[TracedProcess, ...]:
+        """The processes that live in one memory."""
+        return tuple(process for process in self.processes.values() if process.space is space)
+
+    def threads_in(self, space: AddressSpace) -> tuple[Thread, ...]:
+        """All threads that run in one memory."""
+        return tuple(thread for process in self.sharing(space) for thread in process.living())

@@ -1,0 +1,152 @@
+"""What happens at a hit around its handlers: failures, verdicts, register writes, the way past the trap."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from ubpx._errors import MemoryFault, UsageError
+from ubpx.core.arming import Armory
+from ubpx.core.deadlines import Watchdog
+from ubpx.core.events import Verdict
+from ubpx.core.keeper import Keeper, Move
+from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.probepoints import Lease
+from ubpx.core.registers import WordRegisters, put
+from ubpx.core.sites import Answer, ProbeSite, TombSite
+from ubpx.core.spaces import StopKind, Thread, Tracees
+from ubpx.core.stepping import Input, State
+from ubpx.core.steps import Steps
+from ubpx.core.ubp.plans import Strategy
+from ubpx.core.values import ProcessId
+from ubpx.core.verdicts import merge_verdicts, merge_writes
+
+Entered = Callable[[TracedThread], None]
+"""A thread stands at its new program's entry point."""
+
+
+class HitReception:
+    """Serves arrivals for the sites (see ``sites.Reception``). Owned by the Coordinator."""
+
+    def __init__(
+        self, keeper: Keeper, steps: Steps, *, tracer: Tracer, tracees: Tracees, move: Move, entered: Entered
+    ) -> None:
+        self.tracer = tracer
+        self.serving: TracedThread | None = None
+        self.serving_since = 0.0
+        """When the handlers of the last hit began, by the monotonic clock, in seconds."""
+        self.watchdog = Watchdog()
+        self.after_hit: list[Callable[[], None]] = []
+        self.armory: Final = Armory(self, keeper.map_area)
+        self.entered: Final = entered
+        self._tracees: Final = tracees
+        self._keeper: Final = keeper
+        self._steps: Final = steps
+        self._move: Final = move
+        keeper.serving = lambda: self.serving
+        keeper.write_registers = self.write_registers
+
+    def handler_failed(self, lease: Lease, error: BaseException) -> None:
+        """A handler raised: its client alone pays."""
+        lease.errors += 1
+        for pid in self._pids_of(lease):
+            self._tracees.listeners[pid].handler_failed(lease, error)
+
+    def handler_succeeded(self, lease: Lease) -> None:
+        """A handler returned, after exceptions before."""
+        lease.client.strikes = 0
+
+    def calm(self, lease: Lease) -> None:
+        """A handler overran, and has returned; one that was blocked in C is quarantined at once."""
+        if self.watchdog.calm():
+            for pid in self._pids_of(lease):
+                self._tracees.listeners[pid].handler_blocked(lease)
+
+    def _pids_of(self, lease: Lease) -> Iterator[ProcessId]:
+        space = lease.probepoint.space if lease.probepoint else None
+        return (
+            pid for pid, each in self._tracees.processes.items() if each.space.identity == space and not each.silent
+        )
+
+    def conclude(self, port: TracedThread, site: ProbeSite | TombSite, answers: list[Answer]) -> None:
+        """After all handlers: verdicts, register writes, the step, and what was put off."""
+        thread = self._tracees.threads[port.tid]
+        before, self._tracees.current = self._tracees.current, thread
+        thread.stop = StopKind.PLAIN
+        try:
+            if isinstance(site, ProbeSite):
+                self._settle_hit(thread, site, answers)
+            deferred, self.after_hit = self.after_hit, []
+            for action in deferred:
+                action()
+            if thread.state is not State.GONE:
+                self._move(thread, Input.ARRIVED)
+        finally:
+            self._tracees.current = before
+
+    def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
+        for lease, answer, _ in answers:
+            if answer is not None and not isinstance(answer, Verdict):
+                wrong = UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
+                self.handler_failed(lease, wrong)
+        thread.site, thread.arrival = site, tuple(thread.port.words)
+        wanted = [(lease.client.name, answer) for lease, answer, _ in answers if isinstance(answer, Verdict)]
+        written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
+        merged = merge_writes(written)
+        for collision in merged.collisions:
+            self._tracees.listeners[thread.process.pid].collided(site.probepoint.address, collision)
+        if merged.registers or thread.tid in site.unlanded:
+            self._land(thread, site, merged.registers)
+        verdict = merge_verdicts(answer for _, answer in wanted)
+        if verdict is Verdict.STEP:
+            thread.step_clients = tuple(name for name, answer in wanted if answer is Verdict.STEP)
+        self._plan_step(thread, site, merged.registers)
+        for name, answer in wanted:
+            if answer >= Verdict.HOLD and answer is verdict:
+                whole = verdict is Verdict.HOLD_PROCESS
+                self._keeper.take_hold(name, thread.process, None if whole else thread.tid)
+
+    def write_registers(self, thread: Thread, registers: Mapping[str, int]) -> None:
+        """Write to a stopped thread that is let go; at an arrival it passes the trap with the new values."""
+        if isinstance(thread.site, ProbeSite) and thread.arrival is not None:
+            self._land(thread, thread.site, registers)
+            thread.arrival = None
+        elif self.tracer.fetch(thread.port):
+            put(thread.port.words, thread.process.space.layout, registers)
+            self.tracer.store(thread.port)
+
+    def _land(self, thread: Thread, site: ProbeSite, changes: Mapping[str, int]) -> None:
+        """Send the thread past the trap again, from its registers at arrival with ``changes``."""
+        space, words = thread.process.space, thread.port.words
+        if thread.arrival is not None:
+            for position, word in enumerate(thread.arrival):
+                words[position] = word
+        put(words, space.layout, changes)
+        if space.layout.pc_name not in changes:
+            self._pass_trap(thread, site)
+        self.tracer.store(thread.port)
+
+    def _pass_trap(self, thread: Thread, site: ProbeSite) -> None:
+        space, words, probepoint = thread.process.space, thread.port.words, site.probepoint
+        if probepoint.slot is not None:
+            words[space.layout.pc] = probepoint.slot
+            return
+        try:
+            put(words, space.layout, site.emulate(thread.port))
+            return
+        except MemoryFault:
+            site.unlanded.discard(thread.tid)
+        # The program must see this fault as its own: the instruction itself runs, from a slot.
+        code = self.armory.occupy_slot(space, probepoint.analysis, thread.process.pid)
+        words[space.layout.pc] = code.slot
+        space.slots.retire(code)
+
+    def _plan_step(self, thread: Thread, site: ProbeSite, changes: Mapping[str, int]) -> None:
+        code = site.probepoint.slot_code
+        if code is None or thread.process.space.layout.pc_name in changes:
+            if thread.step_clients:
+                self.tracer.fetch(thread.port)
+                self._steps.stepped(thread)  # emulation has done the instruction
+            return
+        if site.probepoint.strategy is Strategy.STEP or thread.step_clients:
+            space = thread.process.space
+            registers = WordRegisters(thread.port.words, space.layout)
+            thread.plan = space.architecture.before_step(site.probepoint.analysis, code.slot, registers)

@@ -1,0 +1,135 @@
+"""Signals that meet a slot, and the steps over copies: the program never sees that it was elsewhere."""
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ubpx._errors import InsnRefused, InternalError, MemoryFault
+from ubpx.core import events
+from ubpx.core.ports import Tracer
+from ubpx.core.registers import WordRegisters, put
+from ubpx.core.sites import set_pc
+from ubpx.core.spaces import AddressSpace, Thread
+from ubpx.core.stepping import State
+from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Outcome, SlotCode
+from ubpx.core.values import VirtAddr
+
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
+
+TellStepped = Callable[[Thread, Sequence[str], VirtAddr], None]
+"""Somebody asked for a step of the thread; it now stands at the address."""
+
+
+class Steps:
+    """Puts right what stepping, and being elsewhere, leaves wrong. Owned by the Coordinator; moves nobody."""
+
+    def __init__(self, tracer: Tracer, architecture: Architecture, tell_stepped: TellStepped) -> None:
+        self._tracer: Final = tracer
+        self._architecture: Final = architecture
+        self._tell_stepped: Final = tell_stepped
+
+    def signal_arrived(self, thread: Thread, event: events.SignalArrived) -> bool:
+        """Before the signal is passed on: out of any slot. Whether the thread's own instruction raised it."""
+        thread.pending = event.signal
+        fault = event.code > 0 and event.signal in _FAULTS
+        if thread.state is not State.STEPPING and self._tracer.fetch(thread.port):
+            self._look_for_slot(thread)
+        if fault:
+            self._cancel(thread, event)
+        return fault
+
+    def _look_for_slot(self, thread: Thread) -> None:
+        """Behind the copy the thread moves on; before it, it must step over it first."""
+        space = thread.process.space
+        pc = VirtAddr(thread.port.words[space.layout.pc])
+        code = space.slots.code_at(pc)
+        if code is None:
+            return
+        analysis = self._analysis_of(space, code)
+        if pc != code.slot or analysis is None:
+            set_pc(self._tracer, thread.port, space, code.to_origin(pc) or code.origin)
+            return
+        registers = WordRegisters(thread.port.words, space.layout)
+        thread.plan = self._architecture.before_step(analysis, code.slot, registers)
+
+    def _analysis_of(self, space: AddressSpace, code: SlotCode) -> InsnAnalysis | None:
+        """What the slot holds a copy of; None if the program has other code there by now."""
+        probepoint = space.registry.at(code.origin)
+        if probepoint is not None:
+            return probepoint.analysis
+        try:
+            raw = space.memory.read(code.origin, self._architecture.longest_insn)
+            return self._architecture.analyze(raw, code.origin)
+        except (InsnRefused, MemoryFault):
+            return None
+
+    def defer(self, thread: Thread) -> None:
+        """Keep the signal that the thread stopped for until its step is done; no other comes meanwhile."""
+        number, thread.pending = thread.pending, 0
+        thread.deferred.append((number, self._tracer.signal_info(thread.port)))
+        if thread.mask is None:
+            thread.mask = self._tracer.block_signals(thread.port)
+
+    def _cancel(self, thread: Thread, event: events.SignalArrived) -> None:
+        """The copy faulted: the program sees its own instruction's address, in siginfo too."""
+        plan = thread.plan
+        if plan is None or not self._tracer.fetch(thread.port):
+            return
+        space = thread.process.space
+        self._apply(thread, self._architecture.cancel_step(plan, WordRegisters(thread.port.words, space.layout)))
+        thread.plan = None
+        if plan.slot <= event.fault_address < plan.slot_end:
+            self._tracer.correct_fault_address(thread.port, plan.origin)
+        self._give_back_signals(thread)
+
+    def finish(self, thread: Thread) -> None:
+        """Put right what a step over a copy left; a repeated instruction keeps its plan, and needs another step."""
+        plan = thread.plan
+        if plan is None:
+            raise InternalError(f"thread {thread.tid} ended a step that nobody asked for")
+        space = thread.process.space
+        if not self._tracer.fetch(thread.port):
+            return  # killed meanwhile: its exit follows
+        outcome = self._architecture.after_step(plan, WordRegisters(thread.port.words, space.layout))
+        if outcome.finished:
+            self._apply(thread, outcome)
+            thread.plan = None
+            self._give_back_signals(thread)
+            self.stepped(thread)
+
+    def stepped(self, thread: Thread) -> None:
+        """The instruction is done: tell who asked for it. ``words`` are up to date."""
+        if thread.step_clients:
+            clients, thread.step_clients = thread.step_clients, ()
+            self._tell_stepped(thread, clients, VirtAddr(thread.port.words[thread.process.space.layout.pc]))
+
+    def leave_slot(self, thread: Thread) -> None:
+        """Stand in the program's own code, nothing half done; for a stopped thread that is let go."""
+        if thread.state is not State.PARKED or not self._tracer.fetch(thread.port):
+            return
+        space = thread.process.space
+        pc = VirtAddr(thread.port.words[space.layout.pc])
+        code = space.slots.code_at(pc)
+        if code is not None:
+            set_pc(self._tracer, thread.port, space, code.to_origin(pc) or code.origin)
+        thread.plan = None
+        self._give_back_signals(thread)
+
+    def _apply(self, thread: Thread, outcome: Outcome) -> None:
+        for write in outcome.writes:
+            thread.process.space.raw.write(write.address, write.data)
+        if outcome.registers:
+            put(thread.port.words, thread.process.space.layout, outcome.registers)
+            self._tracer.store(thread.port)
+
+    def _give_back_signals(self, thread: Thread) -> None:
+        if thread.mask is not None:
+            self._tracer.restore_signals(thread.port, thread.mask)
+            thread.mask = None
+        deferred, thread.deferred = thread.deferred, []
+        for number, info in deferred:
+            if thread.pending:
+                self._tracer.send_signal(thread.port, number)
+            else:
+                self._tracer.replace_signal(thread.port, info)
+                thread.pending = number
