@@ -22,6 +22,8 @@ _poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
 _lock: Final = threading.Lock()
 _kept: Final[dict[int, threading.Event]] = {}
 """By pid: set when the child is let go. Global as what it guards is: the children of this process."""
+_statuses: Final[dict[int, int]] = {}
+"""By pid: wait statuses that the tracer had to take, for the parent to find."""
 
 
 def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
@@ -30,11 +32,17 @@ def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
         if options & os.WNOHANG:
             return (0, 0)
         let_go.wait()
-    return waitpid(pid, options)
+    status = _statuses.pop(pid, None)
+    if status is None:
+        return waitpid(pid, options)
+    _uninstall_when_idle()
+    return (pid, status)
 
 
 def _internal_poll(self: "subprocess.Popen[Any]", *args: Any, **kwargs: Any) -> Any:
-    return None if self.pid in _kept and self.returncode is None else _poll(self, *args, **kwargs)
+    if self.pid in _kept and self.returncode is None:
+        return None
+    return _poll(self, *args, _waitpid=_waitpid, **kwargs)
 
 
 def _set_poll(poll: Any) -> None:
@@ -45,19 +53,30 @@ def _set_poll(poll: Any) -> None:
 def keep(pid: int) -> None:
     """From now on waits for this child find it running."""
     with _lock:
-        if not _kept:
-            os.waitpid = _waitpid
-            _set_poll(_internal_poll)
+        _statuses.pop(pid, None)  # of an earlier child with this pid, which nobody asked for
         _kept[pid] = threading.Event()
+        os.waitpid = _waitpid
+        _set_poll(_internal_poll)
 
 
-def let_go(pid: int) -> None:
-    """The child is traced no more. A pid that was not kept does no harm."""
+def let_go(pid: int, status: int | None = None) -> None:
+    """The child is traced no more, or has ended and the tracer had to take its wait ``status``.
+
+    A pid that was not kept does no harm.
+    """
     with _lock:
-        event = _kept.pop(pid, None)
+        event = _kept.get(pid)
         if event is None:
             return
-        if not _kept:
+        if status is not None:
+            _statuses[pid] = status
+        del _kept[pid]
+        event.set()
+    _uninstall_when_idle()
+
+
+def _uninstall_when_idle() -> None:
+    with _lock:
+        if not _kept and not _statuses:
             os.waitpid = waitpid
             _set_poll(_poll)
-        event.set()

@@ -157,8 +157,11 @@ class PtraceTracer:
                     seen.add(tid)
                     if self._seize_one(pid, tid):
                         seized[tid] = PtraceThread(ThreadId(tid), pid)
+            if seized:
+                self.memory(pid)
         except BaseException:
             self._abandon(seized)
+            self._close_memory(pid)
             parenthood.let_go(pid)
             raise
         if not seized:
@@ -192,6 +195,8 @@ class PtraceTracer:
                 if os.WIFSTOPPED(status):
                     plain = status >> 16
                     request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
+                else:
+                    parenthood.let_go(tid, status)
 
     # Waiting --------------------------------------------------------------------------------
 
@@ -265,6 +270,8 @@ class PtraceTracer:
             self._classify_unknown(tid, status)
             return
         if not os.WIFSTOPPED(status):
+            if int(tid) == thread.pid:
+                parenthood.let_go(tid, status)
             self._queue.append(events.ThreadGone(thread, os.waitstatus_to_exitcode(status)))
             return
         thread.stops += 1
@@ -313,6 +320,7 @@ class PtraceTracer:
         if former != thread.tid:
             self._threads.pop(former, None)
         self._syscall_insns.pop(thread.pid, None)
+        self._close_memory(thread.pid)  # a descriptor would stay on the old memory
         return events.Execed(thread, ThreadId(former))
 
     def _restart_interrupted(self, thread: PtraceThread) -> None:
@@ -408,9 +416,7 @@ class PtraceTracer:
         if thread.pid not in self._known_pids():
             self._syscall_insns.pop(thread.pid, None)
             parenthood.let_go(thread.pid)
-            memory = self._memories.pop(thread.pid, None)
-            if memory is not None:
-                memory.close()
+            self._close_memory(thread.pid)
 
     def fetch(self, thread: PtraceThread) -> bool:
         """Registers into ``words``."""
@@ -460,12 +466,16 @@ class PtraceTracer:
     # Processes ------------------------------------------------------------------------------
 
     def memory(self, pid: ProcessId) -> ProcessMemory:
-        """The memory of now; the former one, after an exec, is closed."""
-        former = self._memories.pop(pid, None)
-        if former is not None:
-            former.close()
-        memory = self._memories[pid] = ProcessMemory(pid)
+        """The memory of now."""
+        memory = self._memories.get(pid)
+        if memory is None:
+            memory = self._memories[pid] = ProcessMemory(pid)
         return memory
+
+    def _close_memory(self, pid: ProcessId) -> None:
+        memory = self._memories.pop(pid, None)
+        if memory is not None:
+            memory.close()
 
     def mappings(self, pid: ProcessId) -> Sequence[MappedRange]:
         """What is mapped now."""
