@@ -92,6 +92,11 @@ def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strateg
     assert program.tell("q").wait() == 0
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the kernel unblocks SIGTRAP and drops its action at any int3 (Linux 6.18); giving both back needs the "
+    "action to be read in the program beforehand, which comes with the work on faults",
+)
 @pytest.mark.parametrize("sort", ["blocked", "ignored"])
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_blocked_and_ignored_sigtrap_stay_so(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
