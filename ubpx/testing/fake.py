@@ -27,6 +27,7 @@ class FakeTracer(Life):
     looks at memory, registers and ``log``. What the kernel would refuse, or silently get wrong, is an
     AssertionError at the place and again at ``idle``: a request about a thread that is not
     stopped, from another thread than the one that called ``open``, a signal where none can be delivered.
+    A ``thread`` is always one of ours (FakeThread): the core hands back what it was given.
     """
 
     architecture_name: Final = "x86_64"
@@ -107,7 +108,7 @@ class FakeTracer(Life):
             if thread.exit_status is not None:
                 self._exited(thread)
 
-    def resume(self, thread: FakeThread, signal: int = 0) -> None:
+    def resume(self, thread: Any, signal: int = 0) -> None:
         """Let it run; a stop signal stops all threads of its process."""
         if not self._check_stopped("resume", thread):
             return
@@ -128,7 +129,7 @@ class FakeTracer(Life):
     def _by_itself(self, what: str, act: Any, **options: Any) -> Happening:
         return Happening(what=what, act=act, since=next(self._moments), scripted=False, **options)
 
-    def step(self, thread: FakeThread) -> None:
+    def step(self, thread: Any) -> None:
         """One instruction, or what the test said comes instead; signals sent to it come before that."""
         if not self._check_stopped("step", thread):
             return
@@ -139,7 +140,7 @@ class FakeTracer(Life):
             sent = sum(1 for each in thread.script if each.what == "sent" and not thread.blocks(each.signal))
             thread.script.insert(sent, thread.steps.popleft() if thread.steps else end)
 
-    def listen(self, thread: FakeThread) -> None:
+    def listen(self, thread: Any) -> None:
         """Only from a group-stop or an interrupt's stop, as in Linux."""
         if not self._check_stopped("listen", thread):
             return
@@ -151,7 +152,7 @@ class FakeTracer(Life):
             if thread.interrupt_since is not None or not thread.group_stopped:
                 thread.condition, thread.interrupt_since = Condition.RUNNING, next(self._moments)
 
-    def interrupt(self, thread: FakeThread) -> None:
+    def interrupt(self, thread: Any) -> None:
         """Interrupted follows; of a stopped thread, once it goes on."""
         self._check_owner("interrupt")
         if thread.condition is Condition.GONE:
@@ -162,7 +163,7 @@ class FakeTracer(Life):
             if thread.condition is Condition.LISTENING:
                 thread.condition = Condition.RUNNING
 
-    def settle(self, thread: FakeThread) -> bool:
+    def settle(self, thread: Any) -> bool:
         """The event's stop becomes a plain one."""
         if not self._check_stopped("settle", thread):
             return False
@@ -171,7 +172,7 @@ class FakeTracer(Life):
         thread.stops += 1
         return True
 
-    def detach(self, thread: FakeThread, signal: int = 0) -> None:
+    def detach(self, thread: Any, signal: int = 0) -> None:
         """It runs on alone."""
         if not self._check_stopped("detach", thread):
             return
@@ -181,62 +182,63 @@ class FakeTracer(Life):
         thread.traced, thread.sites = False, {}
         self._run(thread)
 
-    def forget(self, thread: FakeThread) -> None:
+    def forget(self, thread: Any) -> None:
         """Drop the record."""
         self._check_owner("forget")
         if thread.traced and thread.condition is not Condition.GONE:
             self._note("forget", thread)
             thread.traced = False
 
-    def fetch(self, thread: FakeThread) -> bool:
+    def fetch(self, thread: Any) -> bool:
         """Registers into ``words``; False: it is gone."""
         if not self._check_stopped("fetch", thread):
             return False
         thread.words[:] = thread.registers
         return True
 
-    def store(self, thread: FakeThread) -> None:
+    def store(self, thread: Any) -> None:
         """Registers from ``words``."""
         if self._check_stopped("store", thread):
             thread.registers[:] = thread.words
 
     # Signals --------------------------------------------------------------------------------
 
-    def signal_info(self, thread: FakeThread) -> bytes:
+    def signal_info(self, thread: Any) -> bytes:
         """The siginfo of its stop; empty if it is gone."""
         return thread.siginfo if self._check_stopped("signal_info", thread) else b""
 
-    def replace_signal(self, thread: FakeThread, info: bytes) -> None:
+    def replace_signal(self, thread: Any, info: bytes) -> None:
         """What the next ``resume(signal=...)`` delivers."""
         if self._check_stopped("replace_signal", thread):
             if thread.stop is not Stop.SIGNAL:
                 self._refuse(f"thread {thread.tid} has no signal to replace in a stop of kind {thread.stop}")
             thread.siginfo = info
 
-    def correct_fault_address(self, thread: FakeThread, address: VirtAddr) -> None:
+    def correct_fault_address(self, thread: Any, address: VirtAddr) -> None:
         """Set si_addr."""
         info = self.signal_info(thread)
         self.replace_signal(thread, info[:16] + address.to_bytes(8, "little") + info[24:])
 
-    def block_signals(self, thread: FakeThread) -> int:
+    def block_signals(self, thread: Any) -> int:
         """All but traps, faults, SIGKILL and SIGSTOP."""
         if not self._check_stopped("block_signals", thread):
             return 0
-        mask, thread.mask = thread.mask, thread.mask | _ALL_BUT_TRAPS
+        mask: int = thread.mask
+        thread.mask |= _ALL_BUT_TRAPS
         self._note("block_signals", thread)
         return mask
 
-    def restore_signals(self, thread: FakeThread, mask: int) -> None:
+    def restore_signals(self, thread: Any, mask: int) -> None:
         """Give the mask back."""
         if self._check_stopped("restore_signals", thread):
             self._note("restore_signals", thread)
             thread.mask = mask
 
-    def pending_fault(self, thread: FakeThread) -> bool:
+    def pending_fault(self, thread: Any) -> bool:
         """Whether something ``late`` is still to be reported."""
         return self._check_stopped("pending_fault", thread) and thread.overtaken in thread.script
 
-    def send_signal(self, thread: FakeThread, signal: int) -> None:
+    def send_signal(self, thread: Any, signal: int) -> None:
         """It comes before all else that the thread will do."""
         self._check_owner("send_signal")
         self._note("send_signal", thread, signal)
@@ -262,7 +264,7 @@ class FakeTracer(Life):
         """As the test said."""
         return self._processes[pid].own_child
 
-    def map_area(self, thread: FakeThread, address: VirtAddr, size: int) -> bool:
+    def map_area(self, thread: Any, address: VirtAddr, size: int) -> bool:
         """Map it, unless the place is taken."""
         self._check_injection("map_area", thread)
         process = self._processes[thread.pid]
@@ -275,7 +277,7 @@ class FakeTracer(Life):
         process.areas[address] = size
         return True
 
-    def unmap_area(self, thread: FakeThread, address: VirtAddr, size: int) -> None:
+    def unmap_area(self, thread: Any, address: VirtAddr, size: int) -> None:
         """Unmap what ``map_area`` mapped; anything else is a misuse."""
         self._check_injection("unmap_area", thread)
         process = self._processes[thread.pid]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import pytest
 
+from ubpx import hookspecs
+from ubpx._errors import UnknownModule
+from ubpx.core.clients import Client
+from ubpx.core.coordinator import Coordinator
+from ubpx.core.desk import TargetDesk
+from ubpx.core.holds import Hold
+from ubpx.core.loop import TracerThread
+from ubpx.core.plugins import NOTIFY_HOOKS, Plugins
 from ubpx.core.probepoints import Lease, Probepoint
+from ubpx.core.spaces import TracedProcess
+from ubpx.core.ubp import architecture
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy, TrapPatch
-from ubpx.core.values import AddressSpaceId, Insn, VirtAddr
+from ubpx.core.values import AddressSpaceId, Insn, Place, ProcessId, VirtAddr
+from ubpx.testing import FakeMemory, FakeThread, FakeTracer
 
 PLACE = 0x40_1000
 
@@ -61,3 +74,146 @@ def make() -> Makers:
 def holder() -> Callable[[str], Holder]:
     """Make a lease holder of that name."""
     return Holder
+
+
+# The core over a scripted program -----------------------------------------------------------
+
+TEXT, STACK, PID = 0x40_1000, 0x7FFE_0000, 100
+LEA, PUSH, NOP, LOAD, CALL, LONG_NOP, FUNCTION = (TEXT + 32 * i for i in range(7))
+CODE = {
+    LEA: "48 8d 47 01",  # lea 1(%rdi), %rax: BOOST or STEP
+    PUSH: "55",  # push %rbp: EMULATE, BOOST or STEP; its reported PC proves nothing
+    NOP: "90",  # EMULATE by landing
+    LOAD: "48 8b 07",  # mov (%rdi), %rax: BOOST or STEP; may fault
+    CALL: "ff d0",  # call *%rax: STEP alone
+    LONG_NOP: "0f 1f 40 00",
+    FUNCTION: "c3",
+}
+
+
+def program() -> FakeMemory:
+    """Text of one page with CODE in it, nops between, and a stack of one page."""
+    text = bytearray(b"\x90" * 0x1000)
+    for address, code in CODE.items():
+        raw = bytes.fromhex(code)
+        text[address - TEXT : address - TEXT + len(raw)] = raw
+    memory = FakeMemory()
+    memory.map(TEXT, bytes(text), permissions="r-xp", path="/bin/program")
+    memory.map(STACK, bytes(0x1000), permissions="rw-p", path="[stack]")
+    return memory
+
+
+class Recorder:
+    """A client plugin that keeps every hook that it hears, without the process."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def named(self, hook: str) -> list[tuple[Any, ...]]:
+        """What one hook said."""
+        return [each[1:] for each in self.heard if each[0] == hook]
+
+
+def _recording(hook: str) -> Callable[..., None]:
+    names = list(inspect.signature(getattr(hookspecs.NotifyHooks, hook)).parameters)[2:]
+    told = [name for name in names if name != "process"]
+    scope: dict[str, Any] = {}
+    # The plugin manager looks at an implementation's own argument names.
+    exec(f"def {hook}(self, {', '.join(told)}): self.heard.append(({', '.join([repr(hook), *told])},))", scope)
+    made: Callable[..., None] = hookspecs.hookimpl(scope[hook])
+    return made
+
+
+for _hook in NOTIFY_HOOKS:
+    setattr(Recorder, _hook, _recording(_hook))
+
+
+class World:
+    """A coordinator, its thread and one target's desk, over a FakeTracer. Closed by its fixture."""
+
+    def __init__(self) -> None:
+        self.fake = FakeTracer()
+        self.coordinator = Coordinator(self.fake, architecture("x86_64"))
+        self.memory = program()
+        self.fake.process(PID, self.memory, entry=FUNCTION)
+        self.symbols: dict[str, int] = {}
+        """Where specs lead; others name a module that is not mapped."""
+        self.loop = TracerThread(self.fake, self.coordinator)
+        self.desk = TargetDesk(self.loop, self._resolve, self)
+        self.recorder = Recorder()
+
+    def _resolve(self, spec: str | int, process: TracedProcess) -> Place:
+        address = spec if isinstance(spec, int) else self.symbols.get(spec)
+        if address is None:
+            raise UnknownModule(str(spec), ())
+        start = VirtAddr(address & ~0x1F)
+        return Place(address=VirtAddr(address), name=str(spec), symbol_start=start, symbol_end=VirtAddr(start + 32))
+
+    def attach(self, *tids: int, slots_allowed: bool = True, own_child: bool = False) -> World:
+        """Attach to the process, with these threads beside its leader; the recorder is active."""
+        self.fake._processes[ProcessId(PID)].own_child = own_child
+        for tid in (PID, *tids):
+            thread = self.fake.thread(tid, None if tid == PID else PID)
+            thread["rip"], thread["rsp"], thread["rbp"] = TEXT + 0x800, STACK + 0x800, tid
+        plugins = Plugins([])
+        plugins.register(self.recorder, "recorder")
+
+        def job() -> None:
+            attached = self.coordinator.attach(ProcessId(PID), self.desk, slots_allowed=slots_allowed)
+            self.desk.process = attached
+            self.desk.activate(plugins.activate("recorder"))
+
+        self.loop.run(job)
+        return self
+
+    @property
+    def process(self) -> TracedProcess:
+        assert self.desk.process is not None
+        return self.desk.process
+
+    def client(self, name: str, priority: int = 0) -> Client:
+        return self.desk.join(name, priority)
+
+    def holds(self) -> list[Hold]:
+        return list(self.coordinator.keeper.holds)
+
+    def slot_of(self, lease: Lease) -> int:
+        assert lease.probepoint is not None
+        assert lease.probepoint.slot is not None
+        return lease.probepoint.slot
+
+    def trap_stands(self, address: int) -> bool:
+        return self.memory.read(VirtAddr(address), 1) == b"\xcc"
+
+    def arrive(self, tid: int, address: int, **registers: int) -> FakeThread:
+        """Let a thread run into a trap, and wait until all has been done about it."""
+        thread = self.fake.thread(tid)
+        for name, value in registers.items():
+            thread[name] = value
+        self.fake.arrive(tid, address)
+        self.fake.idle()
+        return thread
+
+    def detach(self) -> None:
+        self.loop.run(lambda: self.coordinator.detach(self.process))
+
+    def close(self) -> None:
+        if self.desk.process is not None:
+            self.detach()
+        self.loop.close()
+        if self.fake.failure is not None:
+            raise self.fake.failure
+
+
+@pytest.fixture
+def world(caplog: pytest.LogCaptureFixture) -> Iterator[World]:
+    """Made, not yet attached; nothing may go wrong in the tracer thread, and the program is left as it was."""
+    made = World()
+    before = made.memory.image()
+    yield made
+    made.close()
+    assert [record.getMessage() for record in caplog.records if record.name == "ubpx.loop"] == []
+    text, stack = made.memory.image().pop(TEXT), made.memory.image().pop(STACK, b"")
+    assert text == before[TEXT]
+    assert len(made.memory.image()) == 2, "slot areas are unmapped"
+    assert len(stack) == 0x1000
