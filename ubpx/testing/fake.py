@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import attrs
+
 from ubpx._errors import NoSuchProcess, SlotsExhausted, UsageError
 from ubpx.core import events
 from ubpx.core.ports import Launched
@@ -137,6 +139,8 @@ class FakeTracer(Life):
         with self._changed:
             self._run(thread)
             end = self._by_itself("step", partial(self._end_step, thread, {}), stepping=True)
+            while thread.steps and thread.blocks(thread.steps[0].signal):
+                thread.script.append(attrs.evolve(thread.steps.popleft(), stepping=False))
             sent = sum(1 for each in thread.script if each.what == "sent" and not thread.blocks(each.signal))
             thread.script.insert(sent, thread.steps.popleft() if thread.steps else end)
 
@@ -148,9 +152,9 @@ class FakeTracer(Life):
             self._refuse(f"listen of thread {thread.tid}, which is in a stop of kind {thread.stop}")
         self._note("listen", thread)
         with self._changed:
-            thread.condition, thread.ready_since = Condition.LISTENING, next(self._moments)
+            thread.condition = Condition.LISTENING
             if thread.interrupt_since is not None or not thread.group_stopped:
-                thread.condition, thread.interrupt_since = Condition.RUNNING, next(self._moments)
+                self._interrupt(thread)
 
     def interrupt(self, thread: Any) -> None:
         """Interrupted follows; of a stopped thread, once it goes on."""
@@ -159,9 +163,7 @@ class FakeTracer(Life):
             return
         self._note("interrupt", thread)
         with self._changed:
-            thread.interrupt_since = next(self._moments)
-            if thread.condition is Condition.LISTENING:
-                thread.condition = Condition.RUNNING
+            self._interrupt(thread)
 
     def settle(self, thread: Any) -> bool:
         """The event's stop becomes a plain one."""

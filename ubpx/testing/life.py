@@ -50,9 +50,7 @@ class Life(Stage):
             for thread in self._processes[ProcessId(pid)].threads.values():
                 if thread.group_stopped:
                     thread.group_stopped = False
-                    thread.interrupt_since = next(self._moments)
-                    if thread.condition is Condition.LISTENING:
-                        thread.condition = Condition.RUNNING
+                    self._interrupt(thread)
             self._changed.notify_all()
 
     def _event(self, thread: FakeThread, event: events.StopEvent) -> None:

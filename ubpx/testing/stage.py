@@ -222,6 +222,12 @@ class Stage:
             thread.overtaken = happening
         self._stopped(thread, Stop.PLAIN, events.Interrupted(thread))
 
+    def _interrupt(self, thread: FakeThread) -> None:
+        """An interrupt is pending from now on; it ends a group-stop's listening at once."""
+        thread.interrupt_since = next(self._moments)
+        if thread.condition is Condition.LISTENING:
+            thread.condition, thread.ready_since = Condition.RUNNING, thread.interrupt_since
+
     def _run_into(self, thread: FakeThread, address: int) -> None:
         trap = self._architecture.trap_bytes
         try:
