@@ -100,7 +100,10 @@ def changed_text(pid: int) -> list[str]:
                 continue
             start, end = (int(bound, 16) for bound in span.split("-"))
             memory.seek(start)
-            mapped = memory.read(end - start)
+            mapped = b""
+            while len(mapped) < end - start and (part := memory.read(end - start - len(mapped))):
+                mapped += part
+            assert len(mapped) == end - start, f"cannot read {line}"
             with Path(path[0]).open("rb") as file:
                 file.seek(int(offset, 16))
                 expected = file.read(end - start).ljust(end - start, b"\0")
