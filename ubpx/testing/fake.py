@@ -124,9 +124,8 @@ class FakeTracer(Life):
     def _stop_group(self, thread: FakeThread, signal: int) -> None:
         with self._changed:
             for each in self._processes[thread.pid].threads.values():
-                each.group_stopped = True
-                stop = partial(self._stopped, each, Stop.PLAIN, events.GroupStopped(each, signal))
-                each.script.appendleft(self._by_itself("group-stop", stop))
+                each.group_signal = signal
+                each.script.appendleft(self._by_itself("group-stop", partial(self._group_stop, each, signal)))
 
     def _by_itself(self, what: str, act: Any, **options: Any) -> Happening:
         return Happening(what=what, act=act, since=next(self._moments), scripted=False, **options)
@@ -153,7 +152,7 @@ class FakeTracer(Life):
         self._note("listen", thread)
         with self._changed:
             thread.condition = Condition.LISTENING
-            if thread.interrupt_since is not None or not thread.group_stopped:
+            if thread.interrupt_since is not None or not thread.group_signal:
                 self._interrupt(thread)
 
     def interrupt(self, thread: Any) -> None:
@@ -180,6 +179,8 @@ class FakeTracer(Life):
             return
         if signal and thread.stop is not Stop.SIGNAL:
             self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
+        if thread.overtaken in thread.script:
+            self._refuse(f"thread {thread.tid} is left with a trap that nobody will answer for: it will die of it")
         self._note("detach", thread, signal)
         thread.traced, thread.sites = False, {}
         self._run(thread)

@@ -48,8 +48,8 @@ class Life(Stage):
         """SIGCONT: the group-stop ends; each thread in it is interrupted."""
         with self._changed:
             for thread in self._processes[ProcessId(pid)].threads.values():
-                if thread.group_stopped:
-                    thread.group_stopped = False
+                if thread.group_signal:
+                    thread.group_signal = 0
                     self._interrupt(thread)
             self._changed.notify_all()
 
@@ -101,7 +101,7 @@ class Life(Stage):
             process.areas.clear()
             leader.registers[:] = [0] * len(leader.registers)
             leader.script.clear()
-            leader.group_stopped, leader.interrupt_since = False, None
+            leader.group_signal, leader.interrupt_since = 0, None
             self._unblock_parent(process)
             self._event(leader, events.Execed(leader, thread.tid))
 

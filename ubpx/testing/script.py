@@ -76,7 +76,8 @@ class FakeThread:
         self.siginfo = b""
         self.mask = 0
         """Blocked signals, signal n being bit n-1."""
-        self.group_stopped = False
+        self.group_signal = 0
+        """What put its process into a group-stop; 0: it is in none."""
         self.waits_for: ProcessId | None = None
         """Its vfork child."""
         self.interrupt_since: int | None = None

@@ -28,7 +28,7 @@ class Stage:
     A thread does what it was told as soon as it runs, in the order that it was told, one thing
     for each time that the core lets it run. Keyword options of everything that a thread can do:
     ``in_step``: it comes instead of the end of the thread's next single step; ``late``: the thread
-    has got there, but the next interrupt will be reported first (``pending_fault`` says so);
+    has got there, but the next interrupt or group-stop is reported first (``pending_fault`` says so);
     ``overtakes``: it is reported before an interrupt that was asked for earlier, and clears it as
     Linux does.
     """
@@ -109,7 +109,7 @@ class Stage:
         """Wait until all that can happen has happened and the core waits for more; raises the first misuse."""
 
         def is_idle() -> bool:
-            nothing = self._waiting and not self._rung and self._due() is None
+            nothing = self._waiting and not self._rung and not self._queue and self._due() is None
             return self.failure is not None or nothing
 
         with self._changed:
@@ -159,7 +159,7 @@ class Stage:
     def _gather(self) -> None:
         """Wait for something to happen, and let all happen that can."""
         with self._changed:
-            while not (self._rung or (found := self._due())):
+            while not (self._rung or self._queue or (found := self._due())):
                 self._waiting = True
                 self._changed.notify_all()
                 if not self._changed.wait(self._patience):
@@ -168,6 +168,7 @@ class Stage:
             if self._rung:
                 self._rung = False
                 self._queue.append(events.Doorbell())
+            if self._queue:
                 return
         while found:
             found()
@@ -217,10 +218,19 @@ class Stage:
 
     def _interrupted(self, thread: FakeThread) -> None:
         thread.interrupt_since = None
+        self._overtake(thread)
+        in_group = thread.group_signal
+        event = events.GroupStopped(thread, in_group) if in_group else events.Interrupted(thread)
+        self._stopped(thread, Stop.PLAIN, event)
+
+    def _group_stop(self, thread: FakeThread, number: int) -> None:
+        self._overtake(thread)
+        self._stopped(thread, Stop.PLAIN, events.GroupStopped(thread, number))
+
+    def _overtake(self, thread: FakeThread) -> None:
         happening = thread.next()
         if happening is not None and happening.late:
             thread.overtaken = happening
-        self._stopped(thread, Stop.PLAIN, events.Interrupted(thread))
 
     def _interrupt(self, thread: FakeThread) -> None:
         """An interrupt is pending from now on; it ends a group-stop's listening at once."""

@@ -116,9 +116,6 @@ def test_bytes_that_another_relies_on_are_refused_naming_the_holder(make: Makers
     registry.check(VirtAddr(HERE + 5), exclusive=False, strategy=None)
 
 
-@pytest.mark.xfail(
-    reason="Registry.check looks at relied_on alone: a start inside a longer trap's bytes is let through"
-)
 def test_bytes_that_another_owns_are_refused_naming_the_holder(make: Makers) -> None:
     """Invariant: nobody probes into the middle of another probepoint's trap."""
     registry, jump = Registry(), make.probepoint(HERE, trap=b"\xe9\0\0\0\0")

@@ -109,9 +109,6 @@ def test_slot_outlives_its_last_lease_while_a_thread_is_inside(table: SlotTable)
     assert table.code_at(leased.slot) is leased
 
 
-@pytest.mark.xfail(
-    reason="SlotTable._retired is keyed by origin: a second retired copy of one instruction hides the first"
-)
 def test_two_retired_copies_of_one_instruction_are_both_freed(table: SlotTable) -> None:
     """Invariant: retiring never makes a slot leak, also when one origin has had two slots."""
     first, second = code_for(0x40_1000, AREA), code_for(0x40_1000, AREA + SLOT_SIZE)
