@@ -132,9 +132,10 @@ class Armory:
                 space.slots.revive(retired)
                 return retired
         slot = space.slots.find_free(analysis.reach)
-        if slot is None:
-            self._map_area(space, analysis.reach)
-            slot = space.slots.find_free(analysis.reach)
+        for _ in range(2):  # freeing retired slots may give none within reach; then there is a new area
+            if slot is None:
+                self._map_area(space, analysis.reach)
+                slot = space.slots.find_free(analysis.reach)
         if slot is None:
             raise SlotsExhausted(pid, analysis.insn.address, "all slots within 2 GiB are taken")
         code = space.architecture.slot_code(analysis, slot)

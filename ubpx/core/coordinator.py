@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
-from ubpx._errors import UbpxError, UsageError
+from ubpx._errors import TargetGone, UbpxError, UsageError
 from ubpx.core import events
 from ubpx.core.keeper import Keeper
 from ubpx.core.ports import TracedThread, Tracer
@@ -112,6 +112,8 @@ class Coordinator:
             if not process.ended.is_set():
                 self._listeners[process.pid].detaching(process)
                 self._clean(space)
+        except TargetGone:  # killed while we were at it: see it to its end
+            self.run_until(process.ended.is_set)
         finally:
             space.quiesced = False
         for each in self.tracees.sharing(space):
@@ -189,15 +191,21 @@ class Coordinator:
         match thread.state:
             case State.STEPPING:
                 self.tracer.step(thread.port)
-            case State.LISTENING:
+            case State.LISTENING if thread.stop is StopKind.GROUP:
                 self.tracer.listen(thread.port)
+            case State.LISTENING:  # it stopped for something else meanwhile: back into the group-stop first
+                self._resume(thread)
+                self.tracer.interrupt(thread.port)
             case State.RUNNING:
                 if thread.vfork_child is not None:
                     thread.process.space.vforked.add(thread.vfork_child)
                     self.keeper.refresh_process(thread.vfork_child)
-                thread.site = thread.arrival = None
-                thread.pending, due = 0, thread.pending
-                self.tracer.resume(thread.port, due)
+                self._resume(thread)
+
+    def _resume(self, thread: Thread) -> None:
+        thread.site = thread.arrival = None
+        thread.pending, due = 0, thread.pending
+        self.tracer.resume(thread.port, due)
 
     def _on_unknown(self, event: events.StopEvent) -> None:
         """Of a thread that we never had: it died before it appeared, or was left meanwhile."""
@@ -248,13 +256,13 @@ class Coordinator:
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
-        if thread.port.held and self.tracer.pending_fault(thread.port):
-            self._resume_for_fault(thread)
+        if thread.port.held and (thread.state is State.STEPPING or self.tracer.pending_fault(thread.port)):
+            self._resume_before_parking(thread)
             return
         self._move(thread, Input.INTERRUPTED)
 
-    def _resume_for_fault(self, thread: Thread) -> None:
-        """A trap that the thread ran into already must be reported before the thread may park."""
+    def _resume_before_parking(self, thread: Thread) -> None:
+        """A step must end, and a trap that the thread ran into already be reported, before it may park."""
         if thread.state is State.STEPPING:
             self.tracer.step(thread.port)
         else:
@@ -263,6 +271,10 @@ class Coordinator:
 
     def _on_group_stopped(self, thread: Thread, _event: events.GroupStopped) -> None:
         thread.group_stopped = True
+        thread.stop = StopKind.GROUP
+        if thread.port.held and self.tracer.pending_fault(thread.port):
+            self._resume_before_parking(thread)
+            return
         self._move(thread, Input.GROUP_STOPPED)
 
     def _on_task_created(self, thread: Thread, event: events.TaskCreated) -> None:

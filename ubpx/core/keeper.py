@@ -12,6 +12,8 @@ from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Trac
 from ubpx.core.stepping import Input, State
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
+_WORTH_QUIESCING: Final = 512
+"""So many retired slots are worth a stop of all threads."""
 _LEAVING: Final = frozenset({State.EXITING, State.GONE})
 _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 
@@ -162,7 +164,7 @@ class Keeper:
         while candidates := [each for each in self._tracees.threads_in(space) if _can_stop(each)]:
             thread = candidates[0]
             thread.wanted = True
-            if thread.state is State.PARKED:
+            if thread.state is State.PARKED:  # by whoever holds it: it takes its signal, and stops again
                 thread.state = State.RUNNING
                 thread.pending, due = 0, thread.pending
                 self._tracer.resume(thread.port, due)
@@ -172,10 +174,28 @@ class Keeper:
             if self._parked_plainly(thread):
                 return thread
             thread.wanted = False
+            self.refresh(thread)
         raise TargetGone(space.pid, None)
 
+    def _reclaim(self, space: AddressSpace) -> bool:
+        """Free the retired slots that no thread is in; False where the threads cannot all be stopped now."""
+        if self.serving() is not None or self._tracees.current is not None:
+            return False
+        space.quiesced = True
+        try:
+            self.stop_all(space)
+            threads = [thread for thread in self._tracees.threads_in(space) if thread.state is State.PARKED]
+            counters = [each.port.words[space.layout.pc] for each in threads if self._tracer.fetch(each.port)]
+            return space.slots.free_retired(counters) > 0
+        finally:
+            space.quiesced = False
+            for thread in self._tracees.threads_in(space):
+                self.refresh(thread)
+
     def map_area(self, space: AddressSpace, reach: Sequence[VirtAddr]) -> None:
-        """Let the program map an area of slots for us (S12)."""
+        """Let the program map an area of slots for us (S12), unless enough of the old slots are free by now."""
+        if space.slots.retired_count >= _WORTH_QUIESCING and self._reclaim(space):
+            return
         with self.stopped_thread(space) as thread:
             pid = thread.process.pid
             while True:

@@ -179,7 +179,8 @@ class Registry:
         """
         probepoint = self.at(address)
         if probepoint is None:
-            for other in self.relying_on(range(address, address + 1)):
+            trap = range(address, address + 1)
+            for other in (*self.owning(trap), *self.relying_on(trap)):
                 raise ProbepointBusy(address, other.clients[0])
             return
         for lease in probepoint.leases:

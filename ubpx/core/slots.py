@@ -52,8 +52,8 @@ class SlotTable:
     """All slots of one address space."""
 
     areas: list[SlotArea] = attrs.field(factory=list, init=False)
-    _retired: dict[VirtAddr, SlotCode] = attrs.field(factory=dict, init=False)
-    """By the original instruction's address."""
+    _retired: dict[VirtAddr, list[SlotCode]] = attrs.field(factory=dict, init=False)
+    """By the original instruction's address: it may have had several copies."""
 
     def find_free(self, reach: Sequence[VirtAddr]) -> VirtAddr | None:
         """A free slot within 2 GiB of all of ``reach``; None: map another area."""
@@ -70,15 +70,26 @@ class SlotTable:
 
     def retire(self, code: SlotCode) -> None:
         """Nobody leases the slot any more; a thread may still be in it."""
-        self._retired[code.origin] = code
+        self._retired.setdefault(code.origin, []).append(code)
+
+    @property
+    def retired_count(self) -> int:
+        """How many slots wait for proof that no thread is in them."""
+        return sum(map(len, self._retired.values()))
 
     def retired(self, origin: VirtAddr) -> SlotCode | None:
         """A retired copy of the instruction at ``origin``, still in its slot."""
-        return self._retired.get(origin)
+        return next(iter(self._retired.get(origin, ())), None)
 
     def revive(self, code: SlotCode) -> None:
         """A retired slot is leased again, as it is."""
-        del self._retired[code.origin]
+        self._drop(code)
+
+    def _drop(self, code: SlotCode) -> None:
+        copies = self._retired[code.origin]
+        copies.remove(code)
+        if not copies:
+            del self._retired[code.origin]
 
     def free_retired(self, occupied: Iterable[int]) -> int:
         """Free the retired slots that no PC of ``occupied`` lies in; how many were freed.
@@ -86,9 +97,9 @@ class SlotTable:
         Only right while every thread of the address space is stopped and in ``occupied``.
         """
         busy = {code.slot for code in map(self.code_at, occupied) if code is not None}
-        idle = [code for code in self._retired.values() if code.slot not in busy]
+        idle = [code for copies in self._retired.values() for code in copies if code.slot not in busy]
         for code in idle:
-            del self._retired[code.origin]
+            self._drop(code)
             del self._area_of(code.slot).used[code.slot]
         return len(idle)
 

@@ -100,6 +100,8 @@ class StopKind(StrEnum):
     PLAIN = "PLAIN"
     EVENT = "EVENT"
     """At a clone, fork or exec event: must be settled first."""
+    GROUP = "GROUP"
+    """The program's own group-stop; only in this one may a thread listen."""
 
 
 class Thread:

@@ -190,9 +190,9 @@ def may_read_map_files() -> bool:
     return bool(effective & (1 << 21 | 1 << 40))
 
 
-def without_map_files(pid: int, ranges: tuple[MappedRange, ...]) -> list[str]:
+def without_map_files(proc: str, ranges: tuple[MappedRange, ...]) -> list[str]:
     """Where files are looked for by someone without these capabilities."""
-    return [f"/proc/{pid}/root{ranges[0].path}", f"/proc/{pid}/exe"]
+    return [f"{proc}/root{ranges[0].path}", f"{proc}/exe"]
 
 
 @pytest.mark.skipif(not may_read_map_files(), reason="/proc/PID/map_files needs CAP_CHECKPOINT_RESTORE")
