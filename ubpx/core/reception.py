@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from ubpx._errors import MemoryFault, UsageError
+from ubpx._errors import MemoryFault
 from ubpx.core.arming import Armory
 from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
@@ -83,12 +83,8 @@ class HitReception:
             self._tracees.current = before
 
     def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
-        for lease, answer, _ in answers:
-            if answer is not None and not isinstance(answer, Verdict):
-                wrong = UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
-                self.handler_failed(lease, wrong)
         thread.site, thread.arrival = site, tuple(thread.port.words)
-        wanted = [(lease.client.name, answer) for lease, answer, _ in answers if isinstance(answer, Verdict)]
+        wanted = [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None]
         written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
         merged = merge_writes(written)
         for collision in merged.collisions:
@@ -120,6 +116,7 @@ class HitReception:
             for position, word in enumerate(thread.arrival):
                 words[position] = word
         put(words, space.layout, changes)
+        site.undo(thread.port)
         if space.layout.pc_name not in changes:
             self._pass_trap(thread, site)
         self.tracer.store(thread.port)

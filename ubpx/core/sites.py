@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from ubpx._errors import InternalError, MemoryFault
+from ubpx._errors import InternalError, MemoryFault, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
+from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
@@ -14,7 +15,7 @@ from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp.plans import Emulator, Strategy
 from ubpx.core.values import VirtAddr
 
-Answer = tuple[Lease, object, Mapping[str, int] | None]
+Answer = tuple[Lease, Verdict | None, Mapping[str, int] | None]
 """What one handler said: its lease, what it returned, the registers that it wrote."""
 
 
@@ -49,8 +50,8 @@ class ProbeSite:
     Owned by the address space's tables; ``leases`` is replaced whole when they change.
     """
 
-    __slots__ = ("_emulator", "_pc", "_steps", "certain", "landing", "landing_word", "leases", "probepoint",
-                 "reception", "space", "unlanded")  # fmt: skip
+    __slots__ = ("_emulator", "_overwritten", "_pc", "_steps", "certain", "landing", "landing_word", "leases",
+                 "probepoint", "reception", "space", "unlanded")  # fmt: skip
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
@@ -67,6 +68,8 @@ class ProbeSite:
         self.leases: tuple[Lease, ...] = ()
         self.unlanded: set[int] = set()
         """Threads whose emulation faulted: they need the slot for this one hit."""
+        self._overwritten: dict[int, tuple[VirtAddr, bytes]] = {}
+        """By thread: what stood on its stack where its last arrival was emulated."""
         self._pc = space.layout.pc
         self._steps = probepoint.strategy is Strategy.STEP
 
@@ -92,8 +95,15 @@ class ProbeSite:
         raw = self.space.raw
         outcome = self._emulator(WordRegisters(thread.words, self.space.layout), raw)
         for write in outcome.writes:
+            self._overwritten[thread.tid] = (write.address, raw.read(write.address, len(write.data)))
             raw.write(write.address, write.data)
         return outcome.registers
+
+    def undo(self, thread: TracedThread) -> None:
+        """Take back what ``emulate`` wrote at the thread's present arrival."""
+        address, data = self._overwritten.pop(thread.tid, (VirtAddr(0), b""))
+        if data:
+            self.space.raw.write(address, data)
 
     def arrive(self, thread: TracedThread) -> bool:
         """Run the handlers. This is the hot path."""
@@ -125,6 +135,8 @@ class ProbeSite:
                     try:
                         answer = lease.handler(hit)
                         watchdog.watched = None
+                        if answer is not None and not isinstance(answer, Verdict):
+                            raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
                     except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
                         watchdog.watched = None
                         reception.handler_failed(lease, error)

@@ -58,6 +58,7 @@ from ubpx_ptracepp.requests import (
     quick,
     request,
     shares_memory,
+    swift,
     tgkill,
 )
 
@@ -378,11 +379,13 @@ class PtraceTracer:
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""
-        request(PTRACE_CONT, thread.tid, 0, signal)
+        if swift(PTRACE_CONT, thread.tid, 0, signal) == -1:
+            request(PTRACE_CONT, thread.tid, 0, signal)
 
     def step(self, thread: PtraceThread) -> None:
         """One instruction."""
-        request(PTRACE_SINGLESTEP, thread.tid)
+        if swift(PTRACE_SINGLESTEP, thread.tid, 0, 0) == -1:
+            request(PTRACE_SINGLESTEP, thread.tid)
 
     def listen(self, thread: PtraceThread) -> None:
         """Stay in the group-stop."""
@@ -420,11 +423,14 @@ class PtraceTracer:
 
     def fetch(self, thread: PtraceThread) -> bool:
         """Registers into ``words``."""
-        return request(PTRACE_GETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
+        return swift(PTRACE_GETREGS, thread.tid, 0, thread.buffer) != -1 or request(
+            PTRACE_GETREGS, thread.tid, 0, ctypes.addressof(thread.buffer)
+        )
 
     def store(self, thread: PtraceThread) -> None:
         """Registers from ``words``."""
-        request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
+        if swift(PTRACE_SETREGS, thread.tid, 0, thread.buffer) == -1:
+            request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
 
     # Signals --------------------------------------------------------------------------------
 
