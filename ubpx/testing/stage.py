@@ -80,6 +80,10 @@ class Stage:
         """The thread runs into the trap that stands at ``address``; AssertionError if none does."""
         self._tell(tid, "arrive", partial(self._run_into, self._threads[ThreadId(tid)], address), **how)
 
+    def reach(self, tid: int, address: int, behind: int) -> None:
+        """The thread comes to ``address``: it runs into the trap if one stands there, else it is ``behind``."""
+        self._tell(tid, "reach", partial(self._come_to, self._threads[ThreadId(tid)], address, behind))
+
     def pass_by(self, tid: int, address: int, **how: bool) -> None:
         """The thread stands at ``address`` from now on, and goes on running."""
         self._tell(tid, "pass_by", partial(self._move, self._threads[ThreadId(tid)], address), **how)
@@ -248,6 +252,13 @@ class Stage:
             self._refuse(f"thread {thread.tid} runs through {address:#x}: {found.hex()} stands there, and no trap")
         thread.registers[PC] = address + len(trap)
         self._trapped(thread, _SI_KERNEL)
+
+    def _come_to(self, thread: FakeThread, address: int, behind: int) -> None:
+        trap = self._architecture.trap_bytes
+        if self._processes[thread.pid].memory.read(VirtAddr(address), len(trap)) == trap:
+            self._run_into(thread, address)
+        else:
+            self._move(thread, behind)
 
     def _move(self, thread: FakeThread, address: int) -> None:
         thread.registers[PC] = address

@@ -132,7 +132,7 @@ class World:
     """A coordinator, its thread and one target's desk, over a FakeTracer. Closed by its fixture."""
 
     def __init__(self) -> None:
-        self.fake = FakeTracer()
+        self.fake = FakeTracer(patience=5)
         self.coordinator = Coordinator(self.fake, architecture("x86_64"))
         self.memory = program()
         self.fake.process(PID, self.memory, entry=FUNCTION)
