@@ -6,8 +6,8 @@ in kernel/exit.c), so ``Popen.poll()`` of the embedding program would report a s
 the stop would be lost to the tracer. So while such a child is traced, waits for it find it running;
 they go on when it is let go, which is before it can be reaped.
 
-Waits for *any* child (``os.wait()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see the
-documentation of embedding.
+Waits for *any* child (``os.wait()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see
+docs/how-to/embed.md.
 """
 
 import os
