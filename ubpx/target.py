@@ -274,9 +274,12 @@ class Target:
         return tuple(thread.tid for thread in self._process.living())
 
     def holds(self) -> tuple[Hold, ...]:
-        """Who keeps what stopped."""
+        """Who keeps what stopped; what a handler asked for before this call is in it."""
         self._check_attached()
-        return self._session._loop.coordinator.keeper.holds.in_process(self._process.pid)
+        if self._process.ended.is_set():
+            return ()
+        loop = self._session._loop
+        return loop.run(lambda: loop.coordinator.keeper.holds.in_process(self._process.pid))
 
     def resume(self) -> None:
         """Start a spawned program. Once it runs: does nothing."""
