@@ -82,6 +82,8 @@ class FakeThread:
         """Its vfork child."""
         self.interrupt_since: int | None = None
         """When it was asked to stop, while that is pending."""
+        self.must_trap = False
+        """Woken from its group-stop: it reports that before it does anything."""
         self.overtaken: Happening | None = None
         """What had happened already when an interrupt was reported."""
         self.ready_since = 0

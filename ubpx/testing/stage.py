@@ -195,7 +195,8 @@ class Stage:
         moment = max(happening.since if happening else 0, thread.ready_since)
         if asked is not None:
             asked = max(asked, thread.ready_since)
-            if happening is None or waits or (asked <= moment and not happening.overtakes):
+            first = asked <= moment and (thread.must_trap or not (happening and happening.overtakes))
+            if waits or first:
                 return [(asked, partial(self._interrupted, thread))]
         if happening is None or waits:
             return []
@@ -211,7 +212,7 @@ class Stage:
     def _stopped(self, thread: FakeThread, kind: Stop, event: Any) -> None:
         """The thread stops; ``event`` says why (None: an arrival, which is being served)."""
         with self._changed:
-            thread.condition, thread.stop = Condition.STOPPED, kind
+            thread.condition, thread.stop, thread.must_trap = Condition.STOPPED, kind, False
             for happening in [each for each in thread.script if each.stepping]:
                 thread.script.remove(happening)  # the step did not come to its end
                 if happening.scripted:
@@ -238,9 +239,11 @@ class Stage:
 
     def _interrupt(self, thread: FakeThread) -> None:
         """An interrupt is pending from now on; it ends a group-stop's listening at once."""
-        thread.interrupt_since = next(self._moments)
+        if thread.interrupt_since is None:
+            thread.interrupt_since = next(self._moments)
         if thread.condition is Condition.LISTENING:
             thread.condition, thread.ready_since = Condition.RUNNING, thread.interrupt_since
+            thread.must_trap = True
 
     def _run_into(self, thread: FakeThread, address: int) -> None:
         trap = self._architecture.trap_bytes

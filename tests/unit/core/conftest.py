@@ -217,3 +217,9 @@ def world(caplog: pytest.LogCaptureFixture) -> Iterator[World]:
         after = made.fake._processes[ProcessId(PID)].memory.image()
         assert after.keys() == before.keys(), "slot areas are unmapped"
         assert after[TEXT] == before[TEXT]
+
+
+@pytest.fixture(scope="session")
+def make_world() -> type[World]:
+    """For tests that need many of them; each must be closed."""
+    return World
