@@ -250,3 +250,25 @@ def test_a_trap_that_a_group_stop_overtook_is_answered_at_detach(world: World) -
     world.detach()
     assert lease.hits == 1
     assert world.fake.thread(PID)["rip"] == PUSH + 1
+
+
+@pytest.mark.xfail(
+    reason="a thread parked at an arrival goes back to its group-stop by resume, then interrupt: in between it runs"
+)
+def test_a_thread_on_its_way_back_to_a_group_stop_runs_nothing(world: World) -> None:
+    """Invariant: released into a group-stop, a thread is in it before it runs one instruction."""
+    world.attach(101)
+    client = world.client("a")
+    first, second = client.probe(NOP, ignore), client.probe(LEA, ignore)
+    with world.fake.together():
+        world.fake.arrive(PID, NOP, late=True)
+        world.fake.arrive(PID, LEA)
+        world.fake.signal(101, signal.SIGSTOP)
+    world.fake.idle()
+    client.hold().release()
+    world.fake.idle()
+    assert (first.hits, second.hits) == (1, 0)
+    assert world.fake.thread(PID).condition == "LISTENING"
+    world.fake.continue_process(PID)
+    world.fake.idle()
+    assert second.hits == 1
