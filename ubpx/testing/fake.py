@@ -105,6 +105,7 @@ class FakeTracer(Life):
     def _run(self, thread: FakeThread) -> None:
         with self._changed:
             thread.condition, thread.ready_since = Condition.RUNNING, next(self._moments)
+            thread.must_trap = thread.interrupt_since is not None
             if thread.waits_for is not None:
                 thread.condition = Condition.BLOCKED
             if thread.exit_status is not None:

@@ -83,7 +83,7 @@ class FakeThread:
         self.interrupt_since: int | None = None
         """When it was asked to stop, while that is pending."""
         self.must_trap = False
-        """Woken from its group-stop: it reports that before it does anything."""
+        """It was asked to stop while it stood still: it does so before it does anything else."""
         self.overtaken: Happening | None = None
         """What had happened already when an interrupt was reported."""
         self.ready_since = 0
