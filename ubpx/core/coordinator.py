@@ -194,8 +194,8 @@ class Coordinator:
             case State.LISTENING if thread.stop is StopKind.GROUP:
                 self.tracer.listen(thread.port)
             case State.LISTENING:  # it stopped for something else meanwhile: back into the group-stop first
-                self._resume(thread)
                 self.tracer.interrupt(thread.port)
+                self._resume(thread)
             case State.RUNNING:
                 if thread.vfork_child is not None:
                     thread.process.space.vforked.add(thread.vfork_child)

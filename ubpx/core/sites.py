@@ -69,7 +69,7 @@ class ProbeSite:
         self.unlanded: set[int] = set()
         """Threads whose emulation faulted: they need the slot for this one hit."""
         self._overwritten: dict[int, tuple[VirtAddr, bytes]] = {}
-        """By thread: what stood on its stack where its last arrival was emulated."""
+        """By thread: what stood on its stack where its present arrival was emulated."""
         self._pc = space.layout.pc
         self._steps = probepoint.strategy is Strategy.STEP
 
@@ -93,10 +93,12 @@ class ProbeSite:
         if self._emulator is None:
             raise InternalError(f"{self.probepoint!r} is not emulated")
         raw = self.space.raw
+        self._overwritten.pop(thread.tid, None)
         outcome = self._emulator(WordRegisters(thread.words, self.space.layout), raw)
         for write in outcome.writes:
-            self._overwritten[thread.tid] = (write.address, raw.read(write.address, len(write.data)))
+            former = raw.read(write.address, len(write.data))
             raw.write(write.address, write.data)
+            self._overwritten[thread.tid] = (write.address, former)
         return outcome.registers
 
     def undo(self, thread: TracedThread) -> None:

@@ -252,9 +252,6 @@ def test_a_trap_that_a_group_stop_overtook_is_answered_at_detach(world: World) -
     assert world.fake.thread(PID)["rip"] == PUSH + 1
 
 
-@pytest.mark.xfail(
-    reason="a thread parked at an arrival goes back to its group-stop by resume, then interrupt: in between it runs"
-)
 def test_a_thread_on_its_way_back_to_a_group_stop_runs_nothing(world: World) -> None:
     """Invariant: released into a group-stop, a thread is in it before it runs one instruction."""
     world.attach(101)

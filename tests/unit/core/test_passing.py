@@ -75,7 +75,6 @@ def test_an_emulated_push_that_faults_runs_from_a_slot_this_once(world: World) -
     assert (lease.hits, thread["rip"]) == (2, PUSH + 1)
 
 
-@pytest.mark.xfail(reason="ProbeSite._overwritten keeps the entry of an earlier hit, and undo writes it over the stack")
 def test_what_an_earlier_hit_overwrote_is_not_put_back_later(world: World) -> None:
     """Invariant: a push that faults touches nothing, whatever the thread's former hits wrote elsewhere."""
     world.attach().client("a").probe(PUSH, ignore)
@@ -85,9 +84,6 @@ def test_what_an_earlier_hit_overwrote_is_not_put_back_later(world: World) -> No
     assert world.memory.read(VirtAddr(STACK + 0xF8), 8) == b"mine now"
 
 
-@pytest.mark.xfail(
-    reason="ProbeSite.emulate notes what stood there before its write faults; undo's write then faults too"
-)
 def test_a_push_onto_a_readable_page_faults_as_the_programs_own(world: World) -> None:
     """Invariant: a stack that can be read and not written is a fault of the instruction's, not of ours."""
     world.memory.map(STACK - 0x1000, bytes(0x1000), permissions="r--p")
