@@ -22,7 +22,7 @@ SIGNALS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM]
 
 tids, places = st.sampled_from(TIDS), st.sampled_from([LEA, PUSH, NOP])
 actions = st.one_of(
-    st.tuples(st.just("arrive"), tids, places, st.sampled_from([{}, {"overtakes": True}])),
+    st.tuples(st.just("arrive"), tids, places, st.sampled_from([{}, {"overtakes": True}, {"late": True}])),
     st.tuples(st.just("signal"), tids, st.sampled_from(SIGNALS), st.sampled_from([{}, {"overtakes": True}])),
     st.tuples(st.just("stop"), tids),
     st.tuples(st.just("continue")),
