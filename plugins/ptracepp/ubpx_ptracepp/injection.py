@@ -7,6 +7,7 @@ in the kind of stop in which the kernel restarts an interrupted system call by i
 
 import ctypes
 import os
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -51,9 +52,27 @@ RegisterBuffer = ctypes.c_uint64 * WORDS
 class Interloper(Exception):
     """The thread stopped for something else, which must be handled first."""
 
-    def __init__(self, wait_status: int) -> None:
-        super().__init__(f"wait status {wait_status:#x}")
+    def __init__(self, wait_status: int | None) -> None:
+        super().__init__("it has exited" if wait_status is None else f"wait status {wait_status:#x}")
         self.wait_status = wait_status
+
+
+def wait_for(tid: int) -> int | None:
+    """The next wait status of one thread; None if it has exited without one.
+
+    Waiting for the thread alone would be for ever if it is a leader that was killed: its exit is
+    not told before its other threads have gone, and they wait for us at their own exits.
+    """
+    pause = 0.0
+    while True:
+        exited = procfs.has_exited(tid) if pause else False
+        found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
+        if found:
+            return status
+        if exited:
+            return None
+        time.sleep(pause)
+        pause = min(2 * pause + 10e-6, 1e-3)
 
 
 def signal_mask(tid: int) -> int | None:
@@ -136,8 +155,8 @@ class Injector:
         """Let the thread go until its next stop of the wanted kind (None: a plain one)."""
         while True:
             request(how, tid)
-            _, status = waitpid(tid, WAIT_THREAD)
-            if not os.WIFSTOPPED(status):
+            status = wait_for(tid)
+            if status is None or not os.WIFSTOPPED(status):
                 raise Interloper(status)
             event, number = status >> 16, os.WSTOPSIG(status)
             if event == PTRACE_EVENT_STOP:

@@ -53,6 +53,8 @@ def _set_poll(poll: Any) -> None:
 def keep(pid: int) -> None:
     """From now on waits for this child find it running."""
     with _lock:
+        if pid in _kept:
+            return
         _statuses.pop(pid, None)  # of an earlier child with this pid, which nobody asked for
         _kept[pid] = threading.Event()
         os.waitpid = _waitpid

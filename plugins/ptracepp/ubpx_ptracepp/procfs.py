@@ -1,7 +1,7 @@
 """What /proc says about processes, and what it means for attaching."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,10 +30,15 @@ def tids(pid: int) -> list[int]:
         return []
 
 
+def has_exited(tid: int) -> bool:
+    """Whether the thread is gone, or a zombie: a leader stays one until its other threads have gone."""
+    return status(tid).get("State", "X").startswith(("Z", "X"))
+
+
 def living_tid(pid: int) -> int:
     """A thread of the process that has not exited: a leader that has shows no memory, maps or program."""
     for tid in (pid, *tids(pid)):
-        if not status(tid).get("State", "Z").startswith(("Z", "X")):
+        if not has_exited(tid):
             return tid
     return pid
 
@@ -100,7 +105,7 @@ def check_attachable(pid: ProcessId) -> None:
     if pid == os.getpid() or pid in _ancestors():
         raise UsageError(f"{pid} is {'this process itself' if pid == os.getpid() else 'an ancestor of this process'}; "
                          "stopping it would stop its tracer; trace it from elsewhere")  # fmt: skip
-    tracer = int(fields.get("TracerPid", "0"))
+    tracer = _tracer_pid(fields)
     if tracer:
         raise AlreadyTraced(pid, tracer, command(tracer), None)
     if fields.get("State", "").startswith(("Z", "X")) and len(tids(pid)) <= 1:
@@ -108,6 +113,12 @@ def check_attachable(pid: ProcessId) -> None:
     kind = machine(pid)
     if kind not in ("x86_64", "unknown"):
         raise UsageError(f"process {pid} runs a program for {kind}; this version of ubpx-ptracepp traces x86_64 only")
+
+
+def _tracer_pid(fields: Mapping[str, str]) -> int:
+    """The process that traces; TracerPid is the one thread of it that does."""
+    tid = int(fields.get("TracerPid", "0"))
+    return int(status(tid).get("Tgid", str(tid))) if tid else 0
 
 
 def _is_kernel_thread(pid: int) -> bool:

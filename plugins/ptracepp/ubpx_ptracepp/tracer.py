@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Mapping, MutableSequence, Sequence
 from typing import Any, Final, cast
@@ -29,6 +30,7 @@ from ubpx_ptracepp.injection import (
     find_syscall_insn,
     set_signal_mask,
     signal_mask,
+    wait_for,
 )
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
@@ -115,6 +117,8 @@ class PtraceTracer:
         """Tasks that have appeared, and whose maker has not said so yet."""
         self._orphans: Final[dict[int, ProcessId]] = {}
         """Tasks that appeared before whoever made them said so."""
+        self._kept: Final[set[int]] = set()
+        """Children of our own program whose leader we trace."""
         self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
         self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
         self._injector: Final = Injector()
@@ -133,6 +137,8 @@ class PtraceTracer:
             self._doorbell.close()
         for memory in self._memories.values():
             memory.close()
+        for pid in tuple(self._kept):
+            self._let_go(pid)
 
     def ring(self) -> None:
         """Wake ``wait``; from any thread."""
@@ -148,8 +154,7 @@ class PtraceTracer:
     def seize(self, pid: ProcessId) -> Sequence[PtraceThread]:
         """Trace all threads of a running process, without stopping them."""
         procfs.check_attachable(pid)
-        if self.is_own_child(pid):
-            parenthood.keep(pid)
+        self._keep(pid)
         seized: dict[int, PtraceThread] = {}
         seen: set[int] = set()
         try:
@@ -163,14 +168,26 @@ class PtraceTracer:
         except BaseException:
             self._abandon(seized)
             self._close_memory(pid)
-            parenthood.let_go(pid)
+            self._let_go(pid)
             raise
+        if pid not in seized:
+            self._let_go(pid)  # the leader has exited, and is nobody's to stop
         if not seized:
-            parenthood.let_go(pid)
             procfs.check_attachable(pid)
             raise TargetGone(pid, None)
         self._threads.update(seized)
         return tuple(seized.values())
+
+    def _keep(self, pid: ProcessId) -> None:
+        """While we trace its leader, a child of our own program is not for its parent to wait for."""
+        if self.is_own_child(pid):
+            parenthood.keep(pid)
+            self._kept.add(pid)
+
+    def _let_go(self, pid: int, status: int | None = None) -> None:
+        if pid in self._kept:
+            self._kept.discard(pid)
+            parenthood.let_go(pid, status)
 
     def _seize_one(self, pid: ProcessId, tid: int) -> bool:
         try:
@@ -179,10 +196,10 @@ class PtraceTracer:
             fields = procfs.status(tid)
             if error.error.errno != errno.EPERM:
                 raise
-            if not fields or fields.get("State", "Z").startswith(("Z", "X")):
+            if procfs.has_exited(tid):
                 return False  # exited, a leader perhaps whose threads live on
             tracer = int(fields.get("TracerPid", "0"))
-            if tracer == os.getpid():
+            if tracer == threading.get_native_id():
                 return False  # the thread that made it was traced already; it will appear
             if tracer:
                 procfs.check_attachable(pid)
@@ -192,12 +209,14 @@ class PtraceTracer:
         for tid in seized:
             with contextlib.suppress(ChildProcessError):
                 request(PTRACE_INTERRUPT, tid)
-                _, status = waitpid(tid, WAIT_THREAD)
+                status = wait_for(tid)
+                if status is None:
+                    continue
                 if os.WIFSTOPPED(status):
                     plain = status >> 16
                     request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
                 else:
-                    parenthood.let_go(tid, status)
+                    self._let_go(tid, status)
 
     # Waiting --------------------------------------------------------------------------------
 
@@ -271,8 +290,7 @@ class PtraceTracer:
             self._classify_unknown(tid, status)
             return
         if not os.WIFSTOPPED(status):
-            if int(tid) == thread.pid:
-                parenthood.let_go(tid, status)
+            self._let_go(tid, status)
             self._queue.append(events.ThreadGone(thread, os.waitstatus_to_exitcode(status)))
             return
         thread.stops += 1
@@ -321,6 +339,7 @@ class PtraceTracer:
         if former != thread.tid:
             self._threads.pop(former, None)
         self._syscall_insns.pop(thread.pid, None)
+        self._keep(thread.pid)  # again, if its former leader had exited
         self._close_memory(thread.pid)  # a descriptor would stay on the old memory
         return events.Execed(thread, ThreadId(former))
 
@@ -341,6 +360,7 @@ class PtraceTracer:
 
     def _classify_unknown(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
+            self._let_go(tid, status)
             self._parents.pop(tid, None)
             self._orphans.pop(tid, None)
             gone = PtraceThread(ThreadId(tid), ProcessId(tid))
@@ -399,18 +419,18 @@ class PtraceTracer:
         """From an event's stop to a plain one."""
         request(PTRACE_INTERRUPT, thread.tid)
         request(PTRACE_CONT, thread.tid)
-        _, status = waitpid(thread.tid, WAIT_THREAD)
-        if status >> 16 == PTRACE_EVENT_STOP:
+        status = wait_for(thread.tid)
+        if status is not None and status >> 16 == PTRACE_EVENT_STOP:
             thread.stops += 1
             return True
-        self._classify(thread.tid, thread, status)
+        if status is not None:
+            self._classify(thread.tid, thread, status)
         return False
 
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""
-        request(PTRACE_DETACH, thread.tid, 0, signal)
-        if int(thread.tid) == thread.pid:
-            parenthood.let_go(thread.pid)
+        if request(PTRACE_DETACH, thread.tid, 0, signal) and int(thread.tid) == thread.pid:
+            self._let_go(thread.pid)  # one that was killed meanwhile stays ours until we have its status
 
     def forget(self, thread: PtraceThread) -> None:
         """Drop the record, and with the last of a process its memory."""
@@ -418,7 +438,6 @@ class PtraceTracer:
             del self._threads[thread.tid]
         if thread.pid not in self._known_pids():
             self._syscall_insns.pop(thread.pid, None)
-            parenthood.let_go(thread.pid)
             self._close_memory(thread.pid)
 
     def fetch(self, thread: PtraceThread) -> bool:
@@ -525,7 +544,8 @@ class PtraceTracer:
         try:
             return self._injector.call(pid, thread.tid, insn, name, arguments)
         except Interloper as other:
-            self._classify(thread.tid, thread, other.wait_status)
+            if other.wait_status is not None:
+                self._classify(thread.tid, thread, other.wait_status)
             raise TargetGone(pid, None) from other
 
 

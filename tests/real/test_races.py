@@ -1,0 +1,48 @@
+"""What races with an attach or with the mapping of a slot area: threads that are born, programs that are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import ubpx
+
+if TYPE_CHECKING:
+    from tests.real.conftest import StartProgram
+
+
+def test_attach_to_a_program_that_makes_threads_all_the_time(target_program: StartProgram) -> None:
+    """Invariant: a thread that the kernel attached by itself meanwhile is ours, not another tracer's."""
+    program = target_program("breeder")
+    for _ in range(100):
+        with ubpx.attach(program.pid) as target:
+            assert len(target.threads()) >= 1
+    assert program.tell("q").number("made") > 0
+    assert program.wait() == 0
+
+
+def test_target_killed_while_it_maps_or_unmaps_slots(target_program: StartProgram) -> None:
+    """Invariant: SIGKILL of several threads in the midst of an injected call hangs neither tracer nor client."""
+    chance = random.Random(7)
+    for _ in range(60):
+        program = target_program("hot_calls", "probed_lea", 3, 50_000_000)
+        program.tell("g")
+
+        def visit(pid: int = program.pid) -> None:
+            try:
+                with ubpx.attach(pid) as target:
+                    target.client("c").probe("probed_lea", lambda _: None)
+            except (ubpx.TargetGone, ubpx.NoSuchProcess):
+                pass
+
+        visitor = threading.Thread(target=visit, daemon=True)
+        visitor.start()
+        time.sleep(chance.random() * 0.015)
+        os.kill(program.pid, signal.SIGKILL)
+        visitor.join(20)
+        assert not visitor.is_alive(), "the visit hangs"
+        assert program.wait() == -signal.SIGKILL
