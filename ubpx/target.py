@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
-from ubpx.core.clients import Client
+from ubpx.core.clients import Client, check_priority
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.deadlines import DEADLINE_S
 from ubpx.core.desk import TargetDesk
@@ -99,6 +99,7 @@ class Session:
         self._loop: Final = TracerThread(tracer, coordinator)
         self._targets: Final[list[Target]] = []
         self._closed = False
+        self._maker: Final = os.getpid()
         atexit.register(self.close)
 
     def attach(self, pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
@@ -182,8 +183,11 @@ class Session:
         return tuple(self._targets)
 
     def close(self) -> None:
-        """Detach from every target, and end the tracer thread. Again: does nothing."""
-        if self._closed:
+        """Detach from every target, and end the tracer thread; from a handler: after the hit. Again: does nothing."""
+        if self._closed or os.getpid() != self._maker:  # a forked copy of the program has no tracer thread
+            return
+        if self._loop.is_current and self._loop.coordinator.reception.serving is not None:
+            self._loop.post(self.close)
             return
         for target in self.targets:
             target._leave()
@@ -258,6 +262,7 @@ class Target:
     def client(self, name: str, *, priority: int = 0) -> Client:
         """A new client; raises UsageError if a living one has the name, TargetGone."""
         self._check_attached()
+        check_priority(priority)
         return self._desk.join(name, priority)
 
     def clients(self) -> tuple[Client, ...]:

@@ -110,6 +110,9 @@ class Armory:
             ours = False
         space.patches.pop(patch.address, None)
         space.former[patch.address] = patch
+        site = space.sites.get(patch.reported_pc)
+        if isinstance(site, ProbeSite):
+            site.leases = ()  # a thread that has arrived already, and waits for its turn, meets nobody
         tomb = TombSite(probepoint, space, self._reception)
         space.sites[patch.reported_pc] = tomb
         space.silent_sites[patch.reported_pc] = tomb

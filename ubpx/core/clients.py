@@ -75,6 +75,7 @@ class Client:
         """
         self.check_live()
         _check_handler(handler, place)
+        check_priority(priority)
         options = {
             "strategy": strategy,
             "exclusive": exclusive,
@@ -136,6 +137,12 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<client {self.name!r}, {self.state}>"
+
+
+def check_priority(priority: object) -> None:
+    """Raises UsageError unless it can be compared with others' priorities."""
+    if priority is not None and not isinstance(priority, int):
+        raise UsageError(f"priority={priority!r}; give an integer, a higher one runs earlier")
 
 
 def _check_handler(handler: object, place: str | int) -> None:

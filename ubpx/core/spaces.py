@@ -48,11 +48,9 @@ class HidingMemory:
         self._raw.patch(address, data)
 
     def _patched(self, address: VirtAddr, size: int) -> list[TrapPatch]:
-        if size <= len(self._patches):
-            places = range(address - max((len(p.trap) for p in self._patches.values()), default=1) + 1, address + size)
-            return [self._patches[VirtAddr(place)] for place in places if place in self._patches]
+        patches = tuple(self._patches.values())  # at once: probes come and go in the tracer thread
         end = address + size
-        return [p for p in self._patches.values() if p.address < end and address < p.address + len(p.trap)]
+        return [p for p in patches if p.address < end and address < p.address + len(p.trap)]
 
     def _refuse_patched(self, address: VirtAddr, size: int) -> None:
         for patch in self._patched(address, size):

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import threading
 from typing import Any, Final
 
 from ubpx import MemoryFault, TargetGone
@@ -19,33 +20,33 @@ _writev.restype = ctypes.c_ssize_t
 _quick_writev: Final[Any] = ctypes.PyDLL(None).process_vm_writev
 _quick_readv: Final[Any] = ctypes.PyDLL(None).process_vm_readv
 _WORD: Final = 8
+_HIGHEST: Final = 2**64 - 1
 
 
 class _OneWord:
     """Prebuilt transfers of eight bytes: what an emulated push needs, at a third of the cost."""
 
     def __init__(self) -> None:
+        self._lock: Final = threading.Lock()
         self._value: Final = ctypes.create_string_buffer(_WORD)
         self._remote: Final = _IoVector(0, _WORD)
         self._local: Final = _IoVector(ctypes.addressof(self._value), _WORD)
         self._local_reference: Final = ctypes.byref(self._local)
         self._remote_reference: Final = ctypes.byref(self._remote)
 
-    @property
-    def value(self) -> bytes:
-        """What ``read`` has read."""
-        return self._value.raw
-
-    def read(self, tid: int, address: int) -> bool:
-        """Whether all of it was read."""
-        self._remote.base = address
-        return bool(_quick_readv(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD)
+    def read(self, tid: int, address: int) -> bytes | None:
+        """None if not all of it could be read."""
+        with self._lock:
+            self._remote.base = address
+            done = _quick_readv(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD
+            return self._value.raw if done else None
 
     def write(self, tid: int, address: int, data: bytes) -> bool:
         """Whether all of it was written."""
-        self._value.raw = data
-        self._remote.base = address
-        return bool(_quick_writev(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD)
+        with self._lock:
+            self._value.raw = data
+            self._remote.base = address
+            return bool(_quick_writev(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD)
 
 
 class ProcessMemory:
@@ -62,8 +63,10 @@ class ProcessMemory:
 
     def read(self, address: VirtAddr, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault."""
-        if size == _WORD and self._descriptor >= 0 and self._one_word.read(self._tid, address):
-            return self._one_word.value
+        if size == _WORD and self._descriptor >= 0 and 0 <= address <= _HIGHEST:
+            word = self._one_word.read(self._tid, address)
+            if word is not None:
+                return word
         try:
             data = os.pread(self._descriptor, size, address)
         except (OSError, OverflowError) as error:
@@ -74,6 +77,8 @@ class ProcessMemory:
 
     def write(self, address: VirtAddr, data: bytes) -> None:
         """Write what the program itself could write; raises MemoryFault."""
+        if not 0 <= address <= _HIGHEST:
+            raise MemoryFault(address, len(data), "write")
         if len(data) == _WORD and self._descriptor >= 0 and self._one_word.write(self._tid, address, data):
             return
         local = _IoVector(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))

@@ -77,6 +77,14 @@ def let_go(pid: int, status: int | None = None) -> None:
     _uninstall_when_idle()
 
 
+def hand_over(pid: int, status: int) -> None:
+    """The tracer thread had to take the status of a child that it does not trace: somebody's, from a handler."""
+    with _lock:
+        _statuses[pid] = status
+        os.waitpid = _waitpid
+        _set_poll(_internal_poll)
+
+
 def _uninstall_when_idle() -> None:
     with _lock:
         if not _kept and not _statuses:

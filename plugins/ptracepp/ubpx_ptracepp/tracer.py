@@ -276,9 +276,20 @@ class PtraceTracer:
         return info[_SI_CODE_WORD] == _SI_KERNEL
 
     def _consume(self, tid: int, thread: PtraceThread | None) -> None:
+        somebodys = thread is None and self._is_untraced_child(tid)
         status = _reap(tid)
-        if status is not None:
+        if status is None:
+            return
+        if somebodys and not os.WIFSTOPPED(status):
+            parenthood.hand_over(tid, status)
+        else:
             self._classify(tid, thread, status)
+
+    def _is_untraced_child(self, tid: int) -> bool:
+        """A handler has started it, so that it is a child of this very thread."""
+        fields = procfs.status(tid)
+        ours = fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
+        return ours and tid not in self._kept and (self._doorbell is None or tid != self._doorbell.pid)
 
     def _classify(self, tid: int, thread: PtraceThread | None, status: int) -> None:
         """Turn a wait status into an event; none is dropped."""
