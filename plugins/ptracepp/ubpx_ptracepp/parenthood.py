@@ -13,12 +13,16 @@ docs/how-to/embed.md.
 import os
 import subprocess
 import threading
+import time
 from typing import Any, Final
 
 waitpid: Final = os.waitpid
 """The real one; what the tracer itself uses."""
 _poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
 
+_HAND_OVER_S: Final = 0.1
+"""At most so long after taking a status the tracer thread has handed it over."""
+_sessions = 0
 _lock: Final = threading.Lock()
 _kept: Final[dict[int, threading.Event]] = {}
 """By pid: set when the child is let go. Global as what it guards is: the children of this process."""
@@ -34,9 +38,22 @@ def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
         let_go.wait()
     status = _statuses.pop(pid, None)
     if status is None:
-        return waitpid(pid, options)
+        try:
+            return waitpid(pid, options)
+        except ChildProcessError:
+            status = _taken(pid)
+            if status is None:
+                raise
     _uninstall_when_idle()
     return (pid, status)
+
+
+def _taken(pid: int) -> int | None:
+    """The status of a child that the tracer thread took while we waited for it, once it has said so."""
+    deadline = time.monotonic() + _HAND_OVER_S
+    while pid not in _statuses and time.monotonic() < deadline and _sessions:
+        time.sleep(_HAND_OVER_S / 100)
+    return _statuses.pop(pid, None)
 
 
 def _internal_poll(self: "subprocess.Popen[Any]", *args: Any, **kwargs: Any) -> Any:
@@ -77,6 +94,23 @@ def let_go(pid: int, status: int | None = None) -> None:
     _uninstall_when_idle()
 
 
+def open_session() -> None:
+    """A tracer thread starts: what handlers start are its children, and it sees their exits first."""
+    global _sessions  # noqa: PLW0603 - as _kept
+    with _lock:
+        _sessions += 1
+        os.waitpid = _waitpid
+        _set_poll(_internal_poll)
+
+
+def close_session() -> None:
+    """A tracer thread ends."""
+    global _sessions  # noqa: PLW0603 - as _kept
+    with _lock:
+        _sessions -= 1
+    _uninstall_when_idle()
+
+
 def hand_over(pid: int, status: int) -> None:
     """The tracer thread had to take the status of a child that it does not trace: somebody's, from a handler."""
     with _lock:
@@ -87,6 +121,6 @@ def hand_over(pid: int, status: int) -> None:
 
 def _uninstall_when_idle() -> None:
     with _lock:
-        if not _kept and not _statuses:
+        if not _kept and not _statuses and not _sessions:
             os.waitpid = waitpid
             _set_poll(_poll)

@@ -128,6 +128,7 @@ class PtraceTracer:
     def open(self) -> None:
         """Called in the tracer thread."""
         self._doorbell = Doorbell()
+        parenthood.open_session()
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 5)
 
@@ -139,6 +140,7 @@ class PtraceTracer:
             memory.close()
         for pid in tuple(self._kept):
             self._let_go(pid)
+        parenthood.close_session()
 
     def ring(self) -> None:
         """Wake ``wait``; from any thread."""
