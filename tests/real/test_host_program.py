@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,27 @@ def test_child_started_in_a_handler_keeps_its_status(echo: Program) -> None:
         client.probe("answer", lambda _: children.append(subprocess.Popen([sys.executable, "-c", "exit(7)"])))
         assert [echo.answer(n) for n in range(3)] == [1, 2, 3]
         assert [child.wait(20) for child in children] == [7, 7, 7]
+
+
+def test_attach_to_a_child_that_is_waited_for_already(target_program: StartProgram) -> None:
+    """Invariant: a wait that is blocked at the attach is never given a stop for an end: the attach is refused."""
+    program = target_program("echo", 2)
+    assert program.popen is not None
+    statuses: list[int] = []
+    waiter = threading.Thread(target=lambda: statuses.append(os.waitpid(program.pid, 0)[1]))
+    waiter.start()
+    while not any(
+        line.startswith(f"61 0x{program.pid:x} ")
+        for task in os.listdir("/proc/self/task")
+        for line in [Path(f"/proc/self/task/{task}/syscall").read_text()]
+    ):
+        pass
+    with pytest.raises(ubpx.UsageError, match="waiting for its child"):
+        ubpx.attach(program.pid)
+    assert program.answer(1) == 2
+    program.tell("x 7\n")
+    waiter.join(20)
+    assert statuses == [7 << 8]
 
 
 def test_forked_copy_of_the_host_ends(echo: Program) -> None:

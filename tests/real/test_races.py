@@ -46,3 +46,15 @@ def test_target_killed_while_it_maps_or_unmaps_slots(target_program: StartProgra
         visitor.join(20)
         assert not visitor.is_alive(), "the visit hangs"
         assert program.wait() == -signal.SIGKILL
+
+
+def test_vfork_in_flight_at_the_attach(target_program: StartProgram) -> None:
+    """Invariant: a child that shares the memory since before the attach is stepped over, and not counted."""
+    program = target_program("vfork_in_flight")
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("probed_late", lambda _: None, strategy=ubpx.Strategy.EMULATE)
+        assert program.number("child") == 3
+        assert target.threads() == (program.pid,)
+        program.tell("q")
+        assert target.wait(timeout=10) == 0
+        assert lease.hits == 1

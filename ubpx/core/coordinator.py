@@ -86,8 +86,16 @@ class Coordinator:
         self.tracees.processes[pid] = process
         self._listeners[pid] = listener
         for port in ports:
-            self._adopt(port, process)
+            self._adopt(port, process if port.pid == pid else self._child_in_flight(port.pid, process))
         return process
+
+    def _child_in_flight(self, pid: ProcessId, parent: TracedProcess) -> TracedProcess:
+        """A child that shares the memory, made before we came; a thread may wait for it, so that it must run."""
+        child = self.tracees.processes.get(pid)
+        if child is None:
+            child = self.tracees.processes[pid] = TracedProcess(pid, parent.space, self.tracer, silent=True)
+            parent.space.vforked.add(pid)
+        return child
 
     def _new_space(self, pid: ProcessId, *, slots_allowed: bool) -> AddressSpace:
         identity = AddressSpaceId(next(self._identities))

@@ -175,7 +175,7 @@ class Tracer(Protocol):
         ...
 
     def seize(self, pid: ProcessId) -> Sequence[TracedThread]:
-        """Trace all threads of a running process, without stopping them.
+        """Trace all threads of a running process, without stopping them; and of children that share its memory.
 
         Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone,
         and then traces none of them.

@@ -6,6 +6,7 @@ in kernel/exit.c), so ``Popen.poll()`` of the embedding program would report a s
 the stop would be lost to the tracer. So while such a child is traced, waits for it find it running;
 they go on when it is let go, which is before it can be reaped.
 
+A wait that is blocked already cannot be kept away: ``is_waited_for`` finds it, and the attach is refused.
 Waits for *any* child (``os.wait()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see
 docs/how-to/embed.md.
 """
@@ -14,12 +15,17 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 waitpid: Final = os.waitpid
 """The real one; what the tracer itself uses."""
 _poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
 
+_WAIT4: Final = "61"  # x86_64's numbers, as /proc/PID/syscall prints them
+_WAITID: Final = "247"
+_ANY_CHILD: Final = 0xFFFF_FFFF
+_WNOTHREAD: Final = 0x2000_0000
 _HAND_OVER_S: Final = 0.1
 """At most so long after taking a status the tracer thread has handed it over."""
 _sessions = 0
@@ -65,6 +71,24 @@ def _internal_poll(self: "subprocess.Popen[Any]", *args: Any, **kwargs: Any) -> 
 def _set_poll(poll: Any) -> None:
     # Popen keeps os.waitpid as a default argument, so that replacing that one is not enough.
     type.__setattr__(subprocess.Popen, "_internal_poll", poll)
+
+
+def is_waited_for(pid: int) -> bool:
+    """Whether a thread of this program is blocked in a wait that would be given the stops of process ``pid``."""
+    for name in os.listdir("/proc/self/task"):
+        try:
+            number, *words = Path(f"/proc/self/task/{name}/syscall").read_text(encoding="ascii").split()
+        except (OSError, ValueError):
+            continue
+        if number not in (_WAIT4, _WAITID):
+            continue
+        arguments = [int(word, 16) for word in words[:4]]
+        if number == _WAIT4 and arguments[0] & 0xFFFF_FFFF in (pid, _ANY_CHILD):
+            return True
+        named = arguments[0] == os.P_PID and arguments[1] & 0xFFFF_FFFF == pid
+        if number == _WAITID and not arguments[3] & _WNOTHREAD and (named or arguments[0] == os.P_ALL):
+            return True
+    return False
 
 
 def keep(pid: int) -> None:

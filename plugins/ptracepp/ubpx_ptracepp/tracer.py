@@ -156,17 +156,20 @@ class PtraceTracer:
     def seize(self, pid: ProcessId) -> Sequence[PtraceThread]:
         """Trace all threads of a running process, without stopping them."""
         procfs.check_attachable(pid)
+        if self.is_own_child(pid) and parenthood.is_waited_for(pid):
+            raise UsageError(
+                f"a thread of this program is waiting for its child {pid} already, and the kernel would give it "
+                "the tracer's stops; attach before waiting, or wait with a timeout (Popen.wait(timeout=...))"
+            )
         self._keep(pid)
         seized: dict[int, PtraceThread] = {}
-        seen: set[int] = set()
         try:
-            while new := [tid for tid in procfs.tids(pid) if tid not in seen]:
-                for tid in new:
-                    seen.add(tid)
-                    if self._seize_one(pid, tid):
-                        seized[tid] = PtraceThread(ThreadId(tid), pid)
+            self._seize_all(pid, seized)
             if seized:
                 self.memory(pid)
+                for child in procfs.children(pid):  # a vfork in flight: it would run into traps that nobody serves
+                    if shares_memory(child, next(iter(seized))):
+                        self._seize_all(ProcessId(child), seized)
         except BaseException:
             self._abandon(seized)
             self._close_memory(pid)
@@ -179,6 +182,15 @@ class PtraceTracer:
             raise TargetGone(pid, None)
         self._threads.update(seized)
         return tuple(seized.values())
+
+    def _seize_all(self, pid: ProcessId, seized: dict[int, PtraceThread]) -> None:
+        """Seize the threads of one process, those too that are made meanwhile."""
+        seen: set[int] = set()
+        while new := [tid for tid in procfs.tids(pid) if tid not in seen]:
+            for tid in new:
+                seen.add(tid)
+                if self._seize_one(pid, tid):
+                    seized[tid] = PtraceThread(ThreadId(tid), pid)
 
     def _keep(self, pid: ProcessId) -> None:
         """While we trace its leader, a child of our own program is not for its parent to wait for."""
