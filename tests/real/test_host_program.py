@@ -137,3 +137,12 @@ def test_priority_that_cannot_be_compared_is_refused(echo: Program, priority: ob
         with pytest.raises(ubpx.UsageError, match="priority"):
             target.client("even").probe("answer", lambda _: None, priority=priority)  # type: ignore[arg-type]
         assert os.path.exists(f"/proc/{echo.pid}")
+
+
+@pytest.mark.parametrize("argv", ["ls", b"ls", [], ["sleep", 5], [None], 5])
+def test_argv_that_is_no_list_of_strings(argv: object) -> None:
+    """Invariant: what cannot be started is refused before anything is opened."""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ubpx.UsageError, match="argv"):
+        ubpx.spawn(argv)  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -14,16 +14,20 @@ from ubpx import UsageError
 from ubpx.core.values import ProcessId
 
 
+def _checked(argv: object) -> list[str]:
+    if isinstance(argv, list | tuple) and argv and all(isinstance(word, str | os.PathLike) for word in argv):
+        return [os.fspath(word) for word in argv]
+    raise UsageError(f"argv is {argv!r}; give a list of strings: the program, then its arguments")
+
+
 class Launch:
     """One program about to start. Used by the thread that asked for it, except ``pid``."""
 
     def __init__(self, argv: Sequence[str], options: Mapping[str, Any]) -> None:
-        if isinstance(argv, str) or not argv:
-            raise UsageError(f"argv is {argv!r}; give a list: the program, then its arguments")
+        self._argv: Final = _checked(argv)
         announce, self._announced = os.pipe()[::-1]
         self._gate, self._go = os.pipe()
         self._announce: Final = announce
-        self._argv: Final = [os.fspath(word) for word in argv]
         self._options: Final = dict(options)
         self._popen: subprocess.Popen[Any] | None = None
         self._error: BaseException | None = None
