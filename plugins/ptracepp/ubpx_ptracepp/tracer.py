@@ -2,6 +2,8 @@
 
 Everything but ``ring`` runs in the session's tracer thread, which owns all ptrace requests: any
 other thread's would fail with ESRCH, and that thread's end is the tracer's death.
+
+Longer than our files are: it is one Protocol over one table of threads, and most methods are one request.
 """
 
 import contextlib
@@ -76,12 +78,10 @@ _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 _PROT_READ_EXEC: Final = 5
 _MAP_FLAGS: Final = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 _MADV_DONTFORK: Final = 10
-_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~sum(
-    1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-)
 _FAULTS_PENDING: Final = sum(
     1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 )
+_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
 
 
 class PtraceThread:
