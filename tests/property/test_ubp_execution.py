@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import x86_const
 
-from ubpx.core.ubp.plans import Outcome, Strategy
+from ubpx.core.ubp.plans import Outcome, StepPlan, Strategy
 from ubpx.core.ubp.x86_64 import X86_64
 from ubpx.core.values import VirtAddr
 
@@ -197,6 +197,21 @@ def run_in_place(processor: Processor, code: bytes, before: State) -> State:
     return processor.state()
 
 
+def stepped(processor: Processor, plan: StepPlan, code: bytes, before: State, *, shows_trap_flag: bool) -> State:
+    """The thread after it has stepped ``code`` where the plan says, with all put right."""
+    processor.load(attrs.evolve(before, regs=before.regs | {"rip": plan.slot}), code, plan.slot)
+    while True:
+        processor.step()
+        after = processor.state()
+        if shows_trap_flag:  # as a real step's pushf does: here no processor flag is set
+            at = after.regs["rsp"] - STACK + 1
+            after.stack = after.stack[:at] + bytes((after.stack[at] | TRAP_FLAG >> 8,)) + after.stack[at + 1 :]
+        outcome = X86.after_step(plan, after.regs)
+        after.apply(outcome)
+        if outcome.finished:
+            return after
+
+
 @settings(deadline=None)  # a loaded machine is no failure
 @given(arrival=arrivals(Strategy.BOOST))
 def test_boosted_copy_does_what_the_original_does(processor: Processor, arrival: tuple[bytes, State]) -> None:
@@ -220,18 +235,20 @@ def test_stepped_copy_does_what_the_original_does(
     expected = run_in_place(processor, code, before)
     analysis = X86.analyze(code, ORIGIN)
     plan = X86.before_step(analysis, SLOT, before.regs)
-    processor.load(attrs.evolve(before, regs=before.regs | {"rip": SLOT}), X86.slot_code(analysis, SLOT).code, SLOT)
-    while True:
-        processor.step()
-        after = processor.state()
-        if shows_trap_flag and code in PUSHFS:  # as a real step does: here no processor flag is set
-            at = after.regs["rsp"] - STACK + 1
-            after.stack = after.stack[:at] + bytes((after.stack[at] | TRAP_FLAG >> 8,)) + after.stack[at + 1 :]
-        outcome = X86.after_step(plan, after.regs)
-        after.apply(outcome)
-        if outcome.finished:
-            break
-    assert after == expected
+    copy = X86.slot_code(analysis, SLOT).code
+    assert stepped(processor, plan, copy, before, shows_trap_flag=shows_trap_flag and code in PUSHFS) == expected
+
+
+@settings(deadline=None)  # a loaded machine is no failure
+@given(arrival=arrivals(Strategy.INLINE), shows_trap_flag=st.booleans())
+def test_step_in_place_does_what_the_original_does(
+    processor: Processor, arrival: tuple[bytes, State], shows_trap_flag: bool
+) -> None:
+    """Invariant: after the fix-ups of a single step in place nothing shows that the instruction was stepped."""
+    code, before = arrival
+    expected = run_in_place(processor, code, before)
+    plan = X86.before_step(X86.analyze(code, ORIGIN), ORIGIN, before.regs)
+    assert stepped(processor, plan, code, before, shows_trap_flag=shows_trap_flag and code in PUSHFS) == expected
 
 
 @settings(deadline=None)  # a loaded machine is no failure

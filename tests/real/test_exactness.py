@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from tests.real.conftest import StartProgram
 
 BOTH = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
-STOPS_PER_HIT = {ubpx.Strategy.EMULATE: 1, ubpx.Strategy.BOOST: 1, ubpx.Strategy.STEP: 2}
+FORCED = [*BOTH, ubpx.Strategy.INLINE]
+STOPS_PER_HIT = {
+    ubpx.Strategy.EMULATE: 1,
+    ubpx.Strategy.BOOST: 1,
+    ubpx.Strategy.STEP: 2,
+    ubpx.Strategy.INLINE: 2,
+}
 
 
 def assert_exact(
@@ -50,7 +56,10 @@ def assert_exact(
         assert (first.hits, second.hits, own) == (made, made, made)
         assert (first.errors, second.errors) == (0, 0)
         least = STOPS_PER_HIT[used] * made
-        assert least <= stops < least + 6 * threads + 50, f"{stops} stops for {made} hits by {used}"
+        if used == ubpx.Strategy.INLINE:  # the others are stopped at each hit
+            assert least <= stops <= (least + made * threads) + 6 * threads + 50
+        else:
+            assert least <= stops < least + 6 * threads + 50, f"{stops} stops for {made} hits by {used}"
         first.release()
         second.release()
     if not late:  # the program itself maps stacks for late threads
@@ -63,6 +72,12 @@ def assert_exact(
 def test_two_clients_count_every_call(target_program: StartProgram, threads: int, strategy: ubpx.Strategy) -> None:
     """Invariant: of THREADS x 10,000 calls without a lock each of two clients sees every one, once."""
     assert_exact(target_program, "probed_lea", strategy, threads=threads, calls=10_000)
+
+
+@pytest.mark.parametrize("symbol", ["probed_lea", "probed_rip", "probed_load"])
+def test_two_clients_count_every_call_in_place(target_program: StartProgram, symbol: str) -> None:
+    """Invariant: INLINE takes the trap out at each hit, and yet of 4 x 500 calls two clients see every one."""
+    assert_exact(target_program, symbol, ubpx.Strategy.INLINE, threads=4, calls=500)
 
 
 @pytest.mark.parametrize("strategy", BOTH)
@@ -83,7 +98,7 @@ def test_default_strategy_is_exact_and_changes_nothing(target_program: StartProg
     assert_exact(target_program, symbol, None, threads=4, calls=500)
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", FORCED)
 @pytest.mark.parametrize(
     "symbol",
     [
@@ -130,7 +145,7 @@ def test_default_strategy_is_the_best(target_program: StartProgram, symbol: str,
         assert lease.probepoint.strategy == strategy
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", FORCED)
 def test_threads_that_start_later_hit_too(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: a thread created while probes are armed is traced before its first instruction."""
     assert_exact(target_program, "probed_lea", strategy, threads=24, calls=300, late=True)
@@ -181,3 +196,19 @@ def test_two_clients_count_every_call_again_and_again(
     """Invariant: exactness is no luck: twenty times the same."""
     symbol = "probed_rip" if turn % 2 else "probed_lea"
     assert_exact(target_program, symbol, strategy, threads=threads, calls=10_000)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("turn", range(20))
+def test_two_clients_count_every_call_in_place_again_and_again(target_program: StartProgram, turn: int) -> None:
+    """Invariant: exactness in place is no luck either: twenty times the same."""
+    symbol = "probed_rip" if turn % 2 else "probed_lea"
+    assert_exact(target_program, symbol, ubpx.Strategy.INLINE, threads=4, calls=500)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("turn", range(20))
+@pytest.mark.parametrize("symbol", ["probed_push", "probed_call", "probed_jcc"])
+def test_emulation_counts_every_call_again_and_again(target_program: StartProgram, symbol: str, turn: int) -> None:
+    """Invariant: exactness by emulation is no luck either: twenty times the same."""
+    assert_exact(target_program, symbol, ubpx.Strategy.EMULATE, threads=(4, 32)[turn % 2], calls=2_000)

@@ -30,6 +30,8 @@ class Choice:
 
     strategy: Strategy
     why: str
+    without_slots: Strategy | None = None
+    """What to do instead if no slot can be had."""
 
 
 def analyze(space: AddressSpace, address: VirtAddr) -> InsnAnalysis:
@@ -60,7 +62,8 @@ def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None)
         reason = f"it needs a slot ({' or '.join(analysis.strategies)}), and slots are forbidden in this target"
         raise InsnRefused(address, analysis.insn, reason)
     better = [f"no {each}: {why}" for each, why in analysis.refusals.items() if _rank(each) < _rank(allowed[0])]
-    return Choice(strategy=allowed[0], why="; ".join(better) or "the best there is")
+    slotless = next((each for each in allowed if each not in _SLOTTED), None)
+    return Choice(strategy=allowed[0], why="; ".join(better) or "the best there is", without_slots=slotless)
 
 
 def _rank(strategy: Strategy) -> int:
@@ -80,7 +83,7 @@ class Armory:
         Raises SlotsExhausted, ForeignTrap, MemoryFault, and then left nothing behind.
         """
         patch = space.architecture.trap(analysis)
-        code = self.occupy_slot(space, analysis, pid) if choice.strategy in _SLOTTED else None
+        choice, code = self._with_slot(space, analysis, choice, pid)
         probepoint = Probepoint(space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code)
         former = space.sites.get(patch.reported_pc)
         former_silent = space.silent_sites.get(patch.reported_pc)
@@ -99,6 +102,20 @@ class Armory:
         space.patches[patch.address] = patch
         space.former.pop(patch.address, None)
         return probepoint
+
+    def _with_slot(
+        self, space: AddressSpace, analysis: InsnAnalysis, choice: Choice, pid: ProcessId
+    ) -> tuple[Choice, SlotCode | None]:
+        """The slot that the choice needs; if none can be had, the choice that needs none. Raises SlotsExhausted."""
+        if choice.strategy not in _SLOTTED:
+            return choice, None
+        try:
+            return choice, self.occupy_slot(space, analysis, pid)
+        except SlotsExhausted as error:
+            if choice.without_slots is None:
+                raise
+            why = f"no {choice.strategy}: {error.reason}"
+            return Choice(strategy=choice.without_slots, why=why), None
 
     def disarm(self, space: AddressSpace, probepoint: Probepoint) -> bool:
         """Take the trap out if it still is ours; False: something else stands there, and stays."""

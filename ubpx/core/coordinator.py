@@ -18,6 +18,7 @@ from ubpx.core.reception import HitReception
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Action, Input, State, step
 from ubpx.core.steps import Steps
+from ubpx.core.turns import Turns
 from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId, VirtAddr
 from ubpx.core.verdicts import RegisterCollision
@@ -47,6 +48,7 @@ class Coordinator:
         self.architecture: Final = architecture
         self.tracees: Final = Tracees()
         self.keeper: Final = Keeper(tracer, self.tracees, self._move, self.run_until)
+        self._turns: Final = Turns(tracer, self.tracees, self.keeper, move=self._move, run_until=self.run_until)
         self._steps: Final = Steps(tracer, architecture, self._tell_stepped)
         self.reception: Final = HitReception(
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
@@ -197,6 +199,8 @@ class Coordinator:
     def _go(self, thread: Thread) -> None:
         """Let the thread do what its state says."""
         match thread.state:
+            case State.STEPPING if self._turns.needs(thread):
+                self._turns.ask(thread)
             case State.STEPPING:
                 self.tracer.step(thread.port)
             case State.LISTENING if thread.stop is StopKind.GROUP:

@@ -98,7 +98,8 @@ class Keeper:
     def refresh(self, thread: Thread) -> None:
         """Bring a thread in line with who holds it."""
         process = thread.process
-        quiesced = process.space.quiesced and process.pid not in process.space.vforked
+        space = process.space
+        quiesced = (space.quiesced or space.taking_turns) and process.pid not in space.vforked
         was = thread.port.held
         thread.port.held = thread.wanted or quiesced or self.holds.holds(process.pid, thread.tid)
         if thread.port.held and not was and thread is not self._tracees.current:

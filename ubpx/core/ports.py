@@ -205,6 +205,13 @@ class Tracer(Protocol):
         """Ask a running thread to stop: Interrupted follows, unless something else comes first."""
         ...
 
+    def cannot_run(self, thread: TracedThread) -> bool:
+        """Whether a thread that was asked to stop waits in the kernel where it cannot, as for a vfork child.
+
+        It runs nothing of the program's before it has stopped.
+        """
+        ...
+
     def settle(self, thread: TracedThread) -> bool:
         """Turn an event's stop into a plain one without an instruction run; False: it is gone."""
         ...

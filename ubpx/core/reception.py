@@ -1,9 +1,10 @@
 """What happens at a hit around its handlers: failures, verdicts, register writes, the way past the trap."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from ubpx._errors import MemoryFault
+from ubpx._errors import MemoryFault, SlotsExhausted
 from ubpx.core.arming import Armory
 from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
@@ -15,8 +16,8 @@ from ubpx.core.sites import Answer, ProbeSite, TombSite
 from ubpx.core.spaces import StopKind, Thread, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.steps import Steps
-from ubpx.core.ubp.plans import Strategy
-from ubpx.core.values import ProcessId
+from ubpx.core.ubp.plans import InsnAnalysis, Strategy
+from ubpx.core.values import ProcessId, VirtAddr
 from ubpx.core.verdicts import merge_verdicts, merge_writes
 
 Entered = Callable[[TracedThread], None]
@@ -89,11 +90,11 @@ class HitReception:
         merged = merge_writes(written)
         for collision in merged.collisions:
             self._tracees.listeners[thread.process.pid].collided(site.probepoint.address, collision)
-        if merged.registers or thread.tid in site.unlanded:
-            self._land(thread, site, merged.registers)
         verdict = merge_verdicts(answer for _, answer in wanted)
         if verdict is Verdict.STEP:
             thread.step_clients = tuple(name for name, answer in wanted if answer is Verdict.STEP)
+        if merged.registers or thread.tid in site.unlanded:
+            self._land(thread, site, merged.registers)
         self._plan_step(thread, site, merged.registers)
         for name, answer in wanted:
             if answer >= Verdict.HOLD and answer is verdict:
@@ -103,7 +104,9 @@ class HitReception:
     def write_registers(self, thread: Thread, registers: Mapping[str, int]) -> None:
         """Write to a stopped thread that is let go; at an arrival it passes the trap with the new values."""
         if isinstance(thread.site, ProbeSite) and thread.arrival is not None:
+            thread.plan = None
             self._land(thread, thread.site, registers)
+            self._plan_step(thread, thread.site, registers)
             thread.arrival = None
         elif self.tracer.fetch(thread.port):
             put(thread.port.words, thread.process.space.layout, registers)
@@ -122,28 +125,41 @@ class HitReception:
         self.tracer.store(thread.port)
 
     def _pass_trap(self, thread: Thread, site: ProbeSite) -> None:
-        space, words, probepoint = thread.process.space, thread.port.words, site.probepoint
-        if probepoint.slot is not None:
-            words[space.layout.pc] = probepoint.slot
+        space, words = thread.process.space, thread.port.words
+        if site.landing is not None:
+            words[space.layout.pc] = site.landing
             return
         try:
             put(words, space.layout, site.emulate(thread.port))
-            return
         except MemoryFault:
             site.unlanded.discard(thread.tid)
-        # The program must see this fault as its own: the instruction itself runs, from a slot.
-        code = self.armory.occupy_slot(space, probepoint.analysis, thread.process.pid)
-        words[space.layout.pc] = code.slot
-        space.slots.retire(code)
+            self._meet_fault(thread, site)
+
+    def _meet_fault(self, thread: Thread, site: ProbeSite) -> None:
+        """The program must see this fault as its own: the instruction itself runs, in a slot or else in place."""
+        space, analysis = thread.process.space, site.probepoint.analysis
+        landing = site.probepoint.address
+        if space.slots_allowed and Strategy.BOOST in analysis.strategies:
+            with contextlib.suppress(SlotsExhausted):
+                code = self.armory.occupy_slot(space, analysis, thread.process.pid)
+                space.slots.retire(code)
+                landing = code.slot
+        thread.port.words[space.layout.pc] = landing
+        if landing == site.probepoint.address or thread.step_clients:
+            self._plan(thread, analysis, landing)
 
     def _plan_step(self, thread: Thread, site: ProbeSite, changes: Mapping[str, int]) -> None:
-        code = site.probepoint.slot_code
-        if code is None or thread.process.space.layout.pc_name in changes:
+        """Have it stepped past the trap where that is how it goes; ``words`` are those that it goes with."""
+        probepoint = site.probepoint
+        in_place = probepoint.strategy is Strategy.INLINE
+        if thread.process.space.layout.pc_name in changes or not (probepoint.slot or in_place or thread.plan):
             if thread.step_clients:
                 self.tracer.fetch(thread.port)
-                self._steps.stepped(thread)  # emulation has done the instruction
-            return
-        if site.probepoint.strategy is Strategy.STEP or thread.step_clients:
-            space = thread.process.space
-            registers = WordRegisters(thread.port.words, space.layout)
-            thread.plan = space.architecture.before_step(site.probepoint.analysis, code.slot, registers)
+                self._steps.stepped(thread)  # emulation, or the handler, has done the instruction
+        elif in_place or probepoint.strategy is Strategy.STEP or thread.step_clients:
+            self._plan(thread, probepoint.analysis, probepoint.slot or probepoint.address)
+
+    def _plan(self, thread: Thread, analysis: InsnAnalysis, slot: VirtAddr) -> None:
+        space = thread.process.space
+        registers = WordRegisters(thread.port.words, space.layout)
+        thread.plan = space.architecture.before_step(analysis, slot, registers)

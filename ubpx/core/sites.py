@@ -57,7 +57,8 @@ class ProbeSite:
         self.probepoint: Final = probepoint
         self.space: Final = space
         self.reception: Final = reception
-        self.landing: VirtAddr | None = probepoint.slot
+        in_place = probepoint.strategy is Strategy.INLINE
+        self.landing: VirtAddr | None = probepoint.address if in_place else probepoint.slot
         self._emulator: Emulator | None = None
         if probepoint.strategy is Strategy.EMULATE:
             self.landing = probepoint.analysis.landing
@@ -71,7 +72,7 @@ class ProbeSite:
         self._overwritten: dict[int, tuple[VirtAddr, bytes]] = {}
         """By thread: what stood on its stack where its present arrival was emulated."""
         self._pc = space.layout.pc
-        self._steps = probepoint.strategy is Strategy.STEP
+        self._steps = probepoint.strategy in (Strategy.STEP, Strategy.INLINE)
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""

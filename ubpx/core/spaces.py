@@ -1,6 +1,7 @@
 """What is traced: address spaces, processes, threads. State only; the Coordinator owns all of it."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
@@ -88,6 +89,12 @@ class AddressSpace:
         self.silent_sites: Final[dict[int, Site]] = {}
         """The same for children that share the memory: stepped over, not counted."""
         self.quiesced = False
+        self.taking_turns = False
+        """Threads step in place, one at a time; the others are stopped meanwhile."""
+        self.waiting: Final[deque[Thread]] = deque()
+        """Those that have asked for their turn."""
+        self.turn: Thread | None = None
+        """Whose it is."""
         self.vforked: Final[set[ProcessId]] = set()
         """Children that a thread waits for, and that therefore must run."""
 

@@ -25,7 +25,7 @@ class State(StrEnum):
     RUNNING = "RUNNING"
     """On its own, in the program's code or in a boosted slot."""
     STEPPING = "STEPPING"
-    """Running one instruction for us."""
+    """Running one instruction for us, or waiting for its turn to do so in place."""
     LISTENING = "LISTENING"
     """In a group-stop of the program's own."""
     PARKED = "PARKED"
@@ -81,7 +81,7 @@ class Debts:
 
     held: bool = False
     plan: bool = False
-    """A copy of an instruction is still to be stepped."""
+    """An instruction, or its copy, is still to be stepped."""
     group_stopped: bool = False
 
 
@@ -111,6 +111,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Input], Action]] = {
     (State.RUNNING, Input.TASK_CREATED): Action.PROCEED,
     (State.RUNNING, Input.EXECED): Action.RENEW,
     (State.STEPPING, Input.STEP_DONE): Action.FINISH_STEP,
+    (State.STEPPING, Input.ARRIVED): Action.PROCEED,  # at a trap that was set where it stood
     (State.STEPPING, Input.SIGNAL): Action.DEFER,
     (State.STEPPING, Input.FAULT): Action.CANCEL_AND_DELIVER,
     (State.STEPPING, Input.INTERRUPTED): Action.PROCEED,

@@ -165,6 +165,10 @@ class FakeTracer(Life):
         with self._changed:
             self._interrupt(thread)
 
+    def cannot_run(self, thread: Any) -> bool:
+        """A thread whose vfork child has not gone yet."""
+        return thread.waits_for is not None
+
     def settle(self, thread: Any) -> bool:
         """The event's stop becomes a plain one."""
         if not self._check_stopped("settle", thread):

@@ -32,9 +32,9 @@ class Life(Stage):
         """The thread's process runs a new program; its other threads are gone."""
         self._tell(tid, "exec", partial(self._exec, self._threads[ThreadId(tid)], memory, VirtAddr(entry)))
 
-    def exit(self, tid: int, status: int = 0) -> None:
+    def exit(self, tid: int, status: int = 0, **how: bool) -> None:
         """The thread exits: its exit event, then, when it goes on, it is gone."""
-        self._tell(tid, "exit", partial(self._exiting, self._threads[ThreadId(tid)], status))
+        self._tell(tid, "exit", partial(self._exiting, self._threads[ThreadId(tid)], status), **how)
 
     def kill(self, pid: int, status: int = -signals.SIGKILL) -> None:
         """All threads of the process are gone at once, stopped ones too; requests find nobody."""

@@ -440,6 +440,10 @@ class PtraceTracer:
         """Ask it to stop."""
         thread.interrupted = request(PTRACE_INTERRUPT, thread.tid)
 
+    def cannot_run(self, thread: PtraceThread) -> bool:
+        """In an uninterruptible wait, state D of proc(5)."""
+        return procfs.status(thread.tid).get("State", "").startswith("D")
+
     def settle(self, thread: PtraceThread) -> bool:
         """From an event's stop to a plain one."""
         request(PTRACE_INTERRUPT, thread.tid)

@@ -79,7 +79,7 @@ def holder() -> Callable[[str], Holder]:
 # The core over a scripted program -----------------------------------------------------------
 
 TEXT, STACK, PID = 0x40_1000, 0x7FFE_0000, 100
-LEA, PUSH, NOP, LOAD, CALL, LONG_NOP, FUNCTION = (TEXT + 32 * i for i in range(7))
+LEA, PUSH, NOP, LOAD, CALL, LONG_NOP, FUNCTION, REP = (TEXT + 32 * i for i in range(8))
 CODE = {
     LEA: "48 8d 47 01",  # lea 1(%rdi), %rax: BOOST or STEP
     PUSH: "55",  # push %rbp: EMULATE, BOOST or STEP; its reported PC proves nothing
@@ -88,6 +88,7 @@ CODE = {
     CALL: "ff d0",  # call *%rax: STEP alone
     LONG_NOP: "0f 1f 40 00",
     FUNCTION: "c3",
+    REP: "f3 a4",  # rep movsb: one step runs one iteration
 }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ubpx.testing import FakeThread
 
 TEXT, STACK, PID = 0x40_1000, 0x7FFE_0000, 100
-LEA, PUSH, NOP, LOAD, CALL, LONG_NOP, FUNCTION = (TEXT + 32 * i for i in range(7))
+LEA, PUSH, NOP, LOAD, CALL, LONG_NOP, FUNCTION, REP = (TEXT + 32 * i for i in range(8))
 SEGV_MAPERR = 1
 
 
@@ -134,13 +134,13 @@ def test_a_step_takes_two_stops_and_ends_at_home(world: World, place: int) -> No
 
 def test_a_repeated_instruction_is_stepped_until_it_is_done(world: World) -> None:
     """Invariant: a copy that is still to be repeated is stepped again, and nobody is told meanwhile."""
-    lease = world.attach().client("a").probe(LEA, lambda _: Verdict.STEP)
+    lease = world.attach().client("a").probe(REP, lambda _: Verdict.STEP)
     slot = world.slot_of(lease)
     for _ in range(2):
         world.fake.end_step(PID, rip=slot)
-    world.arrive(PID, LEA)
+    world.arrive(PID, REP)
     assert len(world.fake.actions(PID, "step")) == 3
-    assert world.fake.thread(PID)["rip"] == LEA + 4
+    assert world.fake.thread(PID)["rip"] == REP + 2
 
 
 @pytest.mark.parametrize("place", [LEA, NOP, CALL])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ubpx._errors import ForeignTrap, InsnRefused, StrategyRefused
+from ubpx._errors import ForeignTrap, StrategyRefused
 from ubpx.core.clients import ClientState
 from ubpx.core.events import Verdict
 from ubpx.core.probepoints import LeaseState
@@ -213,16 +213,18 @@ def test_an_overwritten_trap_is_lost(world: World) -> None:
 
 
 def test_slots_may_be_forbidden(world: World) -> None:
-    """Invariant: with slots="none" no memory is mapped; what needs a slot is refused with the reason."""
+    """Invariant: with slots="none" no memory is mapped, and only EMULATE and INLINE are left."""
     client = world.attach(slots_allowed=False).client("a")
-    with pytest.raises(InsnRefused, match="slots are forbidden"):
-        client.probe(LEA, ignore)
     with pytest.raises(StrategyRefused, match="slots='none'"):
         client.probe(PUSH, ignore, strategy="STEP")
-    lease = client.probe(PUSH, ignore)
-    assert lease.probepoint is not None
-    assert lease.probepoint.strategy is Strategy.EMULATE
+    emulated, in_place = client.probe(PUSH, ignore), client.probe(LEA, ignore)
+    assert emulated.probepoint is not None
+    assert emulated.probepoint.strategy is Strategy.EMULATE
+    assert in_place.probepoint is not None
+    assert (in_place.probepoint.strategy, in_place.probepoint.slot) == (Strategy.INLINE, None)
     world.arrive(PID, PUSH)
+    world.arrive(PID, LEA)
+    assert (emulated.hits, in_place.hits) == (1, 1)
     assert world.fake.actions(None, "map_area") == []
 
 

@@ -12,7 +12,7 @@ from ubpx.core.values import VirtAddr
 
 Analyze = Callable[[str], InsnAnalysis]
 
-EMULATE, BOOST, STEP = Strategy.EMULATE, Strategy.BOOST, Strategy.STEP
+EMULATE, BOOST, STEP, INLINE = Strategy.EMULATE, Strategy.BOOST, Strategy.STEP, Strategy.INLINE
 
 EMULATED_OR_COPIED = {
     "nop": "90",
@@ -172,7 +172,6 @@ REFUSED = {
     "66 rex.w ret imm": ("66 48 c2 08 00 90 90", "disassemblers disagree"),
     "66 call reg": ("66 ff d0", "Intel's and AMD's"),
     "66 jmp mem": ("66 ff 20", "Intel's and AMD's"),
-    "eip-relative": ("67 48 8b 05 10 00 00 00", "eip"),
     "lock nop": ("f0 90", "no valid instruction"),
     "lock ret": ("f0 c3", "no valid instruction"),
     "prefixed VEX": ("66 c5 f8 58 c1", "no valid instruction"),
@@ -185,7 +184,7 @@ REFUSED = {
 def test_what_is_emulated_can_also_run_in_a_slot(analyze: Analyze, text: str) -> None:
     """Invariant: an emulated instruction whose write faults has a slot to fault in."""
     analysis = analyze(text)
-    assert analysis.strategies == (EMULATE, BOOST, STEP)
+    assert analysis.strategies == (EMULATE, BOOST, STEP, INLINE)
     assert analysis.insn.raw == bytes.fromhex(text)
 
 
@@ -193,16 +192,16 @@ def test_what_is_emulated_can_also_run_in_a_slot(analyze: Analyze, text: str) ->
 def test_what_runs_anywhere_is_copied(analyze: Analyze, text: str) -> None:
     """Invariant: an instruction that is position-independent is boosted or stepped, with its whole length."""
     analysis = analyze(text)
-    assert analysis.strategies == (BOOST, STEP)
+    assert analysis.strategies == (BOOST, STEP, INLINE)
     assert analysis.insn.raw == bytes.fromhex(text)
     assert analysis.landing is None
 
 
 @pytest.mark.parametrize("text", ["e0 fe", "e1 fe", "e2 fe", "e3 fe", "67 e3 fe", "67 e2 10"])
-def test_counted_branches_are_emulated_only(analyze: Analyze, text: str) -> None:
-    """Invariant: what has a rel8 and no longer form never gets a slot."""
+def test_counted_branches_never_get_a_slot(analyze: Analyze, text: str) -> None:
+    """Invariant: what has a rel8 and no longer form is emulated or stepped in place."""
     analysis = analyze(text)
-    assert analysis.strategies == (EMULATE,)
+    assert analysis.strategies == (EMULATE, INLINE)
     assert analysis.reach == ()
     assert "8-bit" in analysis.refusals[BOOST]
     assert "8-bit" in analysis.refusals[STEP]
@@ -212,16 +211,16 @@ def test_counted_branches_are_emulated_only(analyze: Analyze, text: str) -> None
 def test_direct_call_is_never_boosted(analyze: Analyze, text: str) -> None:
     """Invariant: no call runs in a slot without the return address being put right."""
     analysis = analyze(text)
-    assert analysis.strategies == (EMULATE, STEP)
+    assert analysis.strategies == (EMULATE, STEP, INLINE)
     assert analysis.fix_ups == {FixUp.RETURN_ADDRESS}
     assert "slot's address" in analysis.refusals[BOOST]
 
 
 @pytest.mark.parametrize("text", ["ff d0", "41 ff d3", "ff 15 00 00 00 00", "3e ff d0", "ff 54 24 08"])
-def test_indirect_call_is_stepped_only(analyze: Analyze, text: str) -> None:
+def test_indirect_call_is_stepped(analyze: Analyze, text: str) -> None:
     """Invariant: no call runs in a slot without the return address being put right."""
     analysis = analyze(text)
-    assert analysis.strategies == (STEP,)
+    assert analysis.strategies == (STEP, INLINE)
     assert analysis.fix_ups == {FixUp.RETURN_ADDRESS}
 
 
@@ -229,8 +228,17 @@ def test_indirect_call_is_stepped_only(analyze: Analyze, text: str) -> None:
 def test_step_of_pushf_needs_a_fix_up(analyze: Analyze, text: str) -> None:
     """Invariant: a program never sees a trap flag that the tracer set."""
     analysis = analyze(text)
-    assert analysis.strategies == (BOOST, STEP)
+    assert analysis.strategies == (BOOST, STEP, INLINE)
     assert analysis.fix_ups == {FixUp.PUSHED_TRAP_FLAG}
+
+
+@pytest.mark.parametrize("text", ["67 48 8b 05 10 00 00 00", "67 ff 15 10 00 00 00", "67 c5 f8 58 05 10 00 00 00"])
+def test_eip_relative_operand_is_reached_in_place_alone(analyze: Analyze, text: str) -> None:
+    """Invariant: what no copy can do is stepped in place, and every other strategy says why not."""
+    analysis = analyze(text)
+    assert analysis.strategies == (INLINE,)
+    assert analysis.reach == ()
+    assert all("eip" in analysis.refusals[each] for each in (EMULATE, BOOST, STEP))
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)

@@ -76,6 +76,33 @@ def test_rep_in_the_middle_goes_on(x86: X86_64, analyze: Analyze, text: str) -> 
     assert x86.after_step(plan, at(SLOT + analysis.insn.length)).finished
 
 
+@pytest.mark.parametrize("text", ["eb fe", "74 fe", "e2 fe"])
+def test_jump_to_itself_in_place_is_done(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: in place, a thread that stands where it stood has arrived again, unless it repeats a string."""
+    analysis = analyze(text)
+    here = analysis.insn.address
+    plan = x86.before_step(analysis, here, at(here))
+    assert plan.in_place
+    assert x86.after_step(plan, at(here)) == Outcome(registers={})
+
+
+def test_rep_in_place_goes_on(x86: X86_64, analyze: Analyze) -> None:
+    """Invariant: in place too one arrival is one hit, however many iterations it takes."""
+    analysis = analyze("f3 a4")
+    here = analysis.insn.address
+    plan = x86.before_step(analysis, here, at(here))
+    assert not x86.after_step(plan, at(here)).finished
+    assert x86.after_step(plan, at(analysis.insn.end)).finished
+
+
+@pytest.mark.parametrize("text", ["e8 00 01 00 00", "ff d0"])
+def test_call_in_place_has_nothing_to_put_right(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: a call stepped in place pushes the program's own address by itself."""
+    analysis = analyze(text)
+    plan = x86.before_step(analysis, analysis.insn.address, at(analysis.insn.address))
+    assert x86.after_step(plan, at(0x401234)) == Outcome(registers={})
+
+
 def test_call_that_did_not_run_writes_nothing(x86: X86_64, analyze: Analyze) -> None:
     """Invariant: no stack is written for a call that has not pushed."""
     assert x86.after_step(planned(x86, analyze("ff d0")), at(SLOT)).writes == ()

@@ -72,7 +72,8 @@ class Encoding:
         """Where the rip-relative operand is if the instruction ends at ``end``; None without one."""
         if self.displacement_at is None:
             return None
-        return end + signed(self.raw[self.displacement_at : self.displacement_at + 4]) & 2**64 - 1
+        address = end + signed(self.raw[self.displacement_at : self.displacement_at + 4])
+        return address & (0xFFFF_FFFF if ADDRESS_SIZE in self.prefixes else 0xFFFF_FFFF_FFFF_FFFF)
 
 
 def signed(data: bytes) -> int:

@@ -90,6 +90,7 @@ class SlotCode:
 class StepPlan:
     """What must be put right after one instruction ran at ``slot`` instead of ``origin``.
 
+    A step in place has ``slot == origin``; whoever takes it has put the original bytes back first.
     Made by ``before_step``; handed back to ``after_step`` or ``cancel_step`` exactly once
     (or again, after ``after_step`` said that the instruction is not finished).
     """
@@ -100,7 +101,14 @@ class StepPlan:
     """The address behind the original instruction."""
     slot_end: VirtAddr
     """The address behind the copy (which may be longer)."""
+    repeats: bool
+    """One step may be one iteration of several, so that a thread which has not moved has not finished."""
     fix_ups: frozenset[FixUp]
+
+    @property
+    def in_place(self) -> bool:
+        """The instruction itself is stepped, not a copy of it."""
+        return self.slot == self.origin
 
 
 @attrs.frozen
@@ -181,7 +189,10 @@ class Architecture(Protocol):
         ...
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
-        """What to keep while one thread steps the copy at ``slot``; ``regs`` are those at arrival."""
+        """What to keep while one thread steps the copy at ``slot``; ``regs`` are those at arrival.
+
+        The instruction's own address as ``slot`` means a step in place.
+        """
         ...
 
     def after_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:

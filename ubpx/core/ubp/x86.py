@@ -244,6 +244,16 @@ def insn_class(encoding: Encoding) -> InsnClass:
     return InsnClass.PLAIN if encoding.narrow and found in _WIDE_ONLY else found
 
 
+_STRINGS: Final = frozenset({*range(0xA4, 0xA8), *range(0xAA, 0xB0)})
+"""movs, cmps, stos, lods, scas; ins and outs are refused."""
+
+
+def is_repeated_string(encoding: Encoding) -> bool:
+    """Whether one step runs one iteration of it only."""
+    is_string = encoding.form is Form.LEGACY and encoding.opcode_map == 0 and encoding.opcode in _STRINGS
+    return is_string and bool(encoding.prefixes & {REP, REPNE})
+
+
 _NEAR_BRANCHES: Final = frozenset(
     {InsnClass.JUMP, InsnClass.BRANCH, InsnClass.COUNTED_BRANCH, InsnClass.CALL, InsnClass.INDIRECT_CALL}
     | {InsnClass.LEAVES}

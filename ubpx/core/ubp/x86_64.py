@@ -27,23 +27,35 @@ from ubpx.core.ubp.plans import (
     Strategy,
     TrapPatch,
 )
-from ubpx.core.ubp.x86 import TRAP, TRAP_FLAG, InsnClass, branch_target, insn_class, refusal, relative, undecodable
+from ubpx.core.ubp.x86 import (
+    TRAP,
+    TRAP_FLAG,
+    InsnClass,
+    branch_target,
+    insn_class,
+    is_repeated_string,
+    refusal,
+    relative,
+    undecodable,
+)
 from ubpx.core.ubp.x86_64_emulation import EMULATORS
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
+_COPIED: Final = (Strategy.BOOST, Strategy.STEP, Strategy.INLINE)
 _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
-    **dict.fromkeys(InsnClass, (Strategy.EMULATE, Strategy.BOOST, Strategy.STEP)),
-    **dict.fromkeys((InsnClass.PLAIN, InsnClass.LEAVES, InsnClass.PUSH_FLAGS), (Strategy.BOOST, Strategy.STEP)),
-    InsnClass.COUNTED_BRANCH: (Strategy.EMULATE,),
-    InsnClass.CALL: (Strategy.EMULATE, Strategy.STEP),
-    InsnClass.INDIRECT_CALL: (Strategy.STEP,),
+    **dict.fromkeys(InsnClass, (Strategy.EMULATE, *_COPIED)),
+    **dict.fromkeys((InsnClass.PLAIN, InsnClass.LEAVES, InsnClass.PUSH_FLAGS), _COPIED),
+    InsnClass.COUNTED_BRANCH: (Strategy.EMULATE, Strategy.INLINE),
+    InsnClass.CALL: (Strategy.EMULATE, Strategy.STEP, Strategy.INLINE),
+    InsnClass.INDIRECT_CALL: (Strategy.STEP, Strategy.INLINE),
 }
 
 _REFUSALS: Final[Mapping[Strategy, str]] = {
     Strategy.EMULATE: "ubpx does not emulate this instruction",
     Strategy.JUMP: "compiled stubs are not part of this version",
-    Strategy.INLINE: "stepping in place is not part of this version",
 }
+_EIP_REFUSAL: Final = "its operand is relative to eip, which cannot be had from a slot"
+_EIP_REFUSALS: Final = dict.fromkeys((Strategy.EMULATE, Strategy.BOOST, Strategy.STEP), _EIP_REFUSAL)
 _CALL_REFUSAL: Final = "a call in a slot pushes the slot's address, which only a step can put right"
 _COUNTED_REFUSAL: Final = "its 8-bit displacement does not reach the program from a slot"
 _CLASS_REFUSALS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
@@ -95,15 +107,16 @@ class X86_64:  # noqa: N801  (the processor's own name)
             raise InsnRefused(address, insn, reason)
         kind = insn_class(encoding)
         operand = _operand_address(encoding, kind, insn)
-        if operand is not None and ADDRESS_SIZE in encoding.prefixes:
-            raise InsnRefused(address, insn, "its operand is relative to eip, which cannot be had from a slot")
         strategies = _STRATEGIES[kind]
         reasons = {**_REFUSALS, **_CLASS_REFUSALS.get(kind, {})}
+        if operand is not None and ADDRESS_SIZE in encoding.prefixes:
+            strategies, operand = (Strategy.INLINE,), None
+            reasons |= _EIP_REFUSALS
         return InsnAnalysis(
             insn=insn,
             strategies=strategies,
             refusals={strategy: reasons[strategy] for strategy in Strategy if strategy not in strategies},
-            reach=_reach(encoding, kind, insn, operand),
+            reach=() if Strategy.STEP not in strategies else _reach(encoding, kind, insn, operand),
             landing=_landing(encoding, kind, insn),
             fix_ups=_FIX_UPS.get(kind, frozenset()),
         )
@@ -146,22 +159,27 @@ class X86_64:  # noqa: N801  (the processor's own name)
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
         """See Architecture. Raises UsageError for what no slot can hold (loop, jrcxz)."""
-        encoding, kind = _slot_class(analysis)
-        size = len(_long_form(encoding, kind)) + 4 if kind in _RELATIVE else analysis.insn.length
-        fix_ups = analysis.fix_ups
+        insn, size, fix_ups = analysis.insn, analysis.insn.length, analysis.fix_ups
+        if slot == insn.address:
+            encoding = parse(insn.raw)
+            fix_ups -= {FixUp.RETURN_ADDRESS}
+        else:
+            encoding, kind = _slot_class(analysis)
+            size = len(_long_form(encoding, kind)) + 4 if kind in _RELATIVE else size
         if regs["eflags"] & TRAP_FLAG:  # the program steps itself, and a pushf of its own would store TF too
             fix_ups -= {FixUp.PUSHED_TRAP_FLAG}
         return StepPlan(
-            origin=analysis.insn.address,
+            origin=insn.address,
             slot=slot,
-            origin_end=analysis.insn.end,
+            origin_end=insn.end,
             slot_end=VirtAddr(slot + size),
+            repeats=is_repeated_string(encoding),
             fix_ups=fix_ups,
         )
 
     def after_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
-        """See Architecture. A thread that is still at the slot's start has not finished: rep goes on there."""
-        if regs["rip"] == plan.slot:
+        """See Architecture. A rep that is still at its start has not finished; in place, a jump to itself has."""
+        if regs["rip"] == plan.slot and (plan.repeats or not plan.in_place):
             return Outcome(registers={}, finished=False)
         writes = []
         sp = regs["rsp"]
@@ -235,8 +253,6 @@ def _operand_address(encoding: Encoding, kind: InsnClass, insn: Insn) -> int | N
 
 
 def _reach(encoding: Encoding, kind: InsnClass, insn: Insn, operand: int | None) -> tuple[VirtAddr, ...]:
-    if kind is InsnClass.COUNTED_BRANCH:
-        return ()
     reach = [] if operand is None else [VirtAddr(operand)]
     if kind in _RELATIVE:
         reach.append(VirtAddr(branch_target(encoding, insn.end)))
