@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
-BOTH = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
+EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_children_are_harmless(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: every forked, vforked, spawned and cloned child ends as it should; only the parent's calls count."""
     program = target_program("children", 8, 6)
@@ -40,7 +40,7 @@ def test_children_survive_the_detach(target_program: StartProgram) -> None:
 
 
 @pytest.mark.parametrize("who", ["leader", "other"])
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_exec_of_the_target(
     target_program: StartProgram, eventually: Callable[..., bool], who: str, strategy: ubpx.Strategy
 ) -> None:
@@ -78,7 +78,7 @@ def test_detach_after_exec(target_program: StartProgram) -> None:
     assert program.tell("q").wait() == 5
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", EVERY)
 def test_leader_exits_and_threads_come_and_go(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: a program whose leader has exited is traced to its true end; short-lived threads all count."""
     program = target_program("exits", 120)

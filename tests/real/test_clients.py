@@ -79,7 +79,7 @@ def test_hit_tells_where_and_what(echo: Program) -> None:
         assert seen == [(address, address, echo.pid, echo.pid, 77, 77, own, lease)]
 
 
-@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
 def test_register_writes_apply_once_after_all_handlers(echo: Program, strategy: ubpx.Strategy | None) -> None:
     """Invariant: later handlers read the values at arrival; the program goes on with what was written."""
     read: list[int] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
-EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
+EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
         ("probed_lea", ubpx.Strategy.BOOST),
         ("probed_lea", ubpx.Strategy.STEP),
         ("probed_indirect", ubpx.Strategy.STEP),
+        ("probed_lea", ubpx.Strategy.INLINE),
         ("probed_push", ubpx.Strategy.EMULATE),
     ],
 )

@@ -22,6 +22,7 @@ EVERY = [
     ("probed_push", ubpx.Strategy.EMULATE),
     ("probed_push", ubpx.Strategy.BOOST),
     ("probed_indirect", ubpx.Strategy.STEP),
+    ("probed_lea", ubpx.Strategy.INLINE),
 ]
 
 
@@ -42,7 +43,7 @@ def test_signals_under_load(target_program: StartProgram, symbol: str, strategy:
 
 
 @pytest.mark.parametrize("sort", ["load", "store", "divide"])
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
 def test_fault_is_the_programs_own(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a probed instruction that faults shows its own address and registers, and may run again."""
     program = target_program("faults", sort, 200)
