@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from ubpx_ptracepp import procfs
+
 waitpid: Final = os.waitpid
 """The real one; what the tracer itself uses."""
 _poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
@@ -116,6 +118,33 @@ def let_go(pid: int, status: int | None = None) -> None:
         del _kept[pid]
         event.set()
     _uninstall_when_idle()
+
+
+class KeptChildren:
+    """The children of our own program that one tracer keeps. Owned by it."""
+
+    def __init__(self) -> None:
+        self._pids: Final[set[int]] = set()
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._pids
+
+    def keep(self, pid: int) -> None:
+        """While its leader is traced, a child of our own is not for its parent to wait for; no other is kept."""
+        if procfs.is_own_child(pid):
+            keep(pid)
+            self._pids.add(pid)
+
+    def let_go(self, pid: int, status: int | None = None) -> None:
+        """As the function; a pid that is not kept here does no harm."""
+        if pid in self._pids:
+            self._pids.discard(pid)
+            let_go(pid, status)
+
+    def let_go_all(self) -> None:
+        """The tracer ends."""
+        for pid in tuple(self._pids):
+            self.let_go(pid)
 
 
 def open_session() -> None:

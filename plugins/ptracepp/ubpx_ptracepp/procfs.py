@@ -61,6 +61,11 @@ def parent(pid: int) -> int:
     return int(status(pid).get("PPid", "0"))
 
 
+def is_own_child(pid: int) -> bool:
+    """Whether our own program is its parent."""
+    return parent(pid) == os.getpid()
+
+
 def maps(pid: int) -> Sequence[MappedRange]:
     """What is mapped; empty if the process is gone."""
     try:

@@ -1,9 +1,7 @@
-"""The tracer: which threads there are, what is asked of them, and what they stopped for.
+"""The tracer: waits for what it traces, serves arrivals at sites, and says why a thread stopped.
 
 Everything but ``ring`` runs in the session's tracer thread, which owns all ptrace requests: any
 other thread's would fail with ESRCH, and that thread's end is the tracer's death.
-
-Longer than our files are: it is one Protocol over one table of threads, and most methods are one request.
 """
 
 import contextlib
@@ -11,34 +9,23 @@ import ctypes
 import errno
 import os
 import signal
-import threading
 from collections import deque
-from collections.abc import Mapping, MutableSequence, Sequence
-from typing import Any, Final, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from ubpx import PtraceFailed, SlotsExhausted, TargetGone, UsageError
+from ubpx import TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
-from ubpx_ptracepp import parenthood, procfs
+from ubpx_ptracepp import parenthood, processes, procfs
+from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, SIGINFO_SIZE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
-from ubpx_ptracepp.injection import (
-    ORIG_RAX,
-    RAX,
-    RIP,
-    Injector,
-    Interloper,
-    RegisterBuffer,
-    find_syscall_insn,
-    set_signal_mask,
-    signal_mask,
-    wait_for,
-)
+from ubpx_ptracepp.injection import ORIG_RAX, RAX, RIP, wait_for
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
-from ubpx_ptracepp.parenthood import waitpid
+from ubpx_ptracepp.parenthood import KeptChildren, waitpid
+from ubpx_ptracepp.processes import ProcessTable
 from ubpx_ptracepp.requests import (
-    OPTIONS,
     PEEK,
     PTRACE_CONT,
     PTRACE_DETACH,
@@ -49,80 +36,40 @@ from ubpx_ptracepp.requests import (
     PTRACE_GETREGS,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
-    PTRACE_LISTEN,
     PTRACE_POKEUSER,
-    PTRACE_SEIZE,
-    PTRACE_SETREGS,
-    PTRACE_SETSIGINFO,
-    PTRACE_SINGLESTEP,
     SYSCALLS,
     TASK_EVENTS,
     WAIT_THREAD,
     event_message,
     quick,
     request,
-    shares_memory,
-    swift,
-    tgkill,
 )
+from ubpx_ptracepp.seizing import Seizure, check_seizable
+from ubpx_ptracepp.tasks import PtraceThread, TaskTable
 
 _TRAP_STATUS: Final = signal.SIGTRAP << 8 | 0x7F
 _RIP_OFFSET: Final = ctypes.c_long(RIP * 8)
-_SIGINFO_SIZE: Final = 128
-_SI_CODE, _SI_ADDR = 8, 16
-_SI_CODE_WORD: Final = _SI_CODE // 4
+_SI_CODE_WORD: Final = SI_CODE // 4
 _SI_KERNEL: Final = 0x80
 _TRAP_TRACE: Final = 2
 _EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
-_PROT_READ_EXEC: Final = 5
-_MAP_FLAGS: Final = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-_MADV_DONTFORK: Final = 10
-_FAULTS_PENDING: Final = sum(
-    1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-)
-_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
 
 
-class PtraceThread:
-    """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
-
-    __slots__ = ("buffer", "held", "interrupted", "pid", "sites", "stops", "tid", "words")
-
-    def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
-        self.tid: Final = tid
-        self.pid: Final = pid
-        self.buffer = RegisterBuffer()
-        self.words = cast(MutableSequence[int], memoryview(self.buffer).cast("B").cast("Q"))
-        self.sites: Mapping[int, Site] = {}
-        self.held = False
-        self.stops = 0
-        self.interrupted = False
-        """We asked it to stop, and have not seen it do so."""
-
-
-class PtraceTracer:
+class PtraceTracer(ThreadCommands):
     """Implements ``ubpx.core.ports.Tracer`` for x86_64."""
 
     architecture_name: Final = "x86_64"
 
     def __init__(self) -> None:
-        self._threads: Final[dict[int, PtraceThread]] = {}
+        self._tasks: Final = TaskTable()
+        self._threads: Final = self._tasks.threads
+        self._processes: Final = ProcessTable(self._take_status)
+        self._kept: Final = KeptChildren()
         self._doorbell: Doorbell | None = None
         self._queue: Final[deque[Any]] = deque()
         self._batch: Final[deque[tuple[PtraceThread, Site]]] = deque()
-        self._parents: Final[dict[int, ProcessId]] = {}
-        """Who made a task that has not appeared yet."""
-        self._unannounced: Final[set[int]] = set()
-        """Tasks that have appeared, and whose maker has not said so yet."""
-        self._orphans: Final[dict[int, ProcessId]] = {}
-        """Tasks that appeared before whoever made them said so."""
-        self._kept: Final[set[int]] = set()
-        """Children of our own program whose leader we trace."""
-        self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
-        self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
-        self._injector: Final = Injector()
-        self._trap_info_buffer: Final = (ctypes.c_int32 * (_SIGINFO_SIZE // 4))()
+        self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
         self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
 
     def open(self) -> None:
@@ -136,10 +83,8 @@ class PtraceTracer:
         """Called in the tracer thread, when nothing is traced any more."""
         if self._doorbell is not None:
             self._doorbell.close()
-        for memory in self._memories.values():
-            memory.close()
-        for pid in tuple(self._kept):
-            self._let_go(pid)
+        self._processes.close()
+        self._kept.let_go_all()
         parenthood.close_session()
 
     def ring(self) -> None:
@@ -151,86 +96,29 @@ class PtraceTracer:
         """Prepare to start a program; from any thread."""
         return Launch(argv, options)
 
-    # Attaching ------------------------------------------------------------------------------
-
     def seize(self, pid: ProcessId) -> Sequence[PtraceThread]:
         """Trace all threads of a running process, without stopping them."""
-        procfs.check_attachable(pid)
-        if self.is_own_child(pid) and parenthood.is_waited_for(pid):
-            raise UsageError(
-                f"a thread of this program is waiting for its child {pid} already, and the kernel would give it "
-                "the tracer's stops; attach before waiting, or wait with a timeout (Popen.wait(timeout=...))"
-            )
-        self._keep(pid)
-        seized: dict[int, PtraceThread] = {}
+        check_seizable(pid)
+        self._kept.keep(pid)
+        seizure = Seizure(self._kept)
         try:
-            self._seize_all(pid, seized)
-            if seized:
+            seizure.take(pid)
+            if seizure.threads:
                 self.memory(pid)
-                for child in procfs.children(pid):  # a vfork in flight: it would run into traps that nobody serves
-                    if shares_memory(child, next(iter(seized))):
-                        self._seize_all(ProcessId(child), seized)
+                seizure.take_children_in_flight(pid)
         except BaseException:
-            self._abandon(seized)
-            self._close_memory(pid)
-            self._let_go(pid)
+            seizure.abandon()
+            self._processes.forget(pid)
+            self._kept.let_go(pid)
             raise
-        if pid not in seized:
-            self._let_go(pid)  # the leader has exited, and is nobody's to stop
-        if not seized:
+        if pid not in seizure.threads:
+            self._kept.let_go(pid)  # the leader has exited, and is nobody's to stop
+        if not seizure.threads:
             procfs.check_attachable(pid)
             raise TargetGone(pid, None)
-        self._threads.update(seized)
-        return tuple(seized.values())
-
-    def _seize_all(self, pid: ProcessId, seized: dict[int, PtraceThread]) -> None:
-        """Seize the threads of one process, those too that are made meanwhile."""
-        seen: set[int] = set()
-        while new := [tid for tid in procfs.tids(pid) if tid not in seen]:
-            for tid in new:
-                seen.add(tid)
-                if self._seize_one(pid, tid):
-                    seized[tid] = PtraceThread(ThreadId(tid), pid)
-
-    def _keep(self, pid: ProcessId) -> None:
-        """While we trace its leader, a child of our own program is not for its parent to wait for."""
-        if self.is_own_child(pid):
-            parenthood.keep(pid)
-            self._kept.add(pid)
-
-    def _let_go(self, pid: int, status: int | None = None) -> None:
-        if pid in self._kept:
-            self._kept.discard(pid)
-            parenthood.let_go(pid, status)
-
-    def _seize_one(self, pid: ProcessId, tid: int) -> bool:
-        try:
-            return request(PTRACE_SEIZE, tid, 0, OPTIONS)
-        except PtraceFailed as error:
-            fields = procfs.status(tid)
-            if error.error.errno != errno.EPERM:
-                raise
-            if procfs.has_exited(tid):
-                return False  # exited, a leader perhaps whose threads live on
-            tracer = int(fields.get("TracerPid", "0"))
-            if tracer == threading.get_native_id():
-                return False  # the thread that made it was traced already; it will appear
-            if tracer:
-                procfs.check_attachable(pid)
-            raise procfs.explain_refusal(pid) from error
-
-    def _abandon(self, seized: Mapping[int, PtraceThread]) -> None:
-        for tid in seized:
-            with contextlib.suppress(ChildProcessError):
-                request(PTRACE_INTERRUPT, tid)
-                status = wait_for(tid)
-                if status is None:
-                    continue
-                if os.WIFSTOPPED(status):
-                    plain = status >> 16
-                    request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
-                else:
-                    self._let_go(tid, status)
+        seized = tuple(seizure.threads.values())
+        self._tasks.add(seized)
+        return seized
 
     # Waiting --------------------------------------------------------------------------------
 
@@ -315,13 +203,11 @@ class PtraceTracer:
             self._classify_unknown(tid, status)
             return
         if not os.WIFSTOPPED(status):
-            self._let_go(tid, status)
+            self._kept.let_go(tid, status)
             self._queue.append(events.ThreadGone(thread, os.waitstatus_to_exitcode(status)))
             return
         thread.stops += 1
-        event = self._event_of(thread, status >> 16, os.WSTOPSIG(status))
-        if event is not None:
-            self._queue.append(event)
+        self._enqueue(self._event_of(thread, status >> 16, os.WSTOPSIG(status)))
 
     def _event_of(self, thread: PtraceThread, event: int, number: int) -> Any:  # noqa: PLR0911 - one per kind of stop
         tid = thread.tid
@@ -336,13 +222,7 @@ class PtraceTracer:
         if message is None:
             return None  # killed meanwhile: its exit follows
         if event in TASK_EVENTS:
-            if message in self._unannounced:
-                self._unannounced.discard(message)
-            else:
-                self._parents[message] = thread.pid
-            orphan = self._orphans.pop(message, None)
-            if orphan is not None:
-                self._appear(message, orphan, thread.pid)
+            self._enqueue(self._tasks.announced(message, thread))
             return events.TaskCreated(thread, ThreadId(message), event == PTRACE_EVENT_VFORK)
         if event == PTRACE_EVENT_EXEC:
             return self._exec_event(thread, message)
@@ -351,21 +231,20 @@ class PtraceTracer:
         return events.Interrupted(thread)
 
     def _signal_event(self, thread: PtraceThread, number: int) -> Any:
-        info = _siginfo(thread.tid)
+        info = siginfo(thread.tid)
         if info is None:
             return None
         code = _code(info)
         if number == signal.SIGTRAP and code == _TRAP_TRACE:
             return events.StepDone(thread)
-        address = int.from_bytes(info[_SI_ADDR : _SI_ADDR + 8], "little")
+        address = int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little")
         return events.SignalArrived(thread, number, code, VirtAddr(address))
 
     def _exec_event(self, thread: PtraceThread, former: int) -> events.Execed:
         if former != thread.tid:
             self._threads.pop(former, None)
-        self._syscall_insns.pop(thread.pid, None)
-        self._keep(thread.pid)  # again, if its former leader had exited
-        self._close_memory(thread.pid)  # a descriptor would stay on the old memory
+        self._kept.keep(thread.pid)  # again, if its former leader had exited
+        self._processes.forget(thread.pid)
         return events.Execed(thread, ThreadId(former))
 
     def _restart_interrupted(self, thread: PtraceThread) -> None:
@@ -381,64 +260,29 @@ class PtraceTracer:
             words[RAX] = _ERESTARTNOHAND
             self.store(thread)
 
-    # Tasks that appear ----------------------------------------------------------------------
-
     def _classify_unknown(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
-            self._let_go(tid, status)
-            self._parents.pop(tid, None)
-            self._orphans.pop(tid, None)
+            self._kept.let_go(tid, status)
+            self._tasks.never_came(tid)
             gone = PtraceThread(ThreadId(tid), ProcessId(tid))
             self._queue.append(events.ThreadGone(gone, os.waitstatus_to_exitcode(status)))
             return
         pid = ProcessId(int(procfs.status(tid).get("Tgid", "0")))
-        known = self._known_pids()
-        if status >> 16 == PTRACE_EVENT_EXEC and pid in known:
-            thread = self._threads[tid] = PtraceThread(ThreadId(tid), pid)
+        if status >> 16 == PTRACE_EVENT_EXEC and self._tasks.knows(pid):
+            thread = PtraceThread(ThreadId(tid), pid)
+            self._tasks.add([thread])
             self._queue.append(self._exec_event(thread, event_message(tid) or tid))
             return
-        if pid in known:
-            self._appear(tid, pid, pid)
-            return
-        parent = self._parents.get(tid) or ProcessId(procfs.parent(pid))
-        if parent in known:
-            self._appear(tid, pid, parent)
-        elif pid:
-            self._orphans[tid] = pid
+        self._enqueue(self._tasks.appeared(tid, pid))
 
-    def _known_pids(self) -> set[ProcessId]:
-        """Processes with a thread that is traced, or that has announced one."""
-        return {thread.pid for thread in self._threads.values()} | set(self._parents.values())
+    def _enqueue(self, event: Any) -> None:
+        if event is not None:
+            self._queue.append(event)
 
-    def _appear(self, tid: int, pid: ProcessId, parent: ProcessId) -> None:
-        if self._parents.pop(tid, None) is None:
-            self._unannounced.add(tid)
-        shares = pid == parent or any(
-            shares_memory(tid, thread.tid) for thread in self._threads.values() if thread.pid == parent
-        )
-        thread = self._threads[tid] = PtraceThread(ThreadId(tid), pid)
-        thread.stops += 1
-        self._queue.append(events.ThreadAppeared(thread, pid, parent, shares))
+    def _take_status(self, thread: PtraceThread, status: int) -> None:
+        self._classify(thread.tid, thread, status)
 
-    # Requests -------------------------------------------------------------------------------
-
-    def resume(self, thread: PtraceThread, signal: int = 0) -> None:
-        """Let it run."""
-        if swift(PTRACE_CONT, thread.tid, 0, signal) == -1:
-            request(PTRACE_CONT, thread.tid, 0, signal)
-
-    def step(self, thread: PtraceThread) -> None:
-        """One instruction."""
-        if swift(PTRACE_SINGLESTEP, thread.tid, 0, 0) == -1:
-            request(PTRACE_SINGLESTEP, thread.tid)
-
-    def listen(self, thread: PtraceThread) -> None:
-        """Stay in the group-stop."""
-        request(PTRACE_LISTEN, thread.tid)
-
-    def interrupt(self, thread: PtraceThread) -> None:
-        """Ask it to stop."""
-        thread.interrupted = request(PTRACE_INTERRUPT, thread.tid)
+    # Threads and processes ------------------------------------------------------------------
 
     def cannot_run(self, thread: PtraceThread) -> bool:
         """In an uninterruptible wait, state D of proc(5)."""
@@ -453,83 +297,24 @@ class PtraceTracer:
             thread.stops += 1
             return True
         if status is not None:
-            self._classify(thread.tid, thread, status)
+            self._take_status(thread, status)
         return False
 
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""
         if request(PTRACE_DETACH, thread.tid, 0, signal) and int(thread.tid) == thread.pid:
-            self._let_go(thread.pid)  # one that was killed meanwhile stays ours until we have its status
+            self._kept.let_go(thread.pid)  # one that was killed meanwhile stays ours until we have its status
 
     def forget(self, thread: PtraceThread) -> None:
         """Drop the record, and with the last of a process its memory."""
         if self._threads.get(thread.tid) is thread:
             del self._threads[thread.tid]
-        if thread.pid not in self._known_pids():
-            self._syscall_insns.pop(thread.pid, None)
-            self._close_memory(thread.pid)
-
-    def fetch(self, thread: PtraceThread) -> bool:
-        """Registers into ``words``."""
-        return swift(PTRACE_GETREGS, thread.tid, 0, thread.buffer) != -1 or request(
-            PTRACE_GETREGS, thread.tid, 0, ctypes.addressof(thread.buffer)
-        )
-
-    def store(self, thread: PtraceThread) -> None:
-        """Registers from ``words``."""
-        if swift(PTRACE_SETREGS, thread.tid, 0, thread.buffer) == -1:
-            request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
-
-    # Signals --------------------------------------------------------------------------------
-
-    def signal_info(self, thread: PtraceThread) -> bytes:
-        """The siginfo that it stopped for; empty if it is gone."""
-        return _siginfo(thread.tid) or b""
-
-    def replace_signal(self, thread: PtraceThread, info: bytes) -> None:
-        """What the next ``resume(signal=...)`` delivers."""
-        if info:
-            buffer = ctypes.create_string_buffer(info, _SIGINFO_SIZE)
-            request(PTRACE_SETSIGINFO, thread.tid, 0, ctypes.addressof(buffer))
-
-    def correct_fault_address(self, thread: PtraceThread, address: VirtAddr) -> None:
-        """Set si_addr."""
-        info = self.signal_info(thread)
-        self.replace_signal(thread, info[:_SI_ADDR] + address.to_bytes(8, "little") + info[_SI_ADDR + 8 :])
-
-    def block_signals(self, thread: PtraceThread) -> int:
-        """Block all but traps and faults; returns the former mask."""
-        mask = signal_mask(thread.tid)
-        if mask is None:
-            return 0
-        set_signal_mask(thread.tid, mask | _ALL_BUT_TRAPS)
-        return mask
-
-    def restore_signals(self, thread: PtraceThread, mask: int) -> None:
-        """Give the mask back."""
-        set_signal_mask(thread.tid, mask)
-
-    def pending_fault(self, thread: PtraceThread) -> bool:
-        """Whether a trap or fault is queued for the stopped thread."""
-        return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & _FAULTS_PENDING)
-
-    def send_signal(self, thread: PtraceThread, signal: int) -> None:
-        """To the one thread."""
-        tgkill(thread.pid, thread.tid, signal)
-
-    # Processes ------------------------------------------------------------------------------
+        if not self._tasks.knows(thread.pid):
+            self._processes.forget(thread.pid)
 
     def memory(self, pid: ProcessId) -> ProcessMemory:
         """The memory of now."""
-        memory = self._memories.get(pid)
-        if memory is None:
-            memory = self._memories[pid] = ProcessMemory(pid)
-        return memory
-
-    def _close_memory(self, pid: ProcessId) -> None:
-        memory = self._memories.pop(pid, None)
-        if memory is not None:
-            memory.close()
+        return self._processes.memory(pid)
 
     def mappings(self, pid: ProcessId) -> Sequence[MappedRange]:
         """What is mapped now."""
@@ -537,45 +322,19 @@ class PtraceTracer:
 
     def entry_point(self, pid: ProcessId) -> VirtAddr:
         """Of the program that it runs; raises UsageError for one that is not x86_64."""
-        kind = procfs.machine(pid)
-        if kind != "x86_64":
-            raise UsageError(f"process {pid} now runs a program for {kind}; only x86_64 can be traced")
-        return procfs.entry_point(pid)
+        return processes.entry_point(pid)
 
     def is_own_child(self, pid: ProcessId) -> bool:
         """Whether the embedding program waits for it."""
-        return procfs.parent(pid) == os.getpid()
+        return procfs.is_own_child(pid)
 
     def map_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> bool:
         """Private executable memory exactly there; False: the place is taken."""
-        arguments = (address, size, _PROT_READ_EXEC, _MAP_FLAGS, -1, 0)
-        result = self._call(thread, "mmap", arguments)
-        if result == -errno.EEXIST:
-            return False
-        if result < 0:
-            reason = f"the program's mmap failed: {os.strerror(-result)}"
-            raise SlotsExhausted(thread.pid, address, reason)
-        if result != address:  # a kernel without MAP_FIXED_NOREPLACE took the address as a hint
-            self._call(thread, "munmap", (result, size))
-            return False
-        self._call(thread, "madvise", (address, size, _MADV_DONTFORK))
-        return True
+        return self._processes.map_area(thread, address, size)
 
     def unmap_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> None:
         """Give it back."""
-        self._call(thread, "munmap", (address, size))
-
-    def _call(self, thread: PtraceThread, name: str, arguments: Sequence[int]) -> int:
-        pid = thread.pid
-        insn = self._syscall_insns.get(pid)
-        if insn is None:
-            insn = self._syscall_insns[pid] = find_syscall_insn(pid, self._memories[pid])
-        try:
-            return self._injector.call(pid, thread.tid, insn, name, arguments)
-        except Interloper as other:
-            if other.wait_status is not None:
-                self._classify(thread.tid, thread, other.wait_status)
-            raise TargetGone(pid, None) from other
+        self._processes.unmap_area(thread, address, size)
 
 
 def _reap(tid: int) -> int | None:
@@ -587,10 +346,5 @@ def _reap(tid: int) -> int | None:
     return status if found else None
 
 
-def _siginfo(tid: int) -> bytes | None:
-    info = ctypes.create_string_buffer(_SIGINFO_SIZE)
-    return info.raw if request(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info)) else None
-
-
 def _code(info: bytes) -> int:
-    return int.from_bytes(info[_SI_CODE : _SI_CODE + 4], "little", signed=True)
+    return int.from_bytes(info[SI_CODE : SI_CODE + 4], "little", signed=True)

@@ -1,0 +1,107 @@
+"""What is asked of one stopped thread, or told to it: each is a request or two, and nothing is remembered."""
+
+import ctypes
+import signal
+from typing import Final
+
+from ubpx.core.values import VirtAddr
+from ubpx_ptracepp import procfs
+from ubpx_ptracepp.injection import set_signal_mask, signal_mask
+from ubpx_ptracepp.requests import (
+    PTRACE_CONT,
+    PTRACE_GETREGS,
+    PTRACE_GETSIGINFO,
+    PTRACE_INTERRUPT,
+    PTRACE_LISTEN,
+    PTRACE_SETREGS,
+    PTRACE_SETSIGINFO,
+    PTRACE_SINGLESTEP,
+    request,
+    swift,
+    tgkill,
+)
+from ubpx_ptracepp.tasks import PtraceThread
+
+SIGINFO_SIZE: Final = 128
+SI_CODE, SI_ADDR = 8, 16
+"""Offsets in a siginfo."""
+_FAULTS_PENDING: Final = sum(
+    1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+)
+_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
+
+
+class ThreadCommands:
+    """The part of ``ports.Tracer`` that is about one thread. Used in the tracer thread."""
+
+    def resume(self, thread: PtraceThread, signal: int = 0) -> None:
+        """Let it run."""
+        if swift(PTRACE_CONT, thread.tid, 0, signal) == -1:
+            request(PTRACE_CONT, thread.tid, 0, signal)
+
+    def step(self, thread: PtraceThread) -> None:
+        """One instruction."""
+        if swift(PTRACE_SINGLESTEP, thread.tid, 0, 0) == -1:
+            request(PTRACE_SINGLESTEP, thread.tid)
+
+    def listen(self, thread: PtraceThread) -> None:
+        """Stay in the group-stop."""
+        request(PTRACE_LISTEN, thread.tid)
+
+    def interrupt(self, thread: PtraceThread) -> None:
+        """Ask it to stop."""
+        thread.interrupted = request(PTRACE_INTERRUPT, thread.tid)
+
+    def fetch(self, thread: PtraceThread) -> bool:
+        """Registers into ``words``."""
+        return swift(PTRACE_GETREGS, thread.tid, 0, thread.buffer) != -1 or request(
+            PTRACE_GETREGS, thread.tid, 0, ctypes.addressof(thread.buffer)
+        )
+
+    def store(self, thread: PtraceThread) -> None:
+        """Registers from ``words``."""
+        if swift(PTRACE_SETREGS, thread.tid, 0, thread.buffer) == -1:
+            request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
+
+    # Signals --------------------------------------------------------------------------------
+
+    def signal_info(self, thread: PtraceThread) -> bytes:
+        """The siginfo that it stopped for; empty if it is gone."""
+        return siginfo(thread.tid) or b""
+
+    def replace_signal(self, thread: PtraceThread, info: bytes) -> None:
+        """What the next ``resume(signal=...)`` delivers."""
+        if info:
+            buffer = ctypes.create_string_buffer(info, SIGINFO_SIZE)
+            request(PTRACE_SETSIGINFO, thread.tid, 0, ctypes.addressof(buffer))
+
+    def correct_fault_address(self, thread: PtraceThread, address: VirtAddr) -> None:
+        """Set si_addr."""
+        info = self.signal_info(thread)
+        self.replace_signal(thread, info[:SI_ADDR] + address.to_bytes(8, "little") + info[SI_ADDR + 8 :])
+
+    def block_signals(self, thread: PtraceThread) -> int:
+        """Block all but traps and faults; returns the former mask."""
+        mask = signal_mask(thread.tid)
+        if mask is None:
+            return 0
+        set_signal_mask(thread.tid, mask | _ALL_BUT_TRAPS)
+        return mask
+
+    def restore_signals(self, thread: PtraceThread, mask: int) -> None:
+        """Give the mask back."""
+        set_signal_mask(thread.tid, mask)
+
+    def pending_fault(self, thread: PtraceThread) -> bool:
+        """Whether a trap or fault is queued for the stopped thread."""
+        return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & _FAULTS_PENDING)
+
+    def send_signal(self, thread: PtraceThread, signal: int) -> None:
+        """To the one thread."""
+        tgkill(thread.pid, thread.tid, signal)
+
+
+def siginfo(tid: int) -> bytes | None:
+    """The siginfo that a stopped thread shows; None if it is gone."""
+    info = ctypes.create_string_buffer(SIGINFO_SIZE)
+    return info.raw if request(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info)) else None

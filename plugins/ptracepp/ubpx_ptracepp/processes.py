@@ -1,0 +1,88 @@
+"""What belongs to a traced process as a whole: its memory, its program, the system calls made for us in it."""
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ubpx import SlotsExhausted, TargetGone, UsageError
+from ubpx.core.values import ProcessId, VirtAddr
+from ubpx_ptracepp import procfs
+from ubpx_ptracepp.injection import Injector, Interloper, find_syscall_insn
+from ubpx_ptracepp.memory import ProcessMemory
+from ubpx_ptracepp.tasks import PtraceThread
+
+_PROT_READ_EXEC: Final = 5
+_MAP_FLAGS: Final = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+_MADV_DONTFORK: Final = 10
+
+TellStatus = Callable[[PtraceThread, int], None]
+"""A wait status came that belongs to another event."""
+
+
+class ProcessTable:
+    """Memories, and the place of a system call instruction, by pid. Owned by the tracer."""
+
+    def __init__(self, tell_status: TellStatus) -> None:
+        self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
+        self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
+        self._injector: Final = Injector()
+        self._tell_status: Final = tell_status
+
+    def memory(self, pid: ProcessId) -> ProcessMemory:
+        """The memory of now."""
+        memory = self._memories.get(pid)
+        if memory is None:
+            memory = self._memories[pid] = ProcessMemory(pid)
+        return memory
+
+    def forget(self, pid: ProcessId) -> None:
+        """It is left, or runs a new program: a descriptor would stay on the old memory."""
+        self._syscall_insns.pop(pid, None)
+        memory = self._memories.pop(pid, None)
+        if memory is not None:
+            memory.close()
+
+    def close(self) -> None:
+        """Forget all."""
+        for pid in tuple(self._memories):
+            self.forget(pid)
+
+    def map_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> bool:
+        """Private executable memory exactly there; False: the place is taken."""
+        arguments = (address, size, _PROT_READ_EXEC, _MAP_FLAGS, -1, 0)
+        result = self._call(thread, "mmap", arguments)
+        if result == -errno.EEXIST:
+            return False
+        if result < 0:
+            reason = f"the program's mmap failed: {os.strerror(-result)}"
+            raise SlotsExhausted(thread.pid, address, reason)
+        if result != address:  # a kernel without MAP_FIXED_NOREPLACE took the address as a hint
+            self._call(thread, "munmap", (result, size))
+            return False
+        self._call(thread, "madvise", (address, size, _MADV_DONTFORK))
+        return True
+
+    def unmap_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> None:
+        """Give it back."""
+        self._call(thread, "munmap", (address, size))
+
+    def _call(self, thread: PtraceThread, name: str, arguments: Sequence[int]) -> int:
+        pid = thread.pid
+        insn = self._syscall_insns.get(pid)
+        if insn is None:
+            insn = self._syscall_insns[pid] = find_syscall_insn(pid, self._memories[pid])
+        try:
+            return self._injector.call(pid, thread.tid, insn, name, arguments)
+        except Interloper as other:
+            if other.wait_status is not None:
+                self._tell_status(thread, other.wait_status)
+            raise TargetGone(pid, None) from other
+
+
+def entry_point(pid: ProcessId) -> VirtAddr:
+    """Of the program that it runs; raises UsageError for one that is not x86_64."""
+    kind = procfs.machine(pid)
+    if kind != "x86_64":
+        raise UsageError(f"process {pid} now runs a program for {kind}; only x86_64 can be traced")
+    return procfs.entry_point(pid)

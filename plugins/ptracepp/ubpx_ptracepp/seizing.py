@@ -1,0 +1,78 @@
+"""Seizing: all threads of a process, or none."""
+
+import contextlib
+import errno
+import os
+import threading
+from typing import Final
+
+from ubpx import PtraceFailed, UsageError
+from ubpx.core.values import ProcessId, ThreadId
+from ubpx_ptracepp import parenthood, procfs
+from ubpx_ptracepp.injection import wait_for
+from ubpx_ptracepp.requests import OPTIONS, PTRACE_DETACH, PTRACE_INTERRUPT, PTRACE_SEIZE, request, shares_memory
+from ubpx_ptracepp.tasks import PtraceThread
+
+
+def check_seizable(pid: ProcessId) -> None:
+    """Refuse what cannot be traced; only reads. Raises as ``Tracer.seize`` does."""
+    procfs.check_attachable(pid)
+    if procfs.is_own_child(pid) and parenthood.is_waited_for(pid):
+        raise UsageError(
+            f"a thread of this program is waiting for its child {pid} already, and the kernel would give it "
+            "the tracer's stops; attach before waiting, or wait with a timeout (Popen.wait(timeout=...))"
+        )
+
+
+class Seizure:
+    """One attach under way: what it has seized so far, to be taken over or abandoned."""
+
+    def __init__(self, kept: parenthood.KeptChildren) -> None:
+        self.threads: Final[dict[int, PtraceThread]] = {}
+        self._kept: Final = kept
+
+    def take(self, pid: ProcessId) -> None:
+        """Seize the threads of one process, those too that are made meanwhile."""
+        seen: set[int] = set()
+        while new := [tid for tid in procfs.tids(pid) if tid not in seen]:
+            for tid in new:
+                seen.add(tid)
+                if _seize_one(pid, tid):
+                    self.threads[tid] = PtraceThread(ThreadId(tid), pid)
+
+    def take_children_in_flight(self, pid: ProcessId) -> None:
+        """A vfork in flight would run into traps that nobody serves."""
+        for child in procfs.children(pid):
+            if shares_memory(child, next(iter(self.threads))):
+                self.take(ProcessId(child))
+
+    def abandon(self) -> None:
+        """Let all of it go again."""
+        for tid in self.threads:
+            with contextlib.suppress(ChildProcessError):
+                request(PTRACE_INTERRUPT, tid)
+                status = wait_for(tid)
+                if status is None:
+                    continue
+                if os.WIFSTOPPED(status):
+                    plain = status >> 16
+                    request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
+                else:
+                    self._kept.let_go(tid, status)
+
+
+def _seize_one(pid: ProcessId, tid: int) -> bool:
+    try:
+        return request(PTRACE_SEIZE, tid, 0, OPTIONS)
+    except PtraceFailed as error:
+        fields = procfs.status(tid)
+        if error.error.errno != errno.EPERM:
+            raise
+        if procfs.has_exited(tid):
+            return False  # exited, a leader perhaps whose threads live on
+        tracer = int(fields.get("TracerPid", "0"))
+        if tracer == threading.get_native_id():
+            return False  # the thread that made it was traced already; it will appear
+        if tracer:
+            procfs.check_attachable(pid)
+        raise procfs.explain_refusal(pid) from error

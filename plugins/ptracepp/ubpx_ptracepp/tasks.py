@@ -1,0 +1,84 @@
+"""The tasks that are traced, and those that whoever made them has announced or that have appeared unannounced."""
+
+from collections.abc import Iterable, Mapping, MutableSequence
+from typing import Final, cast
+
+from ubpx.core import events
+from ubpx.core.ports import Site
+from ubpx.core.values import ProcessId, ThreadId
+from ubpx_ptracepp import procfs
+from ubpx_ptracepp.injection import RegisterBuffer
+from ubpx_ptracepp.requests import shares_memory
+
+
+class PtraceThread:
+    """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
+
+    __slots__ = ("buffer", "held", "interrupted", "pid", "sites", "stops", "tid", "words")
+
+    def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
+        self.tid: Final = tid
+        self.pid: Final = pid
+        self.buffer = RegisterBuffer()
+        self.words = cast(MutableSequence[int], memoryview(self.buffer).cast("B").cast("Q"))
+        self.sites: Mapping[int, Site] = {}
+        self.held = False
+        self.stops = 0
+        self.interrupted = False
+        """We asked it to stop, and have not seen it do so."""
+
+
+class TaskTable:
+    """Every traced thread by tid, and the two halves of a birth that may come in either order. Owned by the tracer."""
+
+    def __init__(self) -> None:
+        self.threads: Final[dict[int, PtraceThread]] = {}
+        self._parents: Final[dict[int, ProcessId]] = {}
+        """Who made a task that has not appeared yet."""
+        self._unannounced: Final[set[int]] = set()
+        """Tasks that have appeared, and whose maker has not said so yet."""
+        self._orphans: Final[dict[int, ProcessId]] = {}
+        """Tasks that appeared before whoever made them said so, and whose maker is unknown."""
+
+    def add(self, threads: Iterable[PtraceThread]) -> None:
+        """These are traced now."""
+        self.threads.update((thread.tid, thread) for thread in threads)
+
+    def knows(self, pid: ProcessId) -> bool:
+        """Whether the process has a thread that is traced, or that has announced one."""
+        return pid in {thread.pid for thread in self.threads.values()} | set(self._parents.values())
+
+    def announced(self, tid: int, maker: PtraceThread) -> events.ThreadAppeared | None:
+        """A thread has made a task; the task's own event, if it came first and could not be told."""
+        if tid in self._unannounced:
+            self._unannounced.discard(tid)
+        else:
+            self._parents[tid] = maker.pid
+        orphan = self._orphans.pop(tid, None)
+        return None if orphan is None else self._appear(tid, orphan, maker.pid)
+
+    def appeared(self, tid: int, pid: ProcessId) -> events.ThreadAppeared | None:
+        """An unknown task of process ``pid`` has stopped; None while nobody is known to have made it."""
+        if self.knows(pid):
+            return self._appear(tid, pid, pid)
+        parent = self._parents.get(tid) or ProcessId(procfs.parent(pid))
+        if self.knows(parent):
+            return self._appear(tid, pid, parent)
+        if pid:
+            self._orphans[tid] = pid
+        return None
+
+    def never_came(self, tid: int) -> None:
+        """A task died before it appeared."""
+        self._parents.pop(tid, None)
+        self._orphans.pop(tid, None)
+
+    def _appear(self, tid: int, pid: ProcessId, parent: ProcessId) -> events.ThreadAppeared:
+        if self._parents.pop(tid, None) is None:
+            self._unannounced.add(tid)
+        shares = pid == parent or any(
+            shares_memory(tid, thread.tid) for thread in self.threads.values() if thread.pid == parent
+        )
+        thread = self.threads[tid] = PtraceThread(ThreadId(tid), pid)
+        thread.stops += 1
+        return events.ThreadAppeared(thread, pid, parent, shares)
