@@ -14,13 +14,13 @@ from ubpx.core.stepping import TRANSITIONS, Debts, Input, State, proceed, step
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "explanation" / "design.md"
 FIRST_MARK = "<!-- state diagram:"
 LAST_MARK = "<!-- end of state diagram -->"
-EVERY_DEBT = tuple(Debts(held=h, plan=p, group_stopped=g) for h, p, g in product((False, True), repeat=3))
+EVERY_DEBT = tuple(Debts(held=h, step=p, group_stopped=g) for h, p, g in product((False, True), repeat=3))
 ONWARD = "onward"
 """The choice that PROCEED makes by what the thread owes."""
 CONDITIONS = (
     (State.PARKED, Debts(held=True), "held"),
     (State.LISTENING, Debts(group_stopped=True), "else in a group-stop"),
-    (State.STEPPING, Debts(plan=True), "else a step is owed"),
+    (State.STEPPING, Debts(step=True), "else a step is owed"),
     (State.RUNNING, Debts(), "else"),
 )
 

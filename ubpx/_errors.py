@@ -165,7 +165,7 @@ class SlotsExhausted(UbpxError):
 class MemoryFault(UbpxError):
     """The target's memory cannot be reached there."""
 
-    def __init__(self, address: VirtAddr, size: int, operation: str) -> None:
+    def __init__(self, address: int, size: int, operation: str) -> None:
         super().__init__(
             f"cannot {operation} {size} bytes at {address:#x}: not mapped, or protected; look into /proc/PID/maps"
         )

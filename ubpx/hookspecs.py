@@ -1,17 +1,19 @@
 """Every hook of ubpx: what a plugin may implement.
 
-Two kinds. *Notify* hooks tell a client plugin what happens to its target; they are called for one
-client at a time, only for plugins that were activated by name (``ubpx.attach(pid, plugins=[...])``),
-and may be implemented with any subset of the arguments. *Ask* hooks extend ubpx itself (tracers,
-resolvers); plugins that implement them always load.
+Three kinds. *Notify* hooks tell a client what happens to its target, and *stop* hooks ask it what is to
+happen next to a thread that has stopped. Both are called for one client at a time: for plugins that were
+activated by name (``ubpx.attach(pid, plugins=[...])``) and for clients that brought hooks of their own
+(``target.client(name, hooks=...)``). *Ask* hooks extend ubpx itself (tracers, resolvers); plugins that
+implement them always load. Any hook may be implemented with any subset of its arguments.
 
-Isolation: an exception in a notify hook is logged and counts, like one in a handler, against this
+Isolation: an exception in a notify or stop hook is logged and counts, like one in a handler, against this
 client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
 and give a handler.
 """
 
 import pluggy
 
+from ubpx.core.events import Verdict
 from ubpx.core.ports import ClientApi, ProcessView, Tracer
 from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
 
@@ -204,6 +206,63 @@ class NotifyHooks:
         Arguments: ``resource`` is the register's name; ``winner`` and ``loser`` are clients' names.
         Returns: nothing.
         Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+
+class StopHooks:
+    """A thread has stopped for something; each client says what happens to it next."""
+
+    @hookspec
+    def ubpx_signal(self, client: ClientApi, process: ProcessView, tid: ThreadId, signal: int) -> Verdict | None:
+        """A signal is about to be delivered to a thread.
+
+        When: before the program sees it, SIGKILL excepted; a signal that arrives while an instruction is being
+            stepped over is told after that. Only signals in the client's catch set, which is all of them
+            until it calls ``client.catch_signals``.
+        Where: in the tracer thread; this thread is stopped, the others run.
+        Arguments: ``tid`` as the tracer numbers it; ``signal`` is its number.
+        Returns: a Verdict, or None to abstain; the least permissive of all clients' wins. RESUME delivers it,
+            STEP delivers it and runs one instruction (a handler's first), HOLD keeps it until the hold is
+            released, where ``hold.release(signal=...)`` may exchange it.
+        Raises: an exception, or anything else returned, counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_syscall_entered(
+        self,
+        client: ClientApi,
+        process: ProcessView,
+        tid: ThreadId,
+        number: int,
+        name: str,
+        arguments: tuple[int, ...],
+    ) -> Verdict | None:
+        """A thread is about to make a system call.
+
+        When: before the kernel looks at it. Only calls in the client's catch set, which is all of them until it
+            calls ``client.catch_syscalls``; a client that implements neither this nor
+            ``ubpx_syscall_exited`` costs the program nothing here.
+        Where: in the tracer thread; this thread is stopped, the others run.
+        Arguments: ``number`` and ``name`` are the call's, ``name`` is "" for one that the tracer does not know;
+            ``arguments`` are six, unsigned: those that it does not take are whatever the registers hold.
+        Returns: a Verdict, or None to abstain; the least permissive of all clients' wins.
+        Raises: an exception, or anything else returned, counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_syscall_exited(
+        self, client: ClientApi, process: ProcessView, tid: ThreadId, number: int, name: str, result: int
+    ) -> Verdict | None:
+        """A system call of a thread has ended.
+
+        When: before the thread runs its next instruction; not for a call that does not return.
+        Where: in the tracer thread; this thread is stopped, the others run.
+        Arguments: as at its entry; ``result`` is signed, minus the errno where the call failed.
+        Returns: a Verdict, or None to abstain; the least permissive of all clients' wins.
+        Raises: an exception, or anything else returned, counts against this client alone (see "isolation").
         Since: 0.1.
         """
 

@@ -259,11 +259,15 @@ class Target:
         """The Popen of a spawned program, for its pipes; None for an attached one."""
         return self._popen
 
-    def client(self, name: str, *, priority: int = 0) -> Client:
-        """A new client; raises UsageError if a living one has the name, TargetGone."""
+    def client(self, name: str, *, priority: int = 0, hooks: object = None) -> Client:
+        """A new client; ``hooks`` is an object whose hooks (see ubpx.hookspecs) are called as a plugin's would be.
+
+        Raises UsageError if a living client has the name, PluginFailed for hooks that are not as specified,
+        TargetGone.
+        """
         self._check_attached()
         check_priority(priority)
-        return self._desk.join(name, priority)
+        return self._desk.join(name, priority, hooks)
 
     def clients(self) -> tuple[Client, ...]:
         """The living ones, in the order of joining."""
@@ -277,6 +281,14 @@ class Target:
         """The tids of the process's threads; none once it has ended."""
         self._check_attached()
         return tuple(thread.tid for thread in self._process.living())
+
+    def registers(self, thread: int) -> Mapping[str, int]:
+        """The registers of a stopped thread, by name, as the program would see them.
+
+        Raises UsageError if it runs or is not the target's, TargetGone.
+        """
+        self._check_attached()
+        return self._desk.registers(ThreadId(thread))
 
     def holds(self) -> tuple[Hold, ...]:
         """Who keeps what stopped; what a handler asked for before this call is in it."""

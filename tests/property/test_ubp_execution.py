@@ -42,11 +42,11 @@ class State:
             self.stack = self.stack[:at] + write.data + self.stack[at + len(write.data) :]
         self.regs |= outcome.registers
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         """As a Memory; the stack is all that emulation reads."""
         return self.stack[address - STACK :][:size]
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Never called: emulation returns what is to be written."""
         raise AssertionError(f"emulation wrote {data!r} at {address:#x}")
 

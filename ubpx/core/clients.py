@@ -1,12 +1,12 @@
 """Clients: who asks. Their life, and what isolates them from each other."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
 from ubpx._errors import ClientQuarantined, UsageError
-from ubpx.core.holds import Hold
+from ubpx.core.holds import Hold, Parting
 from ubpx.core.probepoints import Handler, Lease
 from ubpx.core.values import ThreadId
 
@@ -30,6 +30,8 @@ class Desk(Protocol):
     def probe(self, client: "Client", place: str | int, handler: Handler, options: dict[str, Any]) -> Lease: ...
     def release(self, lease: Lease) -> None: ...
     def hold(self, client: "Client", thread: ThreadId | None) -> Hold: ...
+    def step(self, client: "Client", thread: ThreadId, parting: Parting) -> None: ...
+    def catch(self, client: "Client", what: str, wanted: Iterable[int | str] | None) -> None: ...
     def close(self, client: "Client") -> None: ...
     def leases_of(self, client: "Client") -> Sequence[Lease]: ...
 
@@ -50,6 +52,8 @@ class Client:
         """Why it is quarantined."""
         self.strikes = 0
         """Exceptions since the last success."""
+        self.caught: Final[dict[str, frozenset[int]]] = {}
+        """What its stop hooks are called for, by ``signals`` and ``syscalls``; where there is none: everything."""
         self._desk = desk
 
     def probe(
@@ -92,6 +96,32 @@ class Client:
         """
         self.check_live()
         return self._desk.hold(self, None if thread is None else ThreadId(thread))
+
+    def step(self, thread: int, registers: Mapping[str, int] | None = None, *, signal: int | None = None) -> None:
+        """Let a thread that this client holds run one instruction; then it is held again, and told as stepped.
+
+        ``registers`` and ``signal`` as in ``hold.release``. While others hold it too, it waits for them.
+        Raises UsageError if the client does not hold the thread or it has not stopped yet.
+        """
+        self.check_live()
+        self._desk.step(self, ThreadId(thread), Parting(registers=registers or {}, signal=signal))
+
+    def catch_signals(self, signals: Iterable[int] | None) -> None:
+        """Have ``ubpx_signal`` called for these signals alone; None: for all, as it is at first.
+
+        Raises UsageError for what is no signal, and for a client without that hook.
+        """
+        self.check_live()
+        self._desk.catch(self, "signals", signals)
+
+    def catch_syscalls(self, calls: Iterable[int | str] | None) -> None:
+        """Have ``ubpx_syscall_entered`` and ``_exited`` called for these alone, by number or name; None: for all.
+
+        In ``ubpx_process_attached`` it comes before the first of them.
+        Raises UsageError for a name that is no system call's, and for a client without those hooks.
+        """
+        self.check_live()
+        self._desk.catch(self, "syscalls", calls)
 
     @property
     def leases(self) -> Sequence[Lease]:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from ubpx._errors import TargetGone, UbpxError, UsageError
 from ubpx.core import events
+from ubpx.core.herald import Wanted
 from ubpx.core.keeper import Keeper
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease
@@ -29,6 +30,11 @@ class Listener(Protocol):
 
     def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
     def handler_blocked(self, lease: Lease) -> None: ...
+    def signalled(self, process: TracedProcess, tid: ThreadId, signal: int) -> Wanted: ...
+    def syscall_entered(
+        self, process: TracedProcess, tid: ThreadId, number: int, arguments: tuple[int, ...]
+    ) -> Wanted: ...
+    def syscall_exited(self, process: TracedProcess, tid: ThreadId, number: int, result: int) -> Wanted: ...
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None: ...
     def stepped(self, process: TracedProcess, clients: Sequence[str], tid: ThreadId, address: VirtAddr) -> None: ...
     def thread_started(self, process: TracedProcess, tid: ThreadId) -> None: ...
@@ -63,6 +69,8 @@ class Coordinator:
             events.SignalArrived: self._on_signal,
             events.Interrupted: self._on_interrupted,
             events.GroupStopped: self._on_group_stopped,
+            events.SyscallEntered: self._on_syscall_entered,
+            events.SyscallExited: self._on_syscall_exited,
             events.TaskCreated: self._on_task_created,
             events.Execed: self._on_execed,
             events.ThreadExiting: self._on_exiting,
@@ -76,6 +84,22 @@ class Coordinator:
             Action.FINISH_STEP: self._go,
             Action.LISTEN: self._go,
         }
+
+    # What is asked about --------------------------------------------------------------------
+
+    def report_syscalls(self, process: TracedProcess, *, wanted: bool) -> None:
+        """Make system calls events, or no longer; for threads that run when this returns, from a handler soon."""
+        if process.reports_syscalls == wanted:
+            return
+        process.reports_syscalls = wanted
+        running = {}
+        for thread in process.living():
+            thread.port.reports_syscalls = wanted
+            if wanted and thread.state is State.RUNNING and thread is not self.tracees.current:
+                running[thread] = thread.port.stops
+                self.tracer.interrupt(thread.port)
+        if self.reception.serving is None and self.tracees.current is None:
+            self.run_until(lambda: not any(_runs_as_before(thread, stops) for thread, stops in running.items()))
 
     # Processes ----------------------------------------------------------------------------
 
@@ -108,6 +132,7 @@ class Coordinator:
         thread = Thread(port, process)
         process.threads[port.tid] = self.tracees.threads[port.tid] = thread
         port.sites = process.space.silent_sites if process.silent else process.space.sites
+        port.reports_syscalls = process.reports_syscalls
         self.keeper.refresh(thread)
         return thread
 
@@ -202,17 +227,22 @@ class Coordinator:
             case State.STEPPING if self._turns.needs(thread):
                 self._turns.ask(thread)
             case State.STEPPING:
-                self.tracer.step(thread.port)
+                self._note_vfork(thread)
+                self._steps.take(thread)
             case State.LISTENING if thread.stop is StopKind.GROUP:
                 self.tracer.listen(thread.port)
             case State.LISTENING:  # it stopped for something else meanwhile: back into the group-stop first
                 self.tracer.interrupt(thread.port)
                 self._resume(thread)
             case State.RUNNING:
-                if thread.vfork_child is not None:
-                    thread.process.space.vforked.add(thread.vfork_child)
-                    self.keeper.refresh_process(thread.vfork_child)
+                self._note_vfork(thread)
                 self._resume(thread)
+
+    def _note_vfork(self, thread: Thread) -> None:
+        """From now on the thread waits for its child, which therefore must run."""
+        if thread.vfork_child is not None:
+            thread.process.space.vforked.add(thread.vfork_child)
+            self.keeper.refresh_process(thread.vfork_child)
 
     def _resume(self, thread: Thread) -> None:
         thread.site = thread.arrival = None
@@ -268,7 +298,8 @@ class Coordinator:
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
-        if thread.port.held and (thread.state is State.STEPPING or self.tracer.pending_fault(thread.port)):
+        must_end = thread.state is State.STEPPING and thread.plan is not None
+        if thread.held and (must_end or self.tracer.pending_fault(thread.port)):
             self._resume_before_parking(thread)
             return
         self._move(thread, Input.INTERRUPTED)
@@ -284,7 +315,7 @@ class Coordinator:
     def _on_group_stopped(self, thread: Thread, _event: events.GroupStopped) -> None:
         thread.group_stopped = True
         thread.stop = StopKind.GROUP
-        if thread.port.held and self.tracer.pending_fault(thread.port):
+        if thread.held and self.tracer.pending_fault(thread.port):
             self._resume_before_parking(thread)
             return
         self._move(thread, Input.GROUP_STOPPED)
@@ -386,13 +417,37 @@ class Coordinator:
 
     def _on_signal(self, thread: Thread, event: events.SignalArrived) -> None:
         fault = self._steps.signal_arrived(thread, event)
+        if fault or thread.state is not State.STEPPING:
+            self._ask_about_signal(thread)
         self._move(thread, Input.FAULT if fault else Input.SIGNAL)
+
+    def _ask_about_signal(self, thread: Thread) -> None:
+        """Before a signal is delivered; one that must wait for a step is asked about after that."""
+        process = thread.process
+        if thread.pending and thread.plan is None and not process.silent:
+            wanted = self._listeners[process.pid].signalled(process, thread.tid, thread.pending)
+            self.reception.obey(thread, wanted)
+
+    def _on_syscall_entered(self, thread: Thread, event: events.SyscallEntered) -> None:
+        thread.stop = StopKind.EVENT
+        process = thread.process
+        listener = self._listeners[process.pid]
+        self.reception.obey(thread, listener.syscall_entered(process, thread.tid, event.number, event.arguments))
+        self._move(thread, Input.SYSCALL)
+
+    def _on_syscall_exited(self, thread: Thread, event: events.SyscallExited) -> None:
+        thread.stop = StopKind.EVENT
+        process = thread.process
+        listener = self._listeners[process.pid]
+        self.reception.obey(thread, listener.syscall_exited(process, thread.tid, event.number, event.result))
+        self._move(thread, Input.SYSCALL)
 
     def _on_step_done(self, thread: Thread, event: events.StepDone) -> None:
         if thread.state is State.RUNNING:
             self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, VirtAddr(0)))
         else:
             self._steps.finish(thread)
+            self._ask_about_signal(thread)
             self._move(thread, Input.STEP_DONE)
 
     def _deliver(self, thread: Thread) -> None:
@@ -405,6 +460,12 @@ class Coordinator:
         self._go(thread)
 
     def _tell_stepped(self, thread: Thread, clients: Sequence[str], address: VirtAddr) -> None:
+        self.keeper.step_is_done(thread)
         listener = self._listeners.get(thread.process.pid)
         if listener is not None:
             listener.stepped(thread.process, clients, thread.tid, address)
+
+
+def _runs_as_before(thread: Thread, stops: int) -> bool:
+    """Whether it has not stopped since, so that it may still run as it was let run then."""
+    return thread.state is State.RUNNING and thread.vfork_child is None and thread.port.stops == stops

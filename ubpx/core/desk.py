@@ -6,7 +6,7 @@ resolves specs.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -14,12 +14,13 @@ import attrs
 
 from ubpx._errors import InternalError, NotAnInstruction, TargetGone, UbpxError, UnknownModule, UsageError
 from ubpx.core import arming
+from ubpx.core.catches import Catches
 from ubpx.core.clients import Client, ClientState, Roster
 from ubpx.core.coordinator import Coordinator
-from ubpx.core.herald import Herald
-from ubpx.core.holds import Hold
+from ubpx.core.herald import Herald, Wanted
+from ubpx.core.holds import Hold, Parting
 from ubpx.core.loop import TracerThread
-from ubpx.core.plugins import ClientPlugin
+from ubpx.core.plugins import ClientPlugin, client_plugin
 from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.ubp.plans import Strategy
@@ -71,6 +72,7 @@ class TargetDesk:
         """Between ``spawn`` and the entry point."""
         self.start_hold: Hold | None = None
         self._herald: Final = Herald(self._sweep)
+        self._catches: Final = Catches(self._herald, loop.coordinator.tracer.syscall_numbers)
         self._resolve: Final = resolve
         self._target: Final = target
         self._ages: Final = count()
@@ -99,23 +101,25 @@ class TargetDesk:
 
     # Clients ------------------------------------------------------------------------------
 
-    def join(self, name: str, priority: int) -> Client:
-        """A new client; raises UsageError if a living one has the name."""
+    def join(self, name: str, priority: int, hooks: object = None) -> Client:
+        """A new client, with the hooks that an object of its implements; UsageError if a living one has the name."""
         client = Client(name, priority=priority, target=self._target, desk=self)
-        self.loop.run(lambda: self._join(client))
+        plugin = None if hooks is None else client_plugin(hooks, name)
+        self.loop.run(lambda: self._join(client, plugin))
         return client
 
-    def _join(self, client: Client) -> None:
-        self._traced  # noqa: B018 - raises TargetGone
+    def _join(self, client: Client, plugin: ClientPlugin | None) -> None:
+        process = self._traced
         self.roster.join(client)
         self._herald.tell("ubpx_client_joined", only=lambda other: other is not client, name=client.name)
+        if plugin is not None:
+            self._herald.activate(plugin, client)
+            self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=process)
+            self._unite_catches()
 
     def activate(self, plugin: ClientPlugin) -> None:
         """Give the plugin its client and tell it of the process; in the tracer thread."""
-        client = Client(plugin.name, priority=0, target=self._target, desk=self)
-        self._join(client)
-        self._herald.activate(plugin, client)
-        self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=self._traced)
+        self._join(Client(plugin.name, priority=0, target=self._target, desk=self), plugin)
 
     def close(self, client: Client) -> None:
         """Sweep a client and let it go."""
@@ -126,6 +130,7 @@ class TargetDesk:
             return
         self.roster.leave(client, forget=lambda each: self._sweep_leases(each, LeaseState.RELEASED))
         self._herald.tell("ubpx_client_left", name=client.name)
+        self._unite_catches()
 
     def leases_of(self, client: Client) -> Sequence[Lease]:
         """Armed and pending ones."""
@@ -149,6 +154,24 @@ class TargetDesk:
         if self.process is not None:
             for hold in self._coordinator.keeper.holds.of(client.name, self.process.pid):
                 self._coordinator.keeper.release_hold(hold)
+
+    def catch(self, client: Client, what: str, wanted: Iterable[int | str] | None) -> None:
+        """See ``Client.catch_signals`` and ``Client.catch_syscalls``."""
+        numbers = self._catches.checked(client, what, wanted)
+        self.loop.run(lambda: self._catch(client, what, numbers))
+
+    def _catch(self, client: Client, what: str, numbers: frozenset[int] | None) -> None:
+        if numbers is None:
+            client.caught.pop(what, None)
+        else:
+            client.caught[what] = numbers
+        self._unite_catches()
+
+    def _unite_catches(self) -> None:
+        """System calls are events while at least one client wants to be asked about one."""
+        process = self.process
+        if process is not None and not process.ended.is_set():
+            self._coordinator.report_syscalls(process, wanted=self._catches.any_syscalls())
 
     # Leases -------------------------------------------------------------------------------
 
@@ -245,6 +268,15 @@ class TargetDesk:
             self._coordinator.keeper.await_hold(hold)
         return hold
 
+    def step(self, client: Client, thread: ThreadId, parting: Parting) -> None:
+        """See ``Client.step``."""
+        keeper = self._coordinator.keeper
+        self.loop.run(lambda: keeper.step(client.name, self._traced, thread, parting))
+
+    def registers(self, thread: ThreadId) -> Mapping[str, int]:
+        """See ``Target.registers``."""
+        return self.loop.run(lambda: self._coordinator.keeper.registers(self._traced, thread))
+
     # What the coordinator tells -----------------------------------------------------------
 
     def handler_failed(self, lease: Lease, error: BaseException) -> None:
@@ -258,6 +290,18 @@ class TargetDesk:
         client = _client_of(lease)
         if client.quarantine(f"its handler at {lease.address or 0:#x} blocked past its deadline"):
             self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
+
+    def signalled(self, process: TracedProcess, tid: ThreadId, signal: int) -> Wanted:
+        """What clients want to happen before a signal is delivered."""
+        return self._catches.ask_signal(signal, process=process, tid=tid)
+
+    def syscall_entered(self, process: TracedProcess, tid: ThreadId, number: int, arguments: tuple[int, ...]) -> Wanted:
+        """What clients want to happen before a system call."""
+        return self._catches.ask_syscall("entered", number, process=process, tid=tid, arguments=arguments)
+
+    def syscall_exited(self, process: TracedProcess, tid: ThreadId, number: int, result: int) -> Wanted:
+        """What clients want to happen after a system call."""
+        return self._catches.ask_syscall("exited", number, process=process, tid=tid, result=result)
 
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
         """Tell the two concerned."""

@@ -45,6 +45,24 @@ class SignalArrived(StopEvent):
 
 
 @attrs.frozen
+class SyscallEntered(StopEvent):
+    """The thread is about to make a system call."""
+
+    number: int
+    arguments: tuple[int, ...]
+    """Six, unsigned; those that the call does not take are whatever the registers hold."""
+
+
+@attrs.frozen
+class SyscallExited(StopEvent):
+    """A system call of the thread has ended."""
+
+    number: int
+    result: int
+    """Signed: minus the errno where it failed."""
+
+
+@attrs.frozen
 class Interrupted(StopEvent):
     """The thread stopped because we asked, or a group-stop ended."""
 

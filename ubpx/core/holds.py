@@ -8,6 +8,18 @@ import attrs
 from ubpx.core.values import ProcessId, ThreadId
 
 
+@attrs.frozen(kw_only=True)
+class Parting:
+    """What the owner of a hold gives the thread along."""
+
+    registers: Mapping[str, int]
+    signal: int | None = None
+    """Instead of the one that is due; None: as it is."""
+
+
+NOTHING: Final = Parting(registers={})
+
+
 class Hold:
     """One owner keeps one thread, or all threads of one process, stopped.
 
@@ -21,7 +33,7 @@ class Hold:
         owner: str,
         process: ProcessId,
         thread: ThreadId | None,
-        release: Callable[["Hold", Mapping[str, int] | None], None],
+        release: Callable[["Hold", Parting], None],
     ) -> None:
         self.owner: Final = owner
         """The client's name, or ``ubpx`` itself."""
@@ -31,12 +43,13 @@ class Hold:
         self.released = False
         self._release = release
 
-    def release(self, registers: Mapping[str, int] | None = None) -> None:
+    def release(self, registers: Mapping[str, int] | None = None, *, signal: int | None = None) -> None:
         """End it, first writing ``registers`` (by name) to the held thread. Again: does nothing.
 
-        Raises UsageError for registers with a hold of a whole process.
+        ``signal`` takes the place of the one that the thread stopped for; 0: it never sees that one.
+        Raises UsageError for either with a hold of a whole process.
         """
-        self._release(self, registers)
+        self._release(self, Parting(registers=registers or {}, signal=signal))
 
     def __enter__(self) -> Self:
         return self
@@ -70,9 +83,13 @@ class HoldTable:
         self._holds.remove(hold)
         return True
 
-    def holds(self, process: ProcessId, thread: ThreadId) -> bool:
-        """Whether anybody keeps this thread stopped."""
-        return any(hold.thread == thread or (hold.thread is None and hold.process == process) for hold in self._holds)
+    def holds(self, process: ProcessId, thread: ThreadId, *, but_for: str | None = None) -> bool:
+        """Whether anybody keeps this thread stopped; ``but_for`` is an owner whose holds do not count."""
+        return any(hold.owner != but_for for hold in self.on(process, thread))
+
+    def on(self, process: ProcessId, thread: ThreadId) -> Iterator[Hold]:
+        """The holds that concern one thread."""
+        return (hold for hold in self._holds if hold.thread in (thread, None) and hold.process == process)
 
     def of(self, owner: str, process: ProcessId) -> tuple[Hold, ...]:
         """The holds of one owner in one process."""

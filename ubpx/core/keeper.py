@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 
 from ubpx._errors import SlotsExhausted, TargetGone, UsageError
-from ubpx.core.holds import Hold, HoldTable
+from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
@@ -69,21 +70,74 @@ class Keeper:
 
         self._run_until(stopped)
 
-    def _release_from_anywhere(self, hold: Hold, registers: Mapping[str, int] | None) -> None:
+    def _release_from_anywhere(self, hold: Hold, parting: Parting) -> None:
         if not hold.released:
-            self.dispatch(lambda: self.release_hold(hold, registers))
+            self.dispatch(lambda: self.release_hold(hold, parting))
 
-    def release_hold(self, hold: Hold, registers: Mapping[str, int] | None = None) -> None:
+    def release_hold(self, hold: Hold, parting: Parting = NOTHING) -> None:
         """End a hold; what nobody holds any more runs."""
-        if registers and not hold.released:
-            self._write_held(hold, registers)
+        if parting != NOTHING and not hold.released:
+            if hold.thread is None:
+                raise UsageError("registers and a signal go with the release of one thread's hold only")
+            self._give_along(hold.thread, parting)
         if self.holds.drop(hold):
             self.refresh_process(hold.process)
 
-    def _write_held(self, hold: Hold, registers: Mapping[str, int]) -> None:
-        thread = self._tracees.threads.get(hold.thread) if hold.thread is not None else None
-        if thread is None or thread.state is not State.PARKED:
-            raise UsageError("registers can be written at the release of a held, stopped thread only")
+    def step(self, owner: str, process: TracedProcess, tid: ThreadId, parting: Parting) -> None:
+        """Let a thread that ``owner`` holds run one instruction, and hold it again; others' holds come first."""
+        thread = process.threads.get(tid)
+        if thread is None or not any(hold.owner == owner for hold in self.holds.on(process.pid, tid)):
+            raise UsageError(f"client {owner!r} does not hold thread {tid}; hold it before it steps")
+        self._stopped(tid)
+        thread.step_clients += (owner,)
+        thread.stepped_by = owner
+        if parting.signal is not None:
+            self._exchange_signal(thread, parting.signal)
+        if parting.registers or thread.arrival is not None:
+            self._write(thread, parting.registers)
+        self.refresh(thread)
+
+    def step_is_done(self, thread: Thread) -> None:
+        """Whoever had the thread step holds it again."""
+        thread.stepped_by = None
+        self.refresh(thread)
+
+    def registers(self, process: TracedProcess, tid: ThreadId) -> Mapping[str, int]:
+        """What a stopped thread has, as the program would see it; raises UsageError if it runs, TargetGone."""
+        thread = self._stopped(tid, process)
+        layout = process.space.layout
+        if thread.arrival is None and not self._tracer.fetch(thread.port):
+            raise TargetGone(process.pid, None)
+        words = thread.arrival or tuple(thread.port.words)
+        registers = dict(zip(layout.names, words, strict=True))
+        code = process.space.slots.code_at(words[layout.pc])
+        if code is not None:
+            pc = VirtAddr(words[layout.pc])
+            registers[layout.pc_name] = code.to_origin(pc) or code.origin
+        return MappingProxyType(registers)
+
+    def _stopped(self, tid: ThreadId, process: TracedProcess | None = None) -> Thread:
+        thread = self._tracees.threads.get(tid)
+        if thread is None or (process is not None and thread.process is not process):
+            raise UsageError(f"no thread {tid} is traced here; see target.threads()")
+        if thread.state is not State.PARKED and thread is not self._tracees.current:
+            raise UsageError(f"thread {tid} is not stopped; hold it first")
+        return thread
+
+    def _give_along(self, tid: ThreadId, parting: Parting) -> None:
+        thread = self._stopped(tid)
+        if parting.signal is not None:
+            self._exchange_signal(thread, parting.signal)
+        if parting.registers:
+            self._write(thread, parting.registers)
+
+    def _exchange_signal(self, thread: Thread, signal: int) -> None:
+        if thread.pending:
+            thread.pending = signal
+        elif signal:  # only from a signal's own stop could it go along
+            self._tracer.send_signal(thread.port, signal)
+
+    def _write(self, thread: Thread, registers: Mapping[str, int]) -> None:
         known = thread.process.space.layout.index
         unknown = [name for name in registers if name not in known]
         if unknown:
@@ -100,12 +154,14 @@ class Keeper:
         process = thread.process
         space = process.space
         quiesced = (space.quiesced or space.taking_turns) and process.pid not in space.vforked
-        was = thread.port.held
-        thread.port.held = thread.wanted or quiesced or self.holds.holds(process.pid, thread.tid)
-        if thread.port.held and not was and thread is not self._tracees.current:
-            if thread.state in (State.RUNNING, State.LISTENING):
+        was = thread.held
+        held = self.holds.holds(process.pid, thread.tid, but_for=thread.stepped_by)
+        thread.held = thread.wanted or quiesced or held
+        thread.port.held = thread.held or bool(thread.step_clients)
+        if thread.held and not was and thread is not self._tracees.current:
+            if thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is:
                 self._tracer.interrupt(thread.port)
-        elif not thread.port.held and thread.state is State.PARKED and thread is not self._tracees.current:
+        elif not thread.held and thread.state is State.PARKED and thread is not self._tracees.current:
             self._move(thread, Input.RELEASED)
 
     # Quiescing ----------------------------------------------------------------------------

@@ -22,16 +22,30 @@ def _hook_names(specs: type) -> frozenset[str]:
 
 
 NOTIFY_HOOKS: Final = _hook_names(hookspecs.NotifyHooks)
+STOP_HOOKS: Final = _hook_names(hookspecs.StopHooks)
 ASK_HOOKS: Final = _hook_names(hookspecs.AskHooks)
 
 
 @attrs.frozen
 class ClientPlugin:
-    """A plugin that was activated by name, and its notify hooks."""
+    """A client's hooks: of a plugin that was activated by name, or of an object that the client brought."""
 
     name: str
     hooks: Mapping[str, Callable[..., Any]]
     """By hook name; each takes any keyword arguments of the hook and uses those it wants."""
+
+
+def client_plugin(plugin: Any, name: str) -> ClientPlugin:
+    """The client hooks that an object implements; raises PluginFailed if one of them is not as specified."""
+    alone = pluggy.PluginManager("ubpx")  # one for each: events go to one client at a time
+    alone.add_hookspecs(hookspecs.NotifyHooks)
+    alone.add_hookspecs(hookspecs.StopHooks)
+    try:
+        alone.register(plugin, name)
+    except pluggy.PluginValidationError as error:
+        raise PluginFailed(name, str(error)) from error
+    callers = {hook: getattr(alone.hook, hook) for hook in NOTIFY_HOOKS | STOP_HOOKS}
+    return ClientPlugin(name, {hook: caller for hook, caller in callers.items() if caller.get_hookimpls()})
 
 
 class Plugins:
@@ -70,14 +84,10 @@ class Plugins:
         if name not in self._found:
             known = ", ".join(sorted(self._found)) or "none"
             raise UsageError(f"no plugin is named {name!r}; installed are: {known}")
-        plugin = self._found[name]
-        alone = pluggy.PluginManager("ubpx")  # one for each: events go to one client at a time
-        alone.add_hookspecs(hookspecs.NotifyHooks)
-        alone.register(plugin, name)
-        hooks = {hook: caller for hook in NOTIFY_HOOKS if (caller := getattr(alone.hook, hook)).get_hookimpls()}
-        if not hooks:
+        found = client_plugin(self._found[name], name)
+        if not found.hooks:
             raise UsageError(f"plugin {name!r} implements no client hook; leave it out of plugins=, it loads by itself")
-        return ClientPlugin(name, hooks)
+        return found
 
     def ask(self, hook: str, **arguments: Any) -> Any:
         """Call an ask hook; errors of our own tree pass, others become PluginFailed."""

@@ -9,21 +9,21 @@ from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
 class Memory(Protocol):
     """One address space of a target."""
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes.
 
         Raises MemoryFault if any of them is not mapped.
         """
         ...
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Write as the program itself could: page protections hold.
 
         Raises MemoryFault, and then wrote nothing the program could not have written itself.
         """
         ...
 
-    def patch(self, address: VirtAddr, data: bytes) -> None:
+    def patch(self, address: int, data: bytes) -> None:
         """Write through page protections, for traps and slots (private copy of the page).
 
         Raises MemoryFault if the address is not mapped.
@@ -105,6 +105,8 @@ class TracedThread(Protocol):
     """Somebody holds the thread: an arrival must not end in going on at once."""
     stops: int
     """Stops of this thread that the tracer has consumed."""
+    reports_syscalls: bool
+    """Whether its system calls are events, from the next time on that it is let run."""
 
 
 class Site(Protocol):
@@ -158,6 +160,11 @@ class Tracer(Protocol):
         """Of the processes it traces."""
         ...
 
+    @property
+    def syscall_numbers(self) -> Mapping[str, int]:
+        """The system calls of the processes that it traces, by name."""
+        ...
+
     def open(self) -> None:
         """Called once, in the tracer thread, before anything else."""
         ...
@@ -193,8 +200,8 @@ class Tracer(Protocol):
         """Let the thread run, delivering ``signal`` if it stopped for one."""
         ...
 
-    def step(self, thread: TracedThread) -> None:
-        """Let the thread run one instruction; StepDone follows."""
+    def step(self, thread: TracedThread, signal: int = 0) -> None:
+        """Let the thread run one instruction, or into the handler of ``signal``; StepDone follows."""
         ...
 
     def listen(self, thread: TracedThread) -> None:

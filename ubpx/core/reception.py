@@ -8,6 +8,7 @@ from ubpx._errors import MemoryFault, SlotsExhausted
 from ubpx.core.arming import Armory
 from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
+from ubpx.core.herald import Wanted
 from ubpx.core.keeper import Keeper, Move
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease
@@ -90,12 +91,17 @@ class HitReception:
         merged = merge_writes(written)
         for collision in merged.collisions:
             self._tracees.listeners[thread.process.pid].collided(site.probepoint.address, collision)
-        verdict = merge_verdicts(answer for _, answer in wanted)
-        if verdict is Verdict.STEP:
-            thread.step_clients = tuple(name for name, answer in wanted if answer is Verdict.STEP)
+        self.obey(thread, wanted)
         if merged.registers or thread.tid in site.unlanded:
             self._land(thread, site, merged.registers)
         self._plan_step(thread, site, merged.registers)
+
+    def obey(self, thread: Thread, wanted: Wanted) -> None:
+        """Note who steps and who holds; the least permissive verdict wins."""
+        verdict = merge_verdicts(answer for _, answer in wanted)
+        if verdict is Verdict.STEP:
+            thread.step_clients += tuple(name for name, answer in wanted if answer is Verdict.STEP)
+            self._keeper.refresh(thread)
         for name, answer in wanted:
             if answer >= Verdict.HOLD and answer is verdict:
                 whole = verdict is Verdict.HOLD_PROCESS
@@ -152,10 +158,12 @@ class HitReception:
         """Have it stepped past the trap where that is how it goes; ``words`` are those that it goes with."""
         probepoint = site.probepoint
         in_place = probepoint.strategy is Strategy.INLINE
-        if thread.process.space.layout.pc_name in changes or not (probepoint.slot or in_place or thread.plan):
+        if thread.process.space.layout.pc_name in changes:
+            return  # a step that somebody asked for is one at the new place
+        if not (probepoint.slot or in_place or thread.plan):
             if thread.step_clients:
                 self.tracer.fetch(thread.port)
-                self._steps.stepped(thread)  # emulation, or the handler, has done the instruction
+                self._steps.stepped(thread)  # emulation has done the instruction
         elif in_place or probepoint.strategy is Strategy.STEP or thread.step_clients:
             self._plan(thread, probepoint.analysis, probepoint.slot or probepoint.address)
 

@@ -24,7 +24,7 @@ class HidingMemory:
         self._patches = patches
         """Of all standing traps, by address."""
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         """``size`` bytes; raises MemoryFault."""
         data = self._raw.read(address, size)
         patched = self._patched(address, size)
@@ -38,22 +38,22 @@ class HidingMemory:
             shown[first : first + len(original)] = original
         return bytes(shown)
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
         self._refuse_patched(address, len(data))
         self._raw.write(address, data)
 
-    def patch(self, address: VirtAddr, data: bytes) -> None:
+    def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
         self._refuse_patched(address, len(data))
         self._raw.patch(address, data)
 
-    def _patched(self, address: VirtAddr, size: int) -> list[TrapPatch]:
+    def _patched(self, address: int, size: int) -> list[TrapPatch]:
         patches = tuple(self._patches.values())  # at once: probes come and go in the tracer thread
         end = address + size
         return [p for p in patches if p.address < end and address < p.address + len(p.trap)]
 
-    def _refuse_patched(self, address: VirtAddr, size: int) -> None:
+    def _refuse_patched(self, address: int, size: int) -> None:
         for patch in self._patched(address, size):
             raise UsageError(f"a probe stands at {patch.address:#x}; release its leases before writing there")
 
@@ -104,7 +104,7 @@ class StopKind(StrEnum):
 
     PLAIN = "PLAIN"
     EVENT = "EVENT"
-    """At a clone, fork or exec event: must be settled first."""
+    """At a clone, fork, exec or system-call event: must be settled first."""
     GROUP = "GROUP"
     """The program's own group-stop; only in this one may a thread listen."""
 
@@ -116,6 +116,7 @@ class Thread:
         "arrival",
         "deferred",
         "group_stopped",
+        "held",
         "mask",
         "pending",
         "plan",
@@ -124,6 +125,7 @@ class Thread:
         "site",
         "state",
         "step_clients",
+        "stepped_by",
         "stop",
         "vfork_child",
         "wanted",
@@ -135,6 +137,8 @@ class Thread:
         self.state = State.RUNNING
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
+        self.held = False
+        """Somebody keeps it stopped, or wants to."""
         self.pending = 0
         """The signal to deliver when it goes on."""
         self.deferred: list[tuple[int, bytes]] = []
@@ -147,7 +151,9 @@ class Thread:
         self.stop = StopKind.PLAIN
         self.vfork_child: ProcessId | None = None
         self.step_clients: tuple[str, ...] = ()
-        """Who asked for STEP and is to be told."""
+        """Who asked for one instruction and is to be told."""
+        self.stepped_by: str | None = None
+        """The client whose own holds do not count until that instruction is done."""
         self.site: Site | None = None
         """Where it arrived last, while it is held there."""
         self.arrival: tuple[int, ...] | None = None
@@ -159,9 +165,15 @@ class Thread:
         return self.port.tid
 
     @property
+    def steps_as_it_is(self) -> bool:
+        """It runs one instruction that may be anything, a system call that blocks too: only this step can wait."""
+        return self.state is State.STEPPING and self.plan is None
+
+    @property
     def debts(self) -> Debts:
         """What keeps it from going on."""
-        return Debts(held=self.port.held, plan=self.plan is not None, group_stopped=self.group_stopped)
+        step = self.plan is not None or bool(self.step_clients)
+        return Debts(held=self.held, step=step, group_stopped=self.group_stopped)
 
     def __repr__(self) -> str:
         return f"<thread {self.tid}, {self.state}>"
@@ -178,6 +190,8 @@ class TracedProcess:
         self.threads: Final[dict[ThreadId, Thread]] = {}
         self.announced: Final[set[ThreadId]] = set()
         """Threads and children that it has made and that have not appeared yet."""
+        self.reports_syscalls = False
+        """Whether somebody wants to be asked about its system calls."""
         self.stops_of_gone = 0
         self.ended: Final = threading.Event()
         """Set when it has exited or been detached."""

@@ -4,7 +4,7 @@ Rule 1: a thread is in exactly one state; only ``step`` moves it.
 Rule 2: a pair that is not in the table is a bug in the kernel's order or in ours: InternalError,
         and nothing happens.
 Rule 3: an action that lets the thread go does so by ``PROCEED``, which looks at what it owes
-        first: a hold parks it, an unfinished plan steps it, a group-stop keeps it listening.
+        first: a hold parks it, an unfinished step is taken, a group-stop keeps it listening.
 Rule 4: a signal that arrives while a copy is being stepped waits for the step's end, unless the
         copy itself raised it; then the step is cancelled and the program sees its own address.
 Rule 5: nothing outlives EXITING but GONE.
@@ -48,6 +48,8 @@ class Input(StrEnum):
     """A signal that the thread's own instruction raised."""
     INTERRUPTED = "INTERRUPTED"
     GROUP_STOPPED = "GROUP_STOPPED"
+    SYSCALL = "SYSCALL"
+    """It enters or leaves a system call."""
     TASK_CREATED = "TASK_CREATED"
     EXECED = "EXECED"
     RELEASED = "RELEASED"
@@ -80,7 +82,7 @@ class Debts:
     """What a thread owes when it may go on."""
 
     held: bool = False
-    plan: bool = False
+    step: bool = False
     """An instruction, or its copy, is still to be stepped."""
     group_stopped: bool = False
 
@@ -91,7 +93,7 @@ def proceed(debts: Debts) -> State:
         return State.PARKED
     if debts.group_stopped:
         return State.LISTENING
-    return State.STEPPING if debts.plan else State.RUNNING
+    return State.STEPPING if debts.step else State.RUNNING
 
 
 _ANYWHERE: Final = {
@@ -108,6 +110,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Input], Action]] = {
     (State.RUNNING, Input.FAULT): Action.CANCEL_AND_DELIVER,
     (State.RUNNING, Input.INTERRUPTED): Action.PROCEED,
     (State.RUNNING, Input.GROUP_STOPPED): Action.LISTEN,
+    (State.RUNNING, Input.SYSCALL): Action.PROCEED,
     (State.RUNNING, Input.TASK_CREATED): Action.PROCEED,
     (State.RUNNING, Input.EXECED): Action.RENEW,
     (State.STEPPING, Input.STEP_DONE): Action.FINISH_STEP,
@@ -116,6 +119,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Input], Action]] = {
     (State.STEPPING, Input.FAULT): Action.CANCEL_AND_DELIVER,
     (State.STEPPING, Input.INTERRUPTED): Action.PROCEED,
     (State.STEPPING, Input.GROUP_STOPPED): Action.LISTEN,
+    (State.STEPPING, Input.TASK_CREATED): Action.PROCEED,  # a client steps over a system call
+    (State.STEPPING, Input.EXECED): Action.RENEW,
     (State.LISTENING, Input.SIGNAL): Action.DELIVER,  # SIGCONT
     (State.LISTENING, Input.INTERRUPTED): Action.PROCEED,
     (State.LISTENING, Input.GROUP_STOPPED): Action.LISTEN,

@@ -82,14 +82,47 @@ class Steps:
             self._tracer.correct_fault_address(thread.port, plan.origin)
         self._give_back_signals(thread)
 
+    def take(self, thread: Thread) -> None:
+        """Let the thread run its one instruction; a signal that is due comes first, unless a copy must end before."""
+        if thread.plan is None:
+            self._plan_where_it_stands(thread)
+        due = 0
+        if thread.plan is None:
+            thread.pending, due = 0, thread.pending
+        thread.site = thread.arrival = None
+        self._tracer.step(thread.port, due)
+
+    def _plan_where_it_stands(self, thread: Thread) -> None:
+        """Over a copy, and for an instruction that shows a step; at a trap of ours the thread arrives first."""
+        space = thread.process.space
+        if thread.pending or not self._tracer.fetch(thread.port):
+            return
+        self._look_for_slot(thread)
+        if thread.plan is not None:
+            return
+        pc = VirtAddr(thread.port.words[space.layout.pc])
+        if pc in space.patches:
+            return
+        try:
+            analysis = self._architecture.analyze(space.memory.read(pc, self._architecture.longest_insn), pc)
+        except (InsnRefused, MemoryFault):
+            return
+        if analysis.fix_ups:
+            registers = WordRegisters(thread.port.words, space.layout)
+            thread.plan = self._architecture.before_step(analysis, pc, registers)
+
     def finish(self, thread: Thread) -> None:
-        """Put right what a step over a copy left; a repeated instruction keeps its plan, and needs another step."""
+        """Put right what a step left; a repeated instruction keeps its plan, and needs another step."""
         plan = thread.plan
-        if plan is None:
+        if plan is None and not thread.step_clients:
             raise InternalError(f"thread {thread.tid} ended a step that nobody asked for")
         space = thread.process.space
         if not self._tracer.fetch(thread.port):
             return  # killed meanwhile: its exit follows
+        if plan is None:
+            self._give_back_signals(thread)
+            self.stepped(thread)
+            return
         outcome = self._architecture.after_step(plan, WordRegisters(thread.port.words, space.layout))
         if outcome.finished:
             self._apply(thread, outcome)

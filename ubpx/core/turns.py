@@ -76,7 +76,7 @@ class Turns:
         """Of those that asked, and of those that arrived while turns were taken."""
         for thread in self._tracees.threads_in(space):
             if thread.state is State.PARKED and self.needs(thread) and not self._kept(thread):
-                thread.port.held = False
+                thread.held = False
                 self._move(thread, Input.RELEASED)
         while space.waiting:
             thread = space.waiting.popleft()
@@ -85,14 +85,15 @@ class Turns:
         return None
 
     def _kept(self, thread: Thread) -> bool:
-        held = self._keeper.holds.holds(thread.process.pid, thread.tid)
+        held = self._keeper.holds.holds(thread.process.pid, thread.tid, but_for=thread.stepped_by)
         return held or thread.wanted or thread.group_stopped
 
     def _take(self, space: AddressSpace, thread: Thread) -> None:
         """One instruction, or all iterations of it, with its trap out; then the thread parks."""
         plan = thread.plan
         patch = space.patches.get(plan.origin) if plan is not None else None
-        thread.port.held = True
+        thread.held = True
+        thread.site = thread.arrival = None
         space.turn = thread
         try:
             if patch is not None:

@@ -38,6 +38,11 @@ class FakeTracer(Life):
         super().__init__(patience=patience)
         self._owner: threading.Thread | None = None
 
+    @property
+    def syscall_numbers(self) -> Mapping[str, int]:
+        """A few."""
+        return {"read": 0, "write": 1, "getpid": 39}
+
     def open(self) -> None:
         """From now on the calling thread alone may make requests."""
         self._owner = threading.current_thread()
@@ -115,12 +120,15 @@ class FakeTracer(Life):
         """Let it run; a stop signal stops all threads of its process."""
         if not self._check_stopped("resume", thread):
             return
-        if signal and thread.stop is not Stop.SIGNAL:
-            self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
+        self._check_delivery(thread, signal)
         self._note("resume", thread, signal)
         self._run(thread)
         if signal in _STOP_SIGNALS:
             self._stop_group(thread, signal)
+
+    def _check_delivery(self, thread: FakeThread, signal: int) -> None:
+        if signal and thread.stop is not Stop.SIGNAL:
+            self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
 
     def _stop_group(self, thread: FakeThread, signal: int) -> None:
         with self._changed:
@@ -131,11 +139,12 @@ class FakeTracer(Life):
     def _by_itself(self, what: str, act: Any, **options: Any) -> Happening:
         return Happening(what=what, act=act, since=next(self._moments), scripted=False, **options)
 
-    def step(self, thread: Any) -> None:
+    def step(self, thread: Any, signal: int = 0) -> None:
         """One instruction, or what the test said comes instead; signals sent to it come before that."""
         if not self._check_stopped("step", thread):
             return
-        self._note("step", thread, thread["rip"])
+        self._check_delivery(thread, signal)
+        self._note("step", thread, thread["rip"], *([signal] if signal else []))
         with self._changed:
             self._run(thread)
             end = self._by_itself("step", partial(self._end_step, thread, {}), stepping=True)

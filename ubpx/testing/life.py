@@ -28,6 +28,17 @@ class Life(Stage):
         act = partial(act, child_first=child_first, vfork=vfork, lost=lost)
         self._tell(tid, "fork", act)
 
+    def syscall(self, tid: int, number: int, *arguments: int, result: int = 0) -> None:
+        """The thread makes a system call: two stops if it reports them as it comes there, else none."""
+        thread = self._threads[ThreadId(tid)]
+        padded = tuple(arguments) + (0,) * (6 - len(arguments))
+        self._tell(tid, "syscall", partial(self._call_stop, thread, events.SyscallEntered(thread, number, padded)))
+        self._tell(tid, "syscall", partial(self._call_stop, thread, events.SyscallExited(thread, number, result)))
+
+    def _call_stop(self, thread: FakeThread, event: events.StopEvent) -> None:
+        if thread.reports_syscalls:
+            self._event(thread, event)
+
     def exec(self, tid: int, memory: FakeMemory, *, entry: int) -> None:
         """The thread's process runs a new program; its other threads are gone."""
         self._tell(tid, "exec", partial(self._exec, self._threads[ThreadId(tid)], memory, VirtAddr(entry)))

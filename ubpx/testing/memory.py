@@ -77,22 +77,22 @@ class FakeMemory:
             for piece in self._pieces
         )
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault."""
         return b"".join(bytes(data[at]) for data, at, _ in self._parts(address, size, "read"))
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Write where the program could; raises MemoryFault, and then wrote nothing."""
         parts = tuple(self._parts(address, len(data), "write"))
         if not all("w" in permissions for _, _, permissions in parts):
             raise MemoryFault(address, len(data), "write")
         self._store(parts, data)
 
-    def patch(self, address: VirtAddr, data: bytes) -> None:
+    def patch(self, address: int, data: bytes) -> None:
         """Write through permissions; raises MemoryFault, and then wrote nothing."""
         self._store(tuple(self._parts(address, len(data), "patch")), data)
 
-    def _parts(self, address: VirtAddr, size: int, operation: str) -> Iterator[tuple[bytearray, slice, str]]:
+    def _parts(self, address: int, size: int, operation: str) -> Iterator[tuple[bytearray, slice, str]]:
         at, end = int(address), address + size
         for piece in self._pieces:
             if piece.start <= at < piece.end and at < end:

@@ -67,6 +67,7 @@ class FakeThread:
         self.words: MutableSequence[int] = [0] * len(REGISTERS)
         self.sites: Mapping[int, Site] = {}
         self.held = False
+        self.reports_syscalls = False
         self.stops = 0
         self.registers: list[int] = [0] * len(REGISTERS)
         """What the thread itself has; ``words`` are the tracer's copy."""

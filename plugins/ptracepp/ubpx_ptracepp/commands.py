@@ -8,7 +8,6 @@ from ubpx.core.values import VirtAddr
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.injection import set_signal_mask, signal_mask
 from ubpx_ptracepp.requests import (
-    PTRACE_CONT,
     PTRACE_GETREGS,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
@@ -36,13 +35,15 @@ class ThreadCommands:
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""
-        if swift(PTRACE_CONT, thread.tid, 0, signal) == -1:
-            request(PTRACE_CONT, thread.tid, 0, signal)
+        thread.stepping = False
+        if swift(thread.go, thread.tid, 0, signal) == -1:
+            request(thread.go, thread.tid, 0, signal)
 
-    def step(self, thread: PtraceThread) -> None:
+    def step(self, thread: PtraceThread, signal: int = 0) -> None:
         """One instruction."""
-        if swift(PTRACE_SINGLESTEP, thread.tid, 0, 0) == -1:
-            request(PTRACE_SINGLESTEP, thread.tid)
+        thread.stepping = True
+        if swift(PTRACE_SINGLESTEP, thread.tid, 0, signal) == -1:
+            request(PTRACE_SINGLESTEP, thread.tid, 0, signal)
 
     def listen(self, thread: PtraceThread) -> None:
         """Stay in the group-stop."""

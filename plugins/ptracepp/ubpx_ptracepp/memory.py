@@ -7,7 +7,7 @@ import threading
 from typing import Any, Final
 
 from ubpx import MemoryFault, TargetGone
-from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.core.values import ProcessId
 from ubpx_ptracepp import procfs
 
 
@@ -61,7 +61,7 @@ class ProcessMemory:
         except (FileNotFoundError, ProcessLookupError) as error:
             raise TargetGone(pid, None) from error
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault."""
         if size == _WORD and self._descriptor >= 0 and 0 <= address <= _HIGHEST:
             word = self._one_word.read(self._tid, address)
@@ -75,7 +75,7 @@ class ProcessMemory:
             raise MemoryFault(address, size, "read")
         return data
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         """Write what the program itself could write; raises MemoryFault."""
         if not 0 <= address <= _HIGHEST:
             raise MemoryFault(address, len(data), "write")
@@ -97,7 +97,7 @@ class ProcessMemory:
         self._tid = procfs.living_tid(self._pid)
         return self._write(local, remote)
 
-    def patch(self, address: VirtAddr, data: bytes) -> None:
+    def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault."""
         try:
             written = os.pwrite(self._descriptor, data, address)

@@ -8,7 +8,7 @@ addresses. ``request`` checks.
 import ctypes
 import errno
 import os
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ptrace.binding.func import (
     PTRACE_CONT,
@@ -44,6 +44,7 @@ PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
 PTRACE_GETSIGMASK: Final = 0x420A
 PTRACE_SETSIGMASK: Final = 0x420B
+PTRACE_GET_SYSCALL_INFO: Final = 0x420E
 PTRACE_EVENT_STOP: Final = 128
 PTRACE_O_EXITKILL: Final = 1 << 20
 PTRACE_O_SUSPEND_SECCOMP: Final = 1 << 21
@@ -69,6 +70,8 @@ PEEK: Final = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | _WNOTHREAD
 
 SYSCALLS: Final = {name: number for number, name in SYSCALL_NAMES.items()}
 KCMP_VM: Final = 1
+_SYSCALL_INFO_SIZE: Final = 88
+_SYSCALL_INFO_ENTRY: Final = 1
 
 quick: Final[Any] = ctypes.PyDLL(None).ptrace
 quick.restype = None
@@ -98,6 +101,8 @@ _NAMES: Final = {
     PTRACE_GETSIGMASK: "PTRACE_GETSIGMASK",
     PTRACE_SETSIGMASK: "PTRACE_SETSIGMASK",
     PTRACE_SETOPTIONS: "PTRACE_SETOPTIONS",
+    PTRACE_SINGLESTEP: "PTRACE_SINGLESTEP",
+    PTRACE_GET_SYSCALL_INFO: "PTRACE_GET_SYSCALL_INFO",
 }
 
 
@@ -120,6 +125,30 @@ def event_message(tid: int) -> int | None:
     return message.value if request(PTRACE_GETEVENTMSG, tid, 0, ctypes.addressof(message)) else None
 
 
+class SyscallEntry(NamedTuple):
+    """A thread is about to make a system call."""
+
+    number: int
+    arguments: tuple[int, ...]
+
+
+class SyscallExit(NamedTuple):
+    """A system call of the thread has ended."""
+
+    result: int
+
+
+def syscall_info(tid: int) -> SyscallEntry | SyscallExit | None:
+    """What a thread at a system call's stop is about, asked of the kernel (Linux 5.3); None if it is gone."""
+    buffer = (ctypes.c_uint64 * (_SYSCALL_INFO_SIZE // 8))()
+    if not request(PTRACE_GET_SYSCALL_INFO, tid, _SYSCALL_INFO_SIZE, ctypes.addressof(buffer)):
+        return None
+    operation = buffer[0] & 0xFF
+    if operation == _SYSCALL_INFO_ENTRY:
+        return SyscallEntry(buffer[3], tuple(buffer[4:10]))
+    return SyscallExit(ctypes.c_int64(buffer[3]).value)
+
+
 def shares_memory(first: int, second: int) -> bool:
     """Whether two tasks have one memory (kcmp(2))."""
     same: int = _syscall(SYSCALLS["kcmp"], first, second, KCMP_VM, 0, 0)
@@ -137,5 +166,6 @@ __all__ = [
     "PTRACE_GETSIGMASK", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP",
     "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
     "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
-    "WAIT_THREAD", "event_message", "quick", "request", "shares_memory", "swift", "tgkill",
+    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "quick", "request", "shares_memory", "swift",
+    "syscall_info", "tgkill",
 ]  # fmt: skip

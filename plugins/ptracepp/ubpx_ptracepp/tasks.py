@@ -8,13 +8,14 @@ from ubpx.core.ports import Site
 from ubpx.core.values import ProcessId, ThreadId
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.injection import RegisterBuffer
-from ubpx_ptracepp.requests import shares_memory
+from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_SYSCALL, shares_memory
 
 
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "held", "interrupted", "pid", "sites", "stops", "tid", "words")
+    __slots__ = ("buffer", "call", "go", "held", "interrupted", "pid", "rewound", "sites", "stepping", "stops", "tid",
+                 "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -26,6 +27,23 @@ class PtraceThread:
         self.stops = 0
         self.interrupted = False
         """We asked it to stop, and have not seen it do so."""
+        self.stepping = False
+        """It was last let run for one instruction."""
+        self.go: int = PTRACE_CONT
+        """The request that lets it run."""
+        self.call = -1
+        """The number of the system call that it is in, as its entry was reported; -1: none was."""
+        self.rewound = False
+        """It stands before a system call whose entry has been reported."""
+
+    @property
+    def reports_syscalls(self) -> bool:
+        """Whether its system calls stop it, from the next time on that it is let run."""
+        return bool(self.go == PTRACE_SYSCALL)
+
+    @reports_syscalls.setter
+    def reports_syscalls(self, wanted: bool) -> None:
+        self.go = PTRACE_SYSCALL if wanted else PTRACE_CONT
 
 
 class TaskTable:

@@ -37,12 +37,15 @@ from ubpx_ptracepp.requests import (
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
     PTRACE_POKEUSER,
+    SYSCALL_STOP,
     SYSCALLS,
     TASK_EVENTS,
     WAIT_THREAD,
+    SyscallEntry,
     event_message,
     quick,
     request,
+    syscall_info,
 )
 from ubpx_ptracepp.seizing import Seizure, check_seizable
 from ubpx_ptracepp.tasks import PtraceThread, TaskTable
@@ -51,6 +54,10 @@ _TRAP_STATUS: Final = signal.SIGTRAP << 8 | 0x7F
 _RIP_OFFSET: Final = ctypes.c_long(RIP * 8)
 _SI_CODE_WORD: Final = SI_CODE // 4
 _SI_KERNEL: Final = 0x80
+_NO_CALL: Final = 0xFFFF_FFFF_FFFF_FFFF
+"""In orig_rax: the thread is in no system call, or this one is not to be made."""
+_SYSCALL_INSN_SIZE: Final = 2
+_TRAP_BRKPT: Final = 1
 _TRAP_TRACE: Final = 2
 _EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
@@ -92,6 +99,11 @@ class PtraceTracer(ThreadCommands):
         if self._doorbell is not None:
             self._doorbell.ring()
 
+    @property
+    def syscall_numbers(self) -> Mapping[str, int]:
+        """Of x86_64."""
+        return SYSCALLS
+
     def launch(self, argv: Sequence[str], options: Mapping[str, Any]) -> Launch:
         """Prepare to start a program; from any thread."""
         return Launch(argv, options)
@@ -129,7 +141,7 @@ class PtraceTracer(ThreadCommands):
                 thread, site = self._batch.popleft()
                 if not site.arrive(thread):
                     return events.Doorbell()
-                quick(PTRACE_CONT, thread.tid, 0, 0)
+                quick(thread.go, thread.tid, 0, 0)
             if self._queue:
                 return self._queue.popleft()
             self._gather()
@@ -212,7 +224,7 @@ class PtraceTracer(ThreadCommands):
     def _event_of(self, thread: PtraceThread, event: int, number: int) -> Any:  # noqa: PLR0911 - one per kind of stop
         tid = thread.tid
         if event == 0:
-            return self._signal_event(thread, number)
+            return self._syscall_event(thread) if number == SYSCALL_STOP else self._signal_event(thread, number)
         if event == PTRACE_EVENT_STOP:
             if number != signal.SIGTRAP:
                 return events.GroupStopped(thread, number)
@@ -235,10 +247,27 @@ class PtraceTracer(ThreadCommands):
         if info is None:
             return None
         code = _code(info)
-        if number == signal.SIGTRAP and code == _TRAP_TRACE:
+        # A step over a system call is reported at its end, with the code that kill could not give either.
+        if number == signal.SIGTRAP and (code == _TRAP_TRACE or (code == _TRAP_BRKPT and thread.stepping)):
             return events.StepDone(thread)
         address = int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little")
         return events.SignalArrived(thread, number, code, VirtAddr(address))
+
+    def _syscall_event(self, thread: PtraceThread) -> Any:
+        found = syscall_info(thread.tid)
+        if isinstance(found, SyscallEntry):
+            if thread.rewound:
+                thread.rewound = False
+                self.resume(thread)
+                return None
+            thread.call = found.number
+            return events.SyscallEntered(thread, found.number, found.arguments)
+        if found is None:
+            return None  # killed meanwhile: its exit follows
+        number, thread.call = thread.call, -1
+        if number < 0 and self.fetch(thread):  # it was in the call before its calls were reported
+            number = thread.words[ORIG_RAX]
+        return events.SyscallExited(thread, number, found.result)
 
     def _exec_event(self, thread: PtraceThread, former: int) -> events.Execed:
         if former != thread.tid:
@@ -289,16 +318,30 @@ class PtraceTracer(ThreadCommands):
         return procfs.status(thread.tid).get("State", "").startswith("D")
 
     def settle(self, thread: PtraceThread) -> bool:
-        """From an event's stop to a plain one."""
+        """From an event's stop to a plain one; a system call that was about to be made is made later."""
+        entered = isinstance(syscall_info(thread.tid), SyscallEntry) and self._change(thread, {ORIG_RAX: _NO_CALL})
         request(PTRACE_INTERRUPT, thread.tid)
         request(PTRACE_CONT, thread.tid)
         status = wait_for(thread.tid)
         if status is not None and status >> 16 == PTRACE_EVENT_STOP:
             thread.stops += 1
+            if entered and self.fetch(thread):
+                thread.rewound = True
+                changes = {RIP: thread.words[RIP] - _SYSCALL_INSN_SIZE, RAX: thread.call, ORIG_RAX: _NO_CALL}
+                return self._change(thread, changes)
             return True
         if status is not None:
             self._take_status(thread, status)
         return False
+
+    def _change(self, thread: PtraceThread, words: Mapping[int, int]) -> bool:
+        """Registers of a stopped thread, by their position; False if it is gone."""
+        if not self.fetch(thread):
+            return False
+        for position, value in words.items():
+            thread.words[position] = value
+        self.store(thread)
+        return True
 
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from ubpx._errors import MemoryFault
-from ubpx.core.values import MappedRange, Place, ProcessId, VirtAddr, parse_maps
+from ubpx.core.values import MappedRange, Place, ProcessId, parse_maps
 from ubpx.symbols import SymbolResolver
 
 PATIENCE_S: Final = 30.0
@@ -40,7 +40,7 @@ class ProcessMemory:
     def __init__(self, pid: int) -> None:
         self._pid = pid
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         try:
             with Path(f"/proc/{self._pid}/mem").open("rb", buffering=0) as memory:
                 memory.seek(address)
@@ -51,7 +51,7 @@ class ProcessMemory:
             raise MemoryFault(address, size, "read")
         return data
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         raise AssertionError("looking up a symbol writes nothing")
 
     patch = write

@@ -172,8 +172,8 @@ class World:
         assert self.desk.process is not None
         return self.desk.process
 
-    def client(self, name: str, priority: int = 0) -> Client:
-        return self.desk.join(name, priority)
+    def client(self, name: str, priority: int = 0, hooks: object = None) -> Client:
+        return self.desk.join(name, priority, hooks)
 
     def holds(self) -> list[Hold]:
         return list(self.coordinator.keeper.holds)

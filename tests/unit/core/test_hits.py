@@ -31,7 +31,7 @@ class CountingMemory:
     def read(self, address: int, size: int) -> bytes:
         self.reads += 1
         if not STACK <= address < STACK + 0x100:
-            raise MemoryFault(address, size, "read")  # type: ignore[arg-type]
+            raise MemoryFault(address, size, "read")
         return (address - STACK).to_bytes(size, "little")
 
 

@@ -65,7 +65,7 @@ def test_registers_need_a_held_stopped_thread(world: World) -> None:
     world.attach(101)
     client = world.client("a")
     with client.hold() as whole:
-        with pytest.raises(UsageError, match="held, stopped thread only"):
+        with pytest.raises(UsageError, match="one thread's hold only"):
             whole.release({"rdi": 1})
         assert not whole.released
     with client.hold(101) as hold:

@@ -1,10 +1,8 @@
 """Holds: who keeps what stopped."""
 
-from collections.abc import Mapping
-
 import pytest
 
-from ubpx.core.holds import Hold, HoldTable
+from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.values import ProcessId, ThreadId
 
 PROCESS, OTHER = ProcessId(10), ProcessId(20)
@@ -17,7 +15,7 @@ def table() -> HoldTable:
 
 
 def taken(table: HoldTable, owner: str, process: ProcessId, thread: ThreadId | None) -> Hold:
-    def release(hold: Hold, registers: Mapping[str, int] | None) -> None:
+    def release(hold: Hold, _: Parting) -> None:
         table.drop(hold)
 
     hold = Hold(owner, process, thread, release)
@@ -73,11 +71,11 @@ def test_holds_of_a_thread_die_with_it(table: HoldTable) -> None:
     assert list(table) == [whole]
 
 
-def test_release_passes_registers_on_and_with_releases() -> None:
-    said: list[Mapping[str, int] | None] = []
+def test_release_passes_what_it_gives_on_and_with_releases() -> None:
+    said: list[Parting] = []
     with Hold("a", PROCESS, FIRST, lambda _, registers: said.append(registers)) as hold:
-        hold.release({"rdi": 1})
-    assert said == [{"rdi": 1}, None]
+        hold.release({"rdi": 1}, signal=0)
+    assert said == [Parting(registers={"rdi": 1}, signal=0), NOTHING]
 
 
 def test_what_people_read(table: HoldTable) -> None:

@@ -11,7 +11,7 @@ from ubpx._errors import InternalError
 from ubpx.core.stepping import TRANSITIONS, Action, Debts, Input, State, proceed, step
 
 ROOT = Path(__file__).parents[3]
-EVERY_DEBT = [Debts(held=h, plan=p, group_stopped=g) for h, p, g in product((False, True), repeat=3)]
+EVERY_DEBT = [Debts(held=h, step=p, group_stopped=g) for h, p, g in product((False, True), repeat=3)]
 ENDS = {Action.SEE_OFF: State.EXITING, Action.FORGET: State.GONE, Action.RENEW: State.RUNNING}
 
 
@@ -32,7 +32,7 @@ def test_every_pair_is_a_transition_or_refused(state: State, event: Input) -> No
 def test_a_hold_comes_first_then_a_group_stop_then_a_plan(debts: Debts) -> None:
     """Invariant (rule 3): held parks, else a group-stop listens, else a plan steps, else it runs."""
     wanted = State.RUNNING
-    if debts.plan:
+    if debts.step:
         wanted = State.STEPPING
     if debts.group_stopped:
         wanted = State.LISTENING

@@ -36,9 +36,9 @@ def trap_during_steps(world: World) -> list[bool]:
     seen: list[bool] = []
     step = world.fake.step
 
-    def looking(thread: object) -> None:
+    def looking(thread: object, signal: int = 0) -> None:
         seen.append(world.trap_stands(LEA))
-        step(thread)
+        step(thread, signal)
 
     world.fake.step = looking  # type: ignore[method-assign]
     return seen
