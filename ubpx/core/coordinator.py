@@ -6,44 +6,21 @@ target); how a thread moves is decided by ``stepping.step`` alone.
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from ubpx._errors import TargetGone, UbpxError, UsageError
+from ubpx._errors import TargetGone, UbpxError
 from ubpx.core import events
-from ubpx.core.herald import Wanted
+from ubpx.core.census import Census
 from ubpx.core.keeper import Keeper
+from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
-from ubpx.core.probepoints import Lease
 from ubpx.core.reception import HitReception
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Action, Input, State, step
 from ubpx.core.steps import Steps
 from ubpx.core.turns import Turns
 from ubpx.core.ubp.plans import Architecture
-from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId, VirtAddr
-from ubpx.core.verdicts import RegisterCollision
-
-
-class Listener(Protocol):
-    """Who is told what happened to a process."""
-
-    def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
-    def handler_blocked(self, lease: Lease) -> None: ...
-    def signalled(self, process: TracedProcess, tid: ThreadId, signal: int) -> Wanted: ...
-    def syscall_entered(
-        self, process: TracedProcess, tid: ThreadId, number: int, arguments: tuple[int, ...]
-    ) -> Wanted: ...
-    def syscall_exited(self, process: TracedProcess, tid: ThreadId, number: int, result: int) -> Wanted: ...
-    def collided(self, address: VirtAddr, collision: RegisterCollision) -> None: ...
-    def stepped(self, process: TracedProcess, clients: Sequence[str], tid: ThreadId, address: VirtAddr) -> None: ...
-    def thread_started(self, process: TracedProcess, tid: ThreadId) -> None: ...
-    def thread_exited(self, process: TracedProcess, tid: ThreadId) -> None: ...
-    def forked(self, process: TracedProcess, child: ProcessId) -> None: ...
-    def execed(self, process: TracedProcess, old: AddressSpace) -> None: ...
-    def entered(self, process: TracedProcess) -> None: ...
-    def detaching(self, process: TracedProcess) -> None: ...
-    def ended(self, process: TracedProcess) -> None: ...
+from ubpx.core.values import ProcessId, VirtAddr
 
 
 class Coordinator:
@@ -61,9 +38,8 @@ class Coordinator:
         )
         self.armory: Final = self.reception.armory
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
-        self._early: Final[set[ThreadId]] = set()
-        """Tasks that appeared before whoever made them said so."""
-        self._identities: Final = count(1)
+        self._census: Final = Census(tracer, architecture, self.tracees, self.keeper, self.armory, move=self._move)
+        self.attach: Final = self._census.attach
         self._handlers: Final[Mapping[type, Callable[[Thread, Any], None]]] = {
             events.StepDone: self._on_step_done,
             events.SignalArrived: self._on_signal,
@@ -103,39 +79,6 @@ class Coordinator:
 
     # Processes ----------------------------------------------------------------------------
 
-    def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
-        """Trace a running process; none of its threads is stopped."""
-        if pid in self.tracees.processes:
-            raise UsageError(f"process {pid} is in this session already; use its target")
-        ports = self.tracer.seize(pid)
-        process = TracedProcess(pid, self._new_space(pid, slots_allowed=slots_allowed), self.tracer)
-        self.tracees.processes[pid] = process
-        self._listeners[pid] = listener
-        for port in ports:
-            self._adopt(port, process if port.pid == pid else self._child_in_flight(port.pid, process))
-        return process
-
-    def _child_in_flight(self, pid: ProcessId, parent: TracedProcess) -> TracedProcess:
-        """A child that shares the memory, made before we came; a thread may wait for it, so that it must run."""
-        child = self.tracees.processes.get(pid)
-        if child is None:
-            child = self.tracees.processes[pid] = TracedProcess(pid, parent.space, self.tracer, silent=True)
-            parent.space.vforked.add(pid)
-        return child
-
-    def _new_space(self, pid: ProcessId, *, slots_allowed: bool) -> AddressSpace:
-        identity = AddressSpaceId(next(self._identities))
-        memory = self.tracer.memory(pid)
-        return AddressSpace(identity, pid, memory, self.architecture, slots_allowed=slots_allowed)
-
-    def _adopt(self, port: TracedThread, process: TracedProcess) -> Thread:
-        thread = Thread(port, process)
-        process.threads[port.tid] = self.tracees.threads[port.tid] = thread
-        port.sites = process.space.silent_sites if process.silent else process.space.sites
-        port.reports_syscalls = process.reports_syscalls
-        self.keeper.refresh(thread)
-        return thread
-
     def detach(self, process: TracedProcess) -> None:
         """Leave the process as if nobody had been there."""
         if process.ended.is_set():
@@ -154,7 +97,7 @@ class Coordinator:
         for each in self.tracees.sharing(space):
             self._let_go(each)
         if not process.ended.is_set():
-            self._end(process, None)
+            self._census.end(process, None)
 
     def _clean(self, space: AddressSpace) -> None:
         for probepoint in space.registry:
@@ -172,20 +115,9 @@ class Coordinator:
         for thread in process.living():
             if thread.state is State.PARKED:
                 self.tracer.detach(thread.port, thread.pending)
-            self._forget(thread)
+            self._census.forget(thread)
         if process.silent:
-            self._end(process, None)
-
-    def _end(self, process: TracedProcess, status: int | None) -> None:
-        self.tracees.processes.pop(process.pid, None)
-        for hold in self.keeper.holds.in_process(process.pid):
-            self.keeper.holds.drop(hold)
-        process.status = status
-        process.space.vforked.discard(process.pid)
-        process.ended.set()
-        listener = self._listeners.pop(process.pid, None)
-        if listener is not None:
-            listener.ended(process)
+            self._census.end(process, None)
 
     # Events -------------------------------------------------------------------------------
 
@@ -199,13 +131,13 @@ class Coordinator:
     def handle(self, event: events.StopEvent) -> None:
         """Take one event of the tracer's."""
         if isinstance(event, events.ThreadAppeared):
-            self._on_appeared(event)
+            self._census.appeared(event)
             return
         thread = self.tracees.threads.get(event.thread.tid)
         if thread is None and isinstance(event, events.Execed) and event.thread.pid in self.tracees.processes:
-            thread = self._adopt(event.thread, self.tracees.processes[event.thread.pid])
+            thread = self._census.adopt(event.thread, self.tracees.processes[event.thread.pid])
         if thread is None:
-            self._on_unknown(event)
+            self._census.unknown(event)
             return
         before, self.tracees.current = self.tracees.current, thread
         thread.stop = StopKind.PLAIN
@@ -249,53 +181,6 @@ class Coordinator:
         thread.pending, due = 0, thread.pending
         self.tracer.resume(thread.port, due)
 
-    def _on_unknown(self, event: events.StopEvent) -> None:
-        """Of a thread that we never had: it died before it appeared, or was left meanwhile."""
-        if not isinstance(event, events.ThreadGone):
-            self.tracer.resume(event.thread)
-            return
-        for process in tuple(self.tracees.processes.values()):
-            if event.thread.tid in process.announced:
-                process.announced.discard(event.thread.tid)
-                self._end_if_empty(process)
-
-    def _on_appeared(self, event: events.ThreadAppeared) -> None:
-        port = event.thread
-        parent = self.tracees.processes.get(event.parent)
-        if parent is None:
-            self.tracer.detach(port)
-            self.tracer.forget(port)
-            return
-        if port.tid in parent.announced:
-            parent.announced.discard(port.tid)
-        else:
-            self._early.add(port.tid)
-        process = self.tracees.processes.get(event.process)
-        if process is not None:
-            thread = self._adopt(port, process)
-            listener = self._listeners.get(process.pid)
-            if listener is not None:
-                listener.thread_started(process, port.tid)
-            self._move(thread, Input.APPEARED)
-            return
-        if event.shares_memory:
-            child = TracedProcess(event.process, parent.space, self.tracer, silent=True)
-            self.tracees.processes[child.pid] = child
-            thread = self._adopt(port, child)
-            self._tell_forked(parent, child.pid)
-            self._move(thread, Input.APPEARED)
-            return
-        self.armory.clean(parent.space, self._new_space(event.process, slots_allowed=False))
-        self._tell_forked(parent, event.process)
-        self.tracer.detach(port)
-        self.tracer.forget(port)
-        self._end_if_empty(parent)
-
-    def _tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
-        listener = self._listeners.get(parent.pid)
-        if listener is not None:
-            listener.forked(parent, child)
-
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
         must_end = thread.state is State.STEPPING and thread.plan is not None
@@ -322,10 +207,7 @@ class Coordinator:
 
     def _on_task_created(self, thread: Thread, event: events.TaskCreated) -> None:
         thread.stop = StopKind.EVENT
-        if event.child in self._early:
-            self._early.discard(event.child)
-        else:
-            thread.process.announced.add(event.child)
+        self._census.announced(thread, event.child)
         if event.waits_for_child:
             thread.vfork_child = ProcessId(event.child)
         self._move(thread, Input.TASK_CREATED)
@@ -340,7 +222,7 @@ class Coordinator:
         if process.own_child and int(thread.tid) == process.pid:
             # Its parent is in our own process: whoever waits for it must find its exit status.
             self.tracer.detach(thread.port)
-            self._drop(thread)
+            self._census.drop(thread)
         else:
             self.tracer.resume(thread.port)
 
@@ -351,25 +233,8 @@ class Coordinator:
             process.last_status = event.status
             for other in process.living():
                 if other is not thread:
-                    self._forget(other)
-        self._drop(thread)
-
-    def _drop(self, thread: Thread) -> None:
-        process = thread.process
-        self._forget(thread)
-        self._end_if_empty(process)
-
-    def _end_if_empty(self, process: TracedProcess) -> None:
-        if not process.threads and not process.announced and not process.ended.is_set():
-            self._end(process, process.last_status)
-
-    def _forget(self, thread: Thread) -> None:
-        thread.state = State.GONE
-        thread.process.stops_of_gone += thread.port.stops
-        thread.process.threads.pop(thread.tid, None)
-        self.tracees.threads.pop(thread.tid, None)
-        self.keeper.holds.forget_thread(thread.tid)
-        self.tracer.forget(thread.port)
+                    self._census.forget(other)
+        self._census.drop(thread)
 
     # exec -----------------------------------------------------------------------------------
 
@@ -378,17 +243,17 @@ class Coordinator:
         thread.stop = StopKind.EVENT
         for other in process.living():
             if other is not thread:
-                self._forget(other)
+                self._census.forget(other)
         thread.plan = thread.mask = None
         thread.deferred.clear()
         thread.pending, thread.group_stopped = 0, False
         self._move(thread, Input.EXECED)
         if process.silent:
             self.tracer.detach(thread.port)
-            self._drop(thread)
+            self._census.drop(thread)
             return
         old = process.space
-        process.space = self._new_space(process.pid, slots_allowed=old.slots_allowed)
+        process.space = self._census.new_space(process.pid, slots_allowed=old.slots_allowed)
         thread.port.sites = process.space.sites
         self._listeners[process.pid].execed(process, old)
         try:
@@ -396,8 +261,8 @@ class Coordinator:
         except UbpxError as error:
             process.failure = error
             self.tracer.detach(thread.port)
-            self._forget(thread)
-            self._end(process, None)
+            self._census.forget(thread)
+            self._census.end(process, None)
             return
         self.keeper.refresh(thread)
         self._move(thread, Input.APPEARED)

@@ -1,0 +1,161 @@
+"""Who comes and who goes: tasks that appear, threads that are forgotten, processes that end."""
+
+from itertools import count
+from typing import Final
+
+from ubpx._errors import UsageError
+from ubpx.core import events
+from ubpx.core.arming import Armory
+from ubpx.core.keeper import Keeper, Move
+from ubpx.core.listener import Listener
+from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.spaces import AddressSpace, Thread, TracedProcess, Tracees
+from ubpx.core.stepping import Input, State
+from ubpx.core.ubp.plans import Architecture
+from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId
+
+
+class Census:
+    """Keeps the Tracees true to what the tracer sees. Owned by the Coordinator, which moves the threads."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        architecture: Architecture,
+        tracees: Tracees,
+        keeper: Keeper,
+        armory: Armory,
+        *,
+        move: Move,
+    ) -> None:
+        self._tracer: Final = tracer
+        self._architecture: Final = architecture
+        self._tracees: Final = tracees
+        self._keeper: Final = keeper
+        self._armory: Final = armory
+        self._move: Final = move
+        self._early: Final[set[ThreadId]] = set()
+        """Tasks that appeared before whoever made them said so."""
+        self._identities: Final = count(1)
+
+    def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
+        """Trace a running process; none of its threads is stopped."""
+        if pid in self._tracees.processes:
+            raise UsageError(f"process {pid} is in this session already; use its target")
+        ports = self._tracer.seize(pid)
+        process = TracedProcess(pid, self.new_space(pid, slots_allowed=slots_allowed), self._tracer)
+        self._tracees.processes[pid] = process
+        self._tracees.listeners[pid] = listener
+        for port in ports:
+            self.adopt(port, process if port.pid == pid else self._child_in_flight(port.pid, process))
+        return process
+
+    def _child_in_flight(self, pid: ProcessId, parent: TracedProcess) -> TracedProcess:
+        """A child that shares the memory, made before we came; a thread may wait for it, so that it must run."""
+        child = self._tracees.processes.get(pid)
+        if child is None:
+            child = self._tracees.processes[pid] = TracedProcess(pid, parent.space, self._tracer, silent=True)
+            parent.space.vforked.add(pid)
+        return child
+
+    def new_space(self, pid: ProcessId, *, slots_allowed: bool) -> AddressSpace:
+        """The memory that the process has now, with nothing of ours in it."""
+        identity = AddressSpaceId(next(self._identities))
+        memory = self._tracer.memory(pid)
+        return AddressSpace(identity, pid, memory, self._architecture, slots_allowed=slots_allowed)
+
+    def adopt(self, port: TracedThread, process: TracedProcess) -> Thread:
+        """Count a thread from now on."""
+        thread = Thread(port, process)
+        process.threads[port.tid] = self._tracees.threads[port.tid] = thread
+        port.sites = process.space.silent_sites if process.silent else process.space.sites
+        port.reports_syscalls = process.reports_syscalls
+        self._keeper.refresh(thread)
+        return thread
+
+    def unknown(self, event: events.StopEvent) -> None:
+        """Of a thread that we never had: it died before it appeared, or was left meanwhile."""
+        if not isinstance(event, events.ThreadGone):
+            self._tracer.resume(event.thread)
+            return
+        for process in tuple(self._tracees.processes.values()):
+            if event.thread.tid in process.announced:
+                process.announced.discard(event.thread.tid)
+                self.end_if_empty(process)
+
+    def appeared(self, event: events.ThreadAppeared) -> None:
+        """A new thread or a child that shares the memory stays; a forked child is cleaned and let go."""
+        port = event.thread
+        parent = self._tracees.processes.get(event.parent)
+        if parent is None:
+            self._tracer.detach(port)
+            self._tracer.forget(port)
+            return
+        if port.tid in parent.announced:
+            parent.announced.discard(port.tid)
+        else:
+            self._early.add(port.tid)
+        process = self._tracees.processes.get(event.process)
+        if process is not None:
+            thread = self.adopt(port, process)
+            listener = self._tracees.listeners.get(process.pid)
+            if listener is not None:
+                listener.thread_started(process, port.tid)
+            self._move(thread, Input.APPEARED)
+            return
+        if event.shares_memory:
+            child = TracedProcess(event.process, parent.space, self._tracer, silent=True)
+            self._tracees.processes[child.pid] = child
+            thread = self.adopt(port, child)
+            self._tell_forked(parent, child.pid)
+            self._move(thread, Input.APPEARED)
+            return
+        self._armory.clean(parent.space, self.new_space(event.process, slots_allowed=False))
+        self._tell_forked(parent, event.process)
+        self._tracer.detach(port)
+        self._tracer.forget(port)
+        self.end_if_empty(parent)
+
+    def _tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
+        listener = self._tracees.listeners.get(parent.pid)
+        if listener is not None:
+            listener.forked(parent, child)
+
+    def announced(self, thread: Thread, child: ThreadId) -> None:
+        """The thread says that it has made a task."""
+        if child in self._early:
+            self._early.discard(child)
+        else:
+            thread.process.announced.add(child)
+
+    def drop(self, thread: Thread) -> None:
+        """The thread is gone, and perhaps its process with it."""
+        process = thread.process
+        self.forget(thread)
+        self.end_if_empty(process)
+
+    def end_if_empty(self, process: TracedProcess) -> None:
+        """A process without threads, and none on their way, has ended."""
+        if not process.threads and not process.announced and not process.ended.is_set():
+            self.end(process, process.last_status)
+
+    def forget(self, thread: Thread) -> None:
+        """Trace the thread no more."""
+        thread.state = State.GONE
+        thread.process.stops_of_gone += thread.port.stops
+        thread.process.threads.pop(thread.tid, None)
+        self._tracees.threads.pop(thread.tid, None)
+        self._keeper.holds.forget_thread(thread.tid)
+        self._tracer.forget(thread.port)
+
+    def end(self, process: TracedProcess, status: int | None) -> None:
+        """The process has ended; with None for ``status`` it was left."""
+        self._tracees.processes.pop(process.pid, None)
+        for hold in self._keeper.holds.in_process(process.pid):
+            self._keeper.holds.drop(hold)
+        process.status = status
+        process.space.vforked.discard(process.pid)
+        process.ended.set()
+        listener = self._tracees.listeners.pop(process.pid, None)
+        if listener is not None:
+            listener.ended(process)
