@@ -89,6 +89,33 @@ class NotifyHooks:
         """
 
     @hookspec
+    def ubpx_module_loaded(self, client: ClientApi, process: ProcessView, path: str, base: VirtAddr) -> None:
+        """The program has loaded a file with code.
+
+        When: when its dynamic loader has mapped it, before it is relocated and initialised; and for every file of a
+            new program, at its entry point after an exec. What was loaded before the client came is in
+            ``process.mappings()``. Files that a program maps by itself are not noticed.
+        Where: in the tracer thread; the loading thread is stopped, the others run.
+        Arguments: ``path`` as in /proc/PID/maps; ``base`` is the address of the file's first byte.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_module_unloaded(self, client: ClientApi, process: ProcessView, path: str, base: VirtAddr) -> None:
+        """The program has unloaded a file with code.
+
+        When: when its dynamic loader has unmapped it; leases in it that were given by a spec are PENDING, those
+            given by an address LOST. Not for the files of a program that an exec replaces.
+        Where: in the tracer thread; the unloading thread is stopped, the others run.
+        Arguments: ``path`` and ``base`` as they were when it was loaded.
+        Returns: nothing.
+        Raises: an exception counts against this client alone (see "isolation").
+        Since: 0.1.
+        """
+
+    @hookspec
     def ubpx_thread_started(self, client: ClientApi, process: ProcessView, tid: ThreadId) -> None:
         """The process has a new thread.
 
@@ -278,6 +305,20 @@ class AskHooks:
         Where: in the thread that made the session.
         Returns: a new Tracer, or None to let another plugin answer; the first answer counts.
         Raises: an exception reaches the caller of ``ubpx.attach`` as PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_find_loader_stop(self, process: ProcessView) -> Place | None:
+        """Say where a program's dynamic loader comes by when it has mapped or unmapped modules.
+
+        When: when a client first has to know of modules: it implements ``ubpx_module_loaded`` or ``_unloaded``, or
+            has a PENDING lease.
+        Where: in the tracer thread; the process runs or not, as it did.
+        Arguments: ``process`` is valid until the hook returns.
+        Returns: the Place of an instruction, or None for a program that loads nothing or to let another plugin
+            answer; the first answer counts.
+        Raises: an error reaches whoever made it necessary; one that is not of ubpx's own tree becomes PluginFailed.
         Since: 0.1.
         """
 

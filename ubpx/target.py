@@ -177,6 +177,10 @@ class Session:
             raise UnknownSymbol(str(spec), ())
         return place
 
+    def _find_loader_stop(self, process: TracedProcess) -> Place | None:
+        place: Place | None = self._plugins.ask("ubpx_find_loader_stop", process=process)
+        return place
+
     @property
     def targets(self) -> tuple["Target", ...]:
         """Those that are attached."""
@@ -226,7 +230,9 @@ class Target:
 
     def __init__(self, session: Session, popen: "subprocess.Popen[Any] | None", *, kill_on_exit: bool) -> None:
         self._session: Final = session
-        self._desk: Final = TargetDesk(session._loop, session._resolve, self)
+        self._desk: Final = TargetDesk(
+            session._loop, session._resolve, self, find_loader_stop=session._find_loader_stop
+        )
         self._popen = popen
         self._kill_on_exit: Final = kill_on_exit
         self._owns_session = False

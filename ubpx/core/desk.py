@@ -20,6 +20,7 @@ from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald, Wanted
 from ubpx.core.holds import Hold, Parting
 from ubpx.core.loop import TracerThread
+from ubpx.core.modules import FindLoaderStop, LoadedFile, ModuleWatch, loaded_files
 from ubpx.core.plugins import ClientPlugin, client_plugin
 from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.spaces import AddressSpace, TracedProcess
@@ -30,8 +31,9 @@ from ubpx.core.verdicts import RegisterCollision
 Resolve = Callable[[str | int, TracedProcess], Place]
 """From a spec or an address to a place; raises an UbpxError."""
 
+MODULE_HOOKS: Final = frozenset({"ubpx_module_loaded", "ubpx_module_unloaded"})
 STARTER: Final = "ubpx"
-"""The owner of the hold that keeps a started program at its entry point."""
+"""The owner of the hold that keeps a started program at its entry point, and of what ubpx probes for itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +64,14 @@ def _checked(place: str | int, options: dict[str, Any]) -> Request:
 class TargetDesk:
     """The desk of one target: implements the clients' Desk and the coordinator's Listener."""
 
-    def __init__(self, loop: TracerThread, resolve: Resolve, target: Any) -> None:
+    def __init__(
+        self,
+        loop: TracerThread,
+        resolve: Resolve,
+        target: Any,
+        *,
+        find_loader_stop: FindLoaderStop = lambda _: None,
+    ) -> None:
         self.loop: Final = loop
         self.roster: Final = Roster()
         self.pending: Final[list[Lease]] = []
@@ -77,6 +86,9 @@ class TargetDesk:
         self._target: Final = target
         self._ages: Final = count()
         self._requests: Final[dict[Lease, Request]] = {}
+        self._modules: Final = ModuleWatch(find_loader_stop, self._watch, self._modules_changed)
+        self._itself: Final = Client(STARTER, priority=0, target=target, desk=self)
+        """The client in whose name ubpx probes for itself; it has joined nowhere."""
 
     @property
     def _traced(self) -> TracedProcess:
@@ -116,6 +128,8 @@ class TargetDesk:
             self._herald.activate(plugin, client)
             self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=process)
             self._unite_catches()
+            if MODULE_HOOKS & plugin.hooks.keys():
+                self._modules.begin(process)
 
     def activate(self, plugin: ClientPlugin) -> None:
         """Give the plugin its client and tell it of the process; in the tracer thread."""
@@ -195,12 +209,29 @@ class TargetDesk:
         lease.forced = request.strategy
         try:
             self._arm(lease, request, process)
-        except UnknownModule:
+        except UnknownModule as error:
             if spec is None or not request.defer:
                 raise
-            self.pending.append(lease)
+            self._requests[lease] = request
+            self._wait_for_module(lease, error)
+            if self._modules.begin(process):
+                self._arm_pending(process)  # it may have come while nobody watched
         self._requests[lease] = request
         return lease
+
+    def _wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
+        lease.state, lease.probepoint, lease.obstacle = LeaseState.PENDING, None, why
+        self.pending.append(lease)
+
+    def _arm_pending(self, process: TracedProcess) -> None:
+        """Something was mapped: arm what waited for it."""
+        waiting, self.pending[:] = tuple(self.pending), []
+        for lease in waiting:
+            try:
+                self._arm(lease, self._requests[lease], process)
+                lease.obstacle = None
+            except UbpxError as error:
+                self._wait_for_module(lease, error)
 
     def _arm(self, lease: Lease, request: Request, process: TracedProcess) -> None:
         place = self._resolve(request.place, process)
@@ -217,7 +248,7 @@ class TargetDesk:
             probepoint = self._coordinator.armory.arm(space, analysis, choice, process.pid)
         registry.grant(lease, probepoint)
         self._coordinator.armory.refresh(space, probepoint)
-        if fresh:
+        if fresh and lease.client is not self._itself:
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
 
     def release(self, lease: Lease) -> None:
@@ -253,7 +284,8 @@ class TargetDesk:
         process = self.process
         if process is None or process.ended.is_set():
             return ()
-        return tuple(sorted(process.space.registry, key=lambda each: each.address))
+        clients = (each for each in process.space.registry if set(each.clients) != {STARTER})
+        return tuple(sorted(clients, key=lambda each: each.address))
 
     # Holds --------------------------------------------------------------------------------
 
@@ -335,30 +367,57 @@ class TargetDesk:
     def execed(self, process: TracedProcess, old: AddressSpace) -> None:
         """The old program's probepoints are gone; what was given by a spec waits for its module."""
         for probepoint in old.registry:
-            for lease in probepoint.leases:
-                state = LeaseState.PENDING if lease.spec else LeaseState.LOST
-                old.registry.withdraw(lease, state)
-                lease.probepoint = None if lease.spec else lease.probepoint
-                if lease.spec:
-                    self.pending.append(lease)
-                else:
-                    self._requests.pop(lease, None)
+            own = set(probepoint.clients) == {STARTER}
+            self._lose_leases(old, probepoint)
             old.registry.remove(probepoint)
-            self._tell_lost(probepoint.address, "the process runs a new program")
+            if not own:
+                self._tell_lost(probepoint.address, "the process runs a new program")
         if not self.starting:
             self._herald.tell("ubpx_process_execed", process=process, path=_executable(process.pid))
+
+    def _lose_leases(self, space: AddressSpace, probepoint: Probepoint) -> None:
+        """What was given by a spec waits for its module to come again."""
+        for lease in probepoint.leases:
+            space.registry.withdraw(lease, LeaseState.LOST)
+            if lease.spec:
+                self._wait_for_module(lease)
+            else:
+                self._requests.pop(lease, None)
+
+    def _modules_changed(self, loaded: frozenset[LoadedFile], unloaded: frozenset[LoadedFile]) -> None:
+        process = self._traced
+        space = process.space
+        for file in unloaded:
+            for probepoint in space.registry.owning(range(file.start, file.end)):
+                self._lose_leases(space, probepoint)
+                self._coordinator.armory.disarm(space, probepoint)
+                self._tell_lost(probepoint.address, f"{file.path} was unloaded")
+        self._tell_modules("unloaded", unloaded)
+        self._tell_modules("loaded", loaded)
+        if loaded:
+            self._arm_pending(process)
+
+    def _tell_modules(self, event: str, files: Iterable[LoadedFile]) -> None:
+        for file in sorted(files, key=lambda each: each.start):
+            self._herald.tell(f"ubpx_module_{event}", process=self._traced, path=file.path, base=file.start)
+
+    def _watch(self, address: VirtAddr, action: Callable[[], None]) -> None:
+        """Probe for ubpx itself; the action comes after the hit."""
+        options = {"strategy": None, "exclusive": False, "priority": 0, "assume_boundary": True, "defer": False}
+        reception = self._coordinator.reception
+        self._probe(self._itself, _checked(address, options), lambda _: reception.after_hit.append(action))
 
     def entered(self, process: TracedProcess) -> None:
         """The new program's libraries are mapped: arm what waited for them."""
         if self.starting:
             self.starting = False
             self.start_hold = self._coordinator.keeper.take_hold(STARTER, process, None)
-        waiting, self.pending[:] = tuple(self.pending), []
-        for lease in waiting:
-            try:
-                self._arm(lease, self._requests[lease], process)
-            except UbpxError:
-                self.pending.append(lease)
+        self._arm_pending(process)
+        listening = any(self._herald.having(hook) for hook in MODULE_HOOKS)
+        if listening:
+            self._tell_modules("loaded", loaded_files(process.mappings()))
+        if self.pending or listening:
+            self._modules.begin(process)
 
     def detaching(self, process: TracedProcess) -> None:
         """Last words, then everybody's leases are over."""

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, Self
 
 import attrs
 
-from ubpx._errors import ProbepointBusy, StrategyRefused
+from ubpx._errors import ProbepointBusy, StrategyRefused, UbpxError
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, VirtAddr
 
@@ -48,7 +48,7 @@ class Lease:
     Owned by the Registry while it is armed; mutated in the tracer thread alone, read by anyone.
     """
 
-    __slots__ = ("address", "age", "client", "errors", "exclusive", "forced", "handler", "hits", "priority",
+    __slots__ = ("address", "age", "client", "errors", "exclusive", "forced", "handler", "hits", "obstacle", "priority",
                  "probepoint", "spec", "state")  # fmt: skip
 
     def __init__(
@@ -70,6 +70,8 @@ class Lease:
         """Arrivals whose handler raised."""
         self.state = LeaseState.PENDING
         self.probepoint: Probepoint | None = None
+        self.obstacle: UbpxError | None = None
+        """While it is PENDING: why it could not be armed when that was last tried."""
 
     def release(self) -> None:
         """Give it back; ``hits`` stays readable. Doing it twice does nothing."""

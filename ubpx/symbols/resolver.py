@@ -18,6 +18,8 @@ from ubpx.symbols.names import nearest_names, printable
 from ubpx.symbols.specs import AddressSpec, SymbolSpec, check_address, parse_spec
 from ubpx.symbols.symtab import Symbol, SymbolKind
 
+_LOADERS: Final = ("ld-", "ld.so", "ld64.so", "libc.musl")
+_LOADER_STOP: Final = "_dl_debug_state"
 MAX_LISTED: Final = 16
 """Addresses that one AmbiguousSymbol lists."""
 
@@ -38,6 +40,11 @@ class SymbolResolver:
         self._cache = ElfCache()
 
     @hookimpl
+    def ubpx_find_loader_stop(self, process: ProcessView) -> Place | None:
+        """Glibc's and musl's loaders have one; a static program has none."""
+        return _loader_stop(LoadedModules(process, self._cache))
+
+    @hookimpl
     def ubpx_resolve_spec(self, spec: str | int, process: ProcessView) -> Place | None:
         """The place that ``spec`` (text as in ``specs``, or an address) means in the process now.
 
@@ -50,6 +57,21 @@ class SymbolResolver:
         if isinstance(asked, AddressSpec):
             return _place_of_address(modules, asked.address)
         return _place_of_symbol(modules, asked)
+
+
+def _loader_stop(modules: LoadedModules) -> Place | None:
+    """The function that a dynamic loader calls for debuggers' sake (r_brk of its struct r_debug; link.h)."""
+    for loaded in modules.every():
+        if loaded.name.startswith(_LOADERS) or loaded.module.name.startswith(_LOADERS):
+            for symbol in modules.symbols(loaded).named(_LOADER_STOP):
+                start, end = symbol.address, modules.symbols(loaded).end_of(symbol)
+                return Place(
+                    address=loaded.in_memory(start),
+                    name=f"{loaded.name}:{_LOADER_STOP}",
+                    symbol_start=loaded.in_memory(start),
+                    symbol_end=loaded.in_memory(end),
+                )
+    return None
 
 
 def _place_of_address(modules: LoadedModules, address: VirtAddr) -> Place:

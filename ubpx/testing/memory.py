@@ -71,7 +71,7 @@ class FakeMemory:
                 permissions=piece.permissions,
                 offset=0,
                 device="00:00",
-                inode=0,
+                inode=1 if piece.path.startswith("/") else 0,
                 path=piece.path,
             )
             for piece in self._pieces

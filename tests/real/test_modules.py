@@ -1,0 +1,114 @@
+"""Libraries that a real program loads and unloads while it is traced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ubpx
+from tests.real.conftest import build
+from ubpx.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.real.conftest import Program, StartProgram
+
+
+class ModuleKeeper:
+    """Keeps what it is told of modules."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+
+    @hookimpl
+    def ubpx_module_loaded(self, path: str, base: int) -> None:
+        self.told.append(("loaded", path, base))
+
+    @hookimpl
+    def ubpx_module_unloaded(self, path: str, base: int) -> None:
+        self.told.append(("unloaded", path, base))
+
+
+@pytest.fixture
+def library() -> str:
+    """A library with ``plugin_function``, which its constructor calls once."""
+    return str(build("plugin", "-shared", "-fPIC"))
+
+
+@pytest.fixture
+def loader(target_program: StartProgram, library: str) -> Program:
+    """A program that loads and unloads the library when told to."""
+    return target_program("loader", library)
+
+
+@pytest.mark.parametrize("slots", ["auto", "none"])
+def test_a_lease_waits_for_dlopen(loader: Program, library: str, slots: ubpx.target.SlotPolicy) -> None:
+    """Invariant: a pending lease is armed before the library's first instruction runs, and again after a reload."""
+    loader.tell("oc").expect("opened")
+    loader.expect("closed")
+    maps = loader.maps()
+    name = library.rpartition("/")[2]
+    with ubpx.attach(loader.pid, slots=slots) as target:
+        lease = target.client("one").probe(f"{name}:plugin_function", lambda _: None)
+        assert lease.state == ubpx.LeaseState.PENDING
+        assert target.probepoints() == ()
+        loader.tell("o").expect("opened")
+        assert (lease.state, lease.hits) == (ubpx.LeaseState.ARMED, 1)
+        assert loader.tell("g").number("calls") == 10
+        assert lease.hits == 11
+        loader.tell("c").expect("closed")
+        assert lease.state == ubpx.LeaseState.PENDING
+        loader.tell("o").expect("opened")
+        assert (lease.state, lease.hits) == (ubpx.LeaseState.ARMED, 12)
+        loader.tell("c").expect("closed")
+    loader.assert_untouched(maps)
+    assert loader.tell("q").wait() == 0
+
+
+def test_modules_are_told_by_path_and_base(loader: Program, library: str) -> None:
+    """Invariant: each load and unload is told once, before the call that made it returns."""
+    keeper = ModuleKeeper()
+    with ubpx.attach(loader.pid) as target:
+        target.client("modules", hooks=keeper)
+        for turn in range(3):
+            loader.tell("o").expect("opened")
+            event, path, base = keeper.told[2 * turn]
+            assert (event, path) == ("loaded", library)
+            assert f"{base:x}-" in "".join(line for line in loader.maps() if library in line)
+            loader.tell("c").expect("closed")
+            assert keeper.told[2 * turn + 1] == ("unloaded", path, base)
+        assert len(keeper.told) == 6
+    assert loader.tell("q").wait() == 0
+
+
+def test_a_library_is_left_with_its_own_bytes(loader: Program, library: str) -> None:
+    """Invariant: a detach while the library is loaded leaves it as its file; hits stay readable."""
+    name = library.rpartition("/")[2]
+    with ubpx.attach(loader.pid) as target:
+        lease = target.client("one").probe(f"{name}:plugin_function", lambda _: None)
+        loader.tell("o").expect("opened")
+        maps = {line for line in loader.maps() if "/" in line}
+    assert lease.hits == 1
+    assert maps <= loader.maps()
+    loader.assert_untouched(loader.maps())
+    assert loader.tell("g").number("calls") == 10
+    assert loader.tell("q").wait() == 0
+
+
+def test_modules_of_a_new_program_are_told(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
+    """Invariant: after an exec every file with code of the new program is told at its entry point."""
+    program = target_program("self_exec", "leader", 5)
+    keeper = ModuleKeeper()
+    with ubpx.attach(program.pid) as target:
+        target.client("modules", hooks=keeper)
+        assert program.tell("g").number("calls") == 5
+        program.tell("g").expect("again")
+        assert eventually(lambda: len(keeper.told) >= 2)
+        names = {path.rpartition("/")[2] for event, path, _ in keeper.told if event == "loaded"}
+        assert "libc.so.6" in names
+        assert any(name.startswith("ld-") for name in names)
+        assert any("self_exec" in name for name in names)
+        assert program.tell("g").number("calls") == 5
+    assert program.tell("q").wait() == 5
