@@ -21,6 +21,7 @@ from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import Plugins
 from ubpx.core.ports import Memory, Tracer
 from ubpx.core.probepoints import Probepoint
+from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.ubp import architecture
 from ubpx.core.values import Place, ProcessId, ThreadId
@@ -83,12 +84,16 @@ def _alone(deadline: float, make: Callable[["Session"], "Target"]) -> "Target":
 class Session:
     """Several targets under one tracer thread. Leaving the ``with`` detaches from all of them.
 
-    ``deadline`` is how long a handler may run, in seconds.
+    ``deadline`` is how long a handler may run, in seconds. ``switch_interval`` is the interpreter's (see
+    sys.setswitchinterval) while probes are armed, in seconds, so that a hit need not wait long for a Python
+    thread of yours that computes; None leaves it alone.
     """
 
-    def __init__(self, *, deadline: float = DEADLINE_S) -> None:
+    def __init__(self, *, deadline: float = DEADLINE_S, switch_interval: float | None = SWITCH_INTERVAL_S) -> None:
         if not deadline > 0:
             raise UsageError(f"deadline={deadline!r}; give the seconds that a handler may run, more than 0")
+        if switch_interval is not None and not switch_interval > 0:
+            raise UsageError(f"switch_interval={switch_interval!r}; give seconds, more than 0, or None")
         self._plugins: Final = Plugins()
         tracer: Tracer | None = self._plugins.ask("ubpx_open_tracer")
         if tracer is None:
@@ -97,6 +102,7 @@ class Session:
         coordinator = Coordinator(tracer, architecture(tracer.architecture_name))
         coordinator.reception.watchdog.deadline_s = deadline
         self._loop: Final = TracerThread(tracer, coordinator)
+        self._loop.responsiveness.interval_s = switch_interval
         self._targets: Final[list[Target]] = []
         self._closed = False
         self._maker: Final = os.getpid()

@@ -61,6 +61,11 @@ class Coordinator:
             Action.LISTEN: self._go,
         }
 
+    @property
+    def has_probes(self) -> bool:
+        """Whether a trap of any client stands anywhere."""
+        return any(len(process.space.registry) for process in self.tracees.processes.values())
+
     # What is asked about --------------------------------------------------------------------
 
     def report_syscalls(self, process: TracedProcess, *, wanted: bool) -> None:

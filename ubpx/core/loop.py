@@ -11,6 +11,7 @@ from ubpx._errors import InternalError, UsageError
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.events import Doorbell
 from ubpx.core.ports import Tracer
+from ubpx.core.responsiveness import Responsiveness
 
 _log = logging.getLogger("ubpx.loop")
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class TracerThread:
 
     def __init__(self, tracer: Tracer, coordinator: Coordinator) -> None:
         self.coordinator: Final = coordinator
+        self.responsiveness: Final = Responsiveness()
         self._tracer: Final = tracer
         self._jobs: Final[deque[tuple[Callable[[], Any], Future[Any]]]] = deque()
         self._closing = False
@@ -81,7 +83,9 @@ class TracerThread:
                 self._run_job(*self._jobs.popleft())
             if self._closing and not self._jobs:
                 break
+            self.responsiveness.want(wanted=self.coordinator.has_probes)
             self._serve()
+        self.responsiveness.want(wanted=False)
         self.coordinator.reception.watchdog.stop()
         self._tracer.close()
 
