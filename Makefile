@@ -11,7 +11,7 @@ unexport PYTHONPATH PYTHONHOME
 
 CODE := ubpx plugins examples tests bench tools
 # Where import-linter finds the packages: each distribution in its own directory.
-PACKAGE_ROOTS := .:plugins/ptracepp:examples/hitcount:examples/argwatch
+PACKAGE_ROOTS := .:plugins/ptracepp:examples/hitcount:examples/argwatch:examples/bare_ubp
 EXISTING = $(notdir $(wildcard $(addprefix $(ROOT)/,$(CODE))))
 
 .PHONY: help

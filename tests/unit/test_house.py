@@ -19,6 +19,7 @@ PACKAGES = {
     "ubpx_ptracepp": ROOT / "plugins" / "ptracepp",
     "ubpx_hitcount": ROOT / "examples" / "hitcount",
     "ubpx_argwatch": ROOT / "examples" / "argwatch",
+    "ubpx_bare_ubp": ROOT / "examples" / "bare_ubp",
 }
 
 
