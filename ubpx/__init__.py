@@ -8,6 +8,7 @@ from ubpx._errors import (
     AlreadyTraced,
     AmbiguousSymbol,
     ClientQuarantined,
+    DebugRegistersBusy,
     ForeignTrap,
     InsnRefused,
     InternalError,
@@ -41,7 +42,8 @@ from ubpx.target import Session, Target, attach, spawn
 __version__ = "0.1.0"
 
 __all__ = [
-    "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "ForeignTrap", "Hit", "Hold", "InsnRefused",
+    "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "DebugRegistersBusy",
+    "ForeignTrap", "Hit", "Hold", "InsnRefused",
     "InternalError", "KernelThread", "Lease", "LeaseState", "MemoryFault", "NoSuchProcess", "NoTracer",
     "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint", "ProbepointBusy",
     "PtraceFailed", "Session", "SlotsExhausted", "Snapshot", "StaleHit", "Strategy", "StrategyRefused", "Target",

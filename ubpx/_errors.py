@@ -143,6 +143,18 @@ class ProbepointBusy(UbpxError):
         self.address, self.holder = address, holder
 
 
+class DebugRegistersBusy(ProbepointBusy):
+    """All hardware debug registers of the process are taken."""
+
+    def __init__(self, address: VirtAddr, holders: Sequence[str]) -> None:
+        UbpxError.__init__(
+            self,
+            f"no debug register is left to watch {address:#x}: they are held by {', '.join(map(repr, holders))}; "
+            "wait for one of them to leave",
+        )
+        self.address, self.holder, self.holders = address, holders[0], tuple(holders)
+
+
 class ForeignTrap(UbpxError):
     """A trap that is not ours stands there already."""
 
@@ -211,8 +223,8 @@ class InternalError(UbpxError):
 
 
 __all__ = [
-    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "ClientQuarantined", "ForeignTrap", "InsnRefused",
-    "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction",
+    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "ClientQuarantined", "DebugRegistersBusy", "ForeignTrap",
+    "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction",
     "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy", "PtraceFailed",
     "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone", "UbpxError", "UnknownModule",
     "UnknownSymbol", "UsageError",

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol, Self
 from ubpx._errors import ClientQuarantined, UsageError
 from ubpx.core.holds import Hold, Parting
 from ubpx.core.probepoints import Handler, Lease
-from ubpx.core.values import ThreadId
+from ubpx.core.values import ThreadId, Watched
+from ubpx.core.watchpoints import checked
 
 STRIKES: Final = 3
 """So many exceptions in a row, over all handlers and hooks of a client on one target, quarantine it."""
@@ -31,6 +32,7 @@ class Desk(Protocol):
     def release(self, lease: Lease) -> None: ...
     def hold(self, client: "Client", thread: ThreadId | None) -> Hold: ...
     def step(self, client: "Client", thread: ThreadId, parting: Parting) -> None: ...
+    def watch(self, client: "Client", watched: Watched, handler: Handler, priority: int) -> Lease: ...
     def catch(self, client: "Client", what: str, wanted: Iterable[int | str] | None) -> None: ...
     def close(self, client: "Client") -> None: ...
     def leases_of(self, client: "Client") -> Sequence[Lease]: ...
@@ -88,6 +90,24 @@ class Client:
             "defer": defer,
         }
         return self._desk.probe(self, place, handler, options)
+
+    def watch(
+        self, address: int, handler: Handler, *, size: int = 8, access: str = "WRITE", priority: int | None = None
+    ) -> Lease:
+        """Lease one of the process's four hardware debug registers and run ``handler(hit)`` at each access.
+
+        ``access`` is WRITE, READWRITE or EXECUTE; ``address`` must be a multiple of ``size`` (1, 2, 4 or 8 bytes).
+        Clients that watch the same share one register. A data access has been done when the handler runs, and
+        ``hit.address`` is the next instruction's; what a system call, or another process, does to the memory is
+        not noticed. The lease is LOST at an exec.
+
+        Raises DebugRegistersBusy, ClientQuarantined, TargetGone, UsageError.
+        """
+        self.check_live()
+        _check_handler(handler, address)
+        check_priority(priority)
+        order = self.priority if priority is None else priority
+        return self._desk.watch(self, checked(address, size, access), handler, order)
 
     def hold(self, thread: int | None = None) -> Hold:
         """Keep one thread (by tid), or the whole process, stopped until the hold is released.

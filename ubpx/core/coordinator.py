@@ -45,6 +45,7 @@ class Coordinator:
             events.SignalArrived: self._on_signal,
             events.Interrupted: self._on_interrupted,
             events.GroupStopped: self._on_group_stopped,
+            events.WatchHit: self._on_watch_hit,
             events.SyscallEntered: self._on_syscall_entered,
             events.SyscallExited: self._on_syscall_exited,
             events.TaskCreated: self._on_task_created,
@@ -73,10 +74,29 @@ class Coordinator:
         if process.reports_syscalls == wanted:
             return
         process.reports_syscalls = wanted
-        running = {}
         for thread in process.living():
             thread.port.reports_syscalls = wanted
-            if wanted and thread.state is State.RUNNING and thread is not self.tracees.current:
+        if wanted:
+            self._stop_each_once(process)
+
+    def rewatch(self, process: TracedProcess) -> None:
+        """The process's watchpoints have changed: so do its threads' debug registers, from a handler soon."""
+        for thread in process.living():
+            if thread.state is State.PARKED or thread is self.tracees.current:
+                self._watch(thread)
+        self._stop_each_once(process)
+
+    def _watch(self, thread: Thread) -> None:
+        wanted = thread.process.space.watches.watched
+        if thread.watches != wanted and not thread.process.silent and (any(thread.watches) or any(wanted)):
+            self.tracer.watch(thread.port, wanted)
+            thread.watches = wanted
+
+    def _stop_each_once(self, process: TracedProcess) -> None:
+        """Have each running thread stop and go on, as it is wanted now; wait for that, except from a handler."""
+        running = {}
+        for thread in process.living():
+            if thread.state in (State.RUNNING, State.LISTENING) and thread is not self.tracees.current:
                 running[thread] = thread.port.stops
                 self.tracer.interrupt(thread.port)
         if self.reception.serving is None and self.tracees.current is None:
@@ -110,6 +130,8 @@ class Coordinator:
         self.armory.remove_entry_trap(space)
         for thread in self.tracees.threads_in(space):
             self._steps.leave_slot(thread)
+            if any(thread.watches):
+                self.tracer.watch(thread.port, [None] * len(thread.watches))
         if space.slots.areas:
             with self.keeper.stopped_thread(space) as thread:
                 for area in space.slots.areas:
@@ -160,6 +182,7 @@ class Coordinator:
 
     def _go(self, thread: Thread) -> None:
         """Let the thread do what its state says."""
+        self._watch(thread)
         match thread.state:
             case State.STEPPING if self._turns.needs(thread):
                 self._turns.ask(thread)
@@ -250,6 +273,7 @@ class Coordinator:
             if other is not thread:
                 self._census.forget(other)
         thread.plan = thread.mask = None
+        thread.watches = ()  # the kernel has cleared them
         thread.deferred.clear()
         thread.pending, thread.group_stopped = 0, False
         self._move(thread, Input.EXECED)
@@ -312,7 +336,13 @@ class Coordinator:
         self.reception.obey(thread, listener.syscall_exited(process, thread.tid, event.number, event.result))
         self._move(thread, Input.SYSCALL)
 
+    def _on_watch_hit(self, thread: Thread, event: events.WatchHit) -> None:
+        self.reception.watch_hit(thread, event.watched)
+        self._move(thread, Input.WATCHED)
+
     def _on_step_done(self, thread: Thread, event: events.StepDone) -> None:
+        if event.watched:
+            self.reception.watch_hit(thread, event.watched)
         if thread.state is State.RUNNING:
             self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, VirtAddr(0)))
         else:
@@ -338,4 +368,6 @@ class Coordinator:
 
 def _runs_as_before(thread: Thread, stops: int) -> bool:
     """Whether it has not stopped since, so that it may still run as it was let run then."""
-    return thread.state is State.RUNNING and thread.vfork_child is None and thread.port.stops == stops
+    return (
+        thread.state in (State.RUNNING, State.LISTENING) and thread.vfork_child is None and thread.port.stops == stops
+    )

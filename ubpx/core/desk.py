@@ -25,7 +25,7 @@ from ubpx.core.plugins import ClientPlugin, client_plugin
 from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.ubp.plans import Strategy
-from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.verdicts import RegisterCollision
 
 Resolve = Callable[[str | int, TracedProcess], Place]
@@ -86,6 +86,8 @@ class TargetDesk:
         self._target: Final = target
         self._ages: Final = count()
         self._requests: Final[dict[Lease, Request]] = {}
+        self._watches: Final[dict[Lease, AddressSpace]] = {}
+        """Leases of watchpoints, and where."""
         self._modules: Final = ModuleWatch(find_loader_stop, self._watch, self._modules_changed)
         self._itself: Final = Client(STARTER, priority=0, target=target, desk=self)
         """The client in whose name ubpx probes for itself; it has joined nowhere."""
@@ -148,7 +150,7 @@ class TargetDesk:
 
     def leases_of(self, client: Client) -> Sequence[Lease]:
         """Armed and pending ones."""
-        return tuple(lease for lease in tuple(self._requests) if lease.client is client)
+        return tuple(lease for lease in (*self._requests, *self._watches) if lease.client is client)
 
     def _sweep(self, client: Client) -> None:
         """The client is quarantined: take everything back and tell the others."""
@@ -165,6 +167,7 @@ class TargetDesk:
     def _sweep_leases(self, client: Client, state: LeaseState) -> None:
         for lease in self.leases_of(client):
             self._withdraw(lease, state)
+            self._unwatch(lease, state)
         if self.process is not None:
             for hold in self._coordinator.keeper.holds.of(client.name, self.process.pid):
                 self._coordinator.keeper.release_hold(hold)
@@ -219,6 +222,26 @@ class TargetDesk:
         self._requests[lease] = request
         return lease
 
+    def watch(self, client: Client, watched: Watched, handler: Handler, priority: int) -> Lease:
+        """See ``Client.watch``."""
+        return self.loop.run(lambda: self._watch_data(client, watched, handler, priority))
+
+    def _watch_data(self, client: Client, watched: Watched, handler: Handler, priority: int) -> Lease:
+        client.check_live()
+        process = self._traced
+        lease = Lease(client, handler, priority=priority, age=next(self._ages), spec=None, exclusive=False)
+        fresh = process.space.watches.grant(lease, watched)
+        self._watches[lease] = process.space
+        if fresh:
+            self._coordinator.rewatch(process)
+        return lease
+
+    def _unwatch(self, lease: Lease, state: LeaseState) -> None:
+        space, process = self._watches.pop(lease, None), self.process
+        idle = space is not None and space.watches.withdraw(lease, state)
+        if idle and process is not None and process.space is space and not process.ended.is_set():
+            self._coordinator.rewatch(process)
+
     def _wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
         lease.state, lease.probepoint, lease.obstacle = LeaseState.PENDING, None, why
         self.pending.append(lease)
@@ -253,6 +276,8 @@ class TargetDesk:
 
     def release(self, lease: Lease) -> None:
         """See ``Lease.release``."""
+        if lease in self._watches:
+            self._after_hit(lambda: self._unwatch(lease, LeaseState.RELEASED))
         if lease in self._requests:
             self._after_hit(lambda: self._withdraw(lease, LeaseState.RELEASED))
 
@@ -372,6 +397,8 @@ class TargetDesk:
             old.registry.remove(probepoint)
             if not own:
                 self._tell_lost(probepoint.address, "the process runs a new program")
+        for lease in tuple(self._watches):
+            self._unwatch(lease, LeaseState.LOST)
         if not self.starting:
             self._herald.tell("ubpx_process_execed", process=process, path=_executable(process.pid))
 
@@ -437,6 +464,8 @@ class TargetDesk:
         for lease in tuple(self._requests):
             if not process.space.registry.withdraw(lease, LeaseState.RELEASED):
                 lease.state = LeaseState.RELEASED
+        for lease in tuple(self._watches):
+            self._watches.pop(lease).watches.withdraw(lease, LeaseState.RELEASED)
         self._requests.clear()
         self.pending.clear()
 

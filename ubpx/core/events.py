@@ -32,6 +32,17 @@ class StopEvent:
 class StepDone(StopEvent):
     """A single step ended (SIGTRAP, TRAP_TRACE)."""
 
+    watched: tuple[int, ...] = ()
+    """The debug registers that noticed something in it."""
+
+
+@attrs.frozen
+class WatchHit(StopEvent):
+    """Debug registers have noticed something (SIGTRAP, TRAP_HWBKPT); a data access has been done."""
+
+    watched: tuple[int, ...]
+    """Their numbers."""
+
 
 @attrs.frozen
 class SignalArrived(StopEvent):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from typing import Any, Protocol
 
-from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 
 
 class Memory(Protocol):
@@ -237,6 +237,10 @@ class Tracer(Protocol):
 
     def store(self, thread: TracedThread) -> None:
         """Write ``thread.words`` to the stopped thread."""
+        ...
+
+    def watch(self, thread: TracedThread, watched: Sequence[Watched | None]) -> None:
+        """Have the stopped thread's debug registers watch these, in their order; None: nothing."""
         ...
 
     def replace_signal(self, thread: TracedThread, info: bytes) -> None:

@@ -49,7 +49,7 @@ class Lease:
     """
 
     __slots__ = ("address", "age", "client", "errors", "exclusive", "forced", "handler", "hits", "obstacle", "priority",
-                 "probepoint", "spec", "state")  # fmt: skip
+                 "probepoint", "spec", "state", "watchpoint")  # fmt: skip
 
     def __init__(
         self, client: LeaseHolder, handler: Handler, *, priority: int, age: int, spec: str | None, exclusive: bool
@@ -70,6 +70,8 @@ class Lease:
         """Arrivals whose handler raised."""
         self.state = LeaseState.PENDING
         self.probepoint: Probepoint | None = None
+        self.watchpoint: Any = None
+        """The ``Watchpoint`` that it shares, where it is a lease of one."""
         self.obstacle: UbpxError | None = None
         """While it is PENDING: why it could not be armed when that was last tried."""
 

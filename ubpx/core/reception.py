@@ -1,7 +1,8 @@
 """What happens at a hit around its handlers: failures, verdicts, register writes, the way past the trap."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Final
 
 from ubpx._errors import MemoryFault, SlotsExhausted
@@ -13,7 +14,7 @@ from ubpx.core.keeper import Keeper, Move
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.probepoints import Lease
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import Answer, ProbeSite, TombSite
+from ubpx.core.sites import Answer, ProbeSite, TombSite, run_handlers
 from ubpx.core.spaces import StopKind, Thread, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.steps import Steps
@@ -63,10 +64,11 @@ class HitReception:
                 self._tracees.listeners[pid].handler_blocked(lease)
 
     def _pids_of(self, lease: Lease) -> Iterator[ProcessId]:
-        space = lease.probepoint.space if lease.probepoint else None
-        return (
-            pid for pid, each in self._tracees.processes.items() if each.space.identity == space and not each.silent
-        )
+        for pid, process in self._tracees.processes.items():
+            space = process.space
+            here = lease.probepoint is not None and lease.probepoint.space == space.identity
+            if not process.silent and (here or lease in space.watches.leases()):
+                yield pid
 
     def conclude(self, port: TracedThread, site: ProbeSite | TombSite, answers: list[Answer]) -> None:
         """After all handlers: verdicts, register writes, the step, and what was put off."""
@@ -76,25 +78,50 @@ class HitReception:
         try:
             if isinstance(site, ProbeSite):
                 self._settle_hit(thread, site, answers)
-            deferred, self.after_hit = self.after_hit, []
-            for action in deferred:
-                action()
+            self._do_what_waited()
             if thread.state is not State.GONE:
                 self._move(thread, Input.ARRIVED)
         finally:
             self._tracees.current = before
 
+    def _do_what_waited(self) -> None:
+        """What handlers asked for that takes effect after the hit."""
+        deferred, self.after_hit = self.after_hit, []
+        for action in deferred:
+            action()
+
     def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
         thread.site, thread.arrival = site, tuple(thread.port.words)
-        wanted = [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None]
-        written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
-        merged = merge_writes(written)
+        registers = self._merge(thread, site.probepoint.address, answers)
+        self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
+        if registers or thread.tid in site.unlanded:
+            self._land(thread, site, registers)
+        self._plan_step(thread, site, registers)
+
+    def _merge(self, thread: Thread, address: VirtAddr, answers: list[Answer]) -> Mapping[str, int]:
+        """The registers to write; clients that disagree are told."""
+        merged = merge_writes([(lease.client.name, writes) for lease, _, writes in answers if writes])
         for collision in merged.collisions:
-            self._tracees.listeners[thread.process.pid].collided(site.probepoint.address, collision)
-        self.obey(thread, wanted)
-        if merged.registers or thread.tid in site.unlanded:
-            self._land(thread, site, merged.registers)
-        self._plan_step(thread, site, merged.registers)
+            self._tracees.listeners[thread.process.pid].collided(address, collision)
+        return merged.registers
+
+    def watch_hit(self, thread: Thread, registers: Sequence[int]) -> None:
+        """Run the handlers of the watchpoints that were hit, and settle what they want."""
+        space, port = thread.process.space, thread.port
+        points = space.watches.hit(registers)
+        if thread.process.silent or not points or not self.tracer.fetch(port):
+            return
+        self.serving, self.serving_since = port, monotonic()
+        leases = tuple(lease for point in points for lease in point.leases)
+        for lease in leases:
+            lease.hits += 1
+        answers = run_handlers(leases, port, space, self) or []
+        self.serving = None
+        merged = self._merge(thread, points[0].address, answers)
+        self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
+        if merged:
+            self.write_registers(thread, merged)
+        self._do_what_waited()
 
     def obey(self, thread: Thread, wanted: Wanted) -> None:
         """Note who steps and who holds; the least permissive verdict wins."""

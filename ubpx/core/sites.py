@@ -44,6 +44,43 @@ def set_pc(tracer: Tracer, thread: TracedThread, space: AddressSpace, pc: VirtAd
     tracer.store(thread)
 
 
+def run_handlers(
+    leases: tuple[Lease, ...], thread: TracedThread, space: AddressSpace, reception: Reception
+) -> list[Answer] | None:
+    """Each in turn; None if none of them wants anything."""
+    answers: list[Answer] | None = None
+    watchdog = reception.watchdog
+    waiting = iter(leases)
+    while True:
+        try:
+            for lease in waiting:
+                watchdog.watched = hit = Hit(lease, thread, space)
+                try:
+                    answer = lease.handler(hit)
+                    watchdog.watched = None
+                    if answer is not None and not isinstance(answer, Verdict):
+                        raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
+                except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
+                    watchdog.watched = None
+                    reception.handler_failed(lease, error)
+                else:
+                    if lease.client.strikes:
+                        reception.handler_succeeded(lease)
+                    if answer is not None or hit._writes is not None:
+                        answers = [] if answers is None else answers
+                        answers.append((lease, answer, hit._writes))
+                hit._thread = None
+                if watchdog.alarmed:
+                    reception.calm(lease)
+        except HandlerOverran as late:  # the alarm came between two lines of ours
+            watchdog.watched = None
+            reception.handler_failed(lease, late)
+            hit._thread = None
+            reception.calm(lease)
+        else:
+            return answers
+
+
 class ProbeSite:
     """A probepoint's trap: runs the handlers of its leases, in order, each isolated.
 
@@ -117,48 +154,12 @@ class ProbeSite:
         leases = self.leases
         for lease in leases:
             lease.hits += 1
-        answers = self._run_handlers(leases, thread, reception)
+        answers = run_handlers(leases, thread, self.space, reception)
         reception.serving = None
         if answers is None and not (self._steps or thread.held or reception.after_hit or self.unlanded):
             return True
         reception.conclude(thread, self, answers or [])
         return False
-
-    def _run_handlers(
-        self, leases: tuple[Lease, ...], thread: TracedThread, reception: Reception
-    ) -> list[Answer] | None:
-        """Each in turn; None if none of them wants anything."""
-        answers: list[Answer] | None = None
-        watchdog = reception.watchdog
-        waiting = iter(leases)
-        while True:
-            try:
-                for lease in waiting:
-                    watchdog.watched = hit = Hit(lease, thread, self.space)
-                    try:
-                        answer = lease.handler(hit)
-                        watchdog.watched = None
-                        if answer is not None and not isinstance(answer, Verdict):
-                            raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
-                    except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
-                        watchdog.watched = None
-                        reception.handler_failed(lease, error)
-                    else:
-                        if lease.client.strikes:
-                            reception.handler_succeeded(lease)
-                        if answer is not None or hit._writes is not None:
-                            answers = [] if answers is None else answers
-                            answers.append((lease, answer, hit._writes))
-                    hit._thread = None
-                    if watchdog.alarmed:
-                        reception.calm(lease)
-            except HandlerOverran as late:  # the alarm came between two lines of ours
-                watchdog.watched = None
-                reception.handler_failed(lease, late)
-                hit._thread = None
-                reception.calm(lease)
-            else:
-                return answers
 
 
 class TombSite:

@@ -13,7 +13,8 @@ from ubpx.core.registers import RegisterLayout
 from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
 from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
-from ubpx.core.values import AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.watchpoints import WatchTable
 
 
 class HidingMemory:
@@ -88,6 +89,7 @@ class AddressSpace:
         """For the fast lane, by the PC that a trap reports."""
         self.silent_sites: Final[dict[int, Site]] = {}
         """The same for children that share the memory: stepped over, not counted."""
+        self.watches: Final = WatchTable()
         self.quiesced = False
         self.taking_turns = False
         """Threads step in place, one at a time; the others are stopped meanwhile."""
@@ -129,6 +131,7 @@ class Thread:
         "stop",
         "vfork_child",
         "wanted",
+        "watches",
     )  # fmt: skip
 
     def __init__(self, port: TracedThread, process: "TracedProcess") -> None:
@@ -137,6 +140,8 @@ class Thread:
         self.state = State.RUNNING
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
+        self.watches: tuple[Watched | None, ...] = ()
+        """What its debug registers watch."""
         self.held = False
         """Somebody keeps it stopped, or wants to."""
         self.pending = 0

@@ -50,6 +50,8 @@ class Input(StrEnum):
     GROUP_STOPPED = "GROUP_STOPPED"
     SYSCALL = "SYSCALL"
     """It enters or leaves a system call."""
+    WATCHED = "WATCHED"
+    """It did what a debug register watches; the handlers have run."""
     TASK_CREATED = "TASK_CREATED"
     EXECED = "EXECED"
     RELEASED = "RELEASED"
@@ -111,9 +113,11 @@ TRANSITIONS: Final[Mapping[tuple[State, Input], Action]] = {
     (State.RUNNING, Input.INTERRUPTED): Action.PROCEED,
     (State.RUNNING, Input.GROUP_STOPPED): Action.LISTEN,
     (State.RUNNING, Input.SYSCALL): Action.PROCEED,
+    (State.RUNNING, Input.WATCHED): Action.PROCEED,
     (State.RUNNING, Input.TASK_CREATED): Action.PROCEED,
     (State.RUNNING, Input.EXECED): Action.RENEW,
     (State.STEPPING, Input.STEP_DONE): Action.FINISH_STEP,
+    (State.STEPPING, Input.WATCHED): Action.PROCEED,
     (State.STEPPING, Input.ARRIVED): Action.PROCEED,  # at a trap that was set where it stood
     (State.STEPPING, Input.SIGNAL): Action.DEFER,
     (State.STEPPING, Input.FAULT): Action.CANCEL_AND_DELIVER,

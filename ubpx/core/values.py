@@ -97,6 +97,18 @@ def parse_maps(text: str) -> tuple[MappedRange, ...]:
     return tuple(ranges)
 
 
+@attrs.frozen
+class Watched:
+    """What one hardware debug register watches."""
+
+    address: VirtAddr
+    """Aligned to ``size``."""
+    size: int
+    """In bytes: 1, 2, 4 or 8."""
+    access: str
+    """``WRITE``, ``READWRITE`` or ``EXECUTE``."""
+
+
 @attrs.frozen(kw_only=True)
 class Place:
     """Where a probe specification leads in one process."""

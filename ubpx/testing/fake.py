@@ -10,7 +10,7 @@ import attrs
 from ubpx._errors import NoSuchProcess, SlotsExhausted, UsageError
 from ubpx.core import events
 from ubpx.core.ports import Launched
-from ubpx.core.values import MappedRange, ProcessId, VirtAddr
+from ubpx.core.values import MappedRange, ProcessId, VirtAddr, Watched
 from ubpx.testing.life import Life
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import Condition, FakeThread, Happening, Stop
@@ -223,6 +223,12 @@ class FakeTracer(Life):
     def signal_info(self, thread: Any) -> bytes:
         """The siginfo of its stop; empty if it is gone."""
         return thread.siginfo if self._check_stopped("signal_info", thread) else b""
+
+    def watch(self, thread: Any, watched: Sequence[Watched | None]) -> None:
+        """Kept by the thread."""
+        if self._check_stopped("watch", thread):
+            self._note("watch", thread, tuple(watched))
+            thread.watched = tuple(watched)
 
     def replace_signal(self, thread: Any, info: bytes) -> None:
         """What the next ``resume(signal=...)`` delivers."""

@@ -28,6 +28,16 @@ class Life(Stage):
         act = partial(act, child_first=child_first, vfork=vfork, lost=lost)
         self._tell(tid, "fork", act)
 
+    def access(self, tid: int, address: int) -> None:
+        """The thread does what a debug register watches at ``address``; nothing, if none does as it comes there."""
+        thread = self._threads[ThreadId(tid)]
+        self._tell(tid, "access", partial(self._access, thread, address))
+
+    def _access(self, thread: FakeThread, address: int) -> None:
+        hit = tuple(number for number, each in enumerate(thread.watched) if each and each.address == address)
+        if hit:
+            self._stopped(thread, Stop.SIGNAL, events.WatchHit(thread, hit))
+
     def syscall(self, tid: int, number: int, *arguments: int, result: int = 0) -> None:
         """The thread makes a system call: two stops if it reports them as it comes there, else none."""
         thread = self._threads[ThreadId(tid)]

@@ -9,7 +9,7 @@ import attrs
 
 from ubpx.core.ports import Site
 from ubpx.core.ubp.x86_64 import X86_64
-from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.testing.memory import FakeMemory
 
 REGISTERS: Final = X86_64.register_names
@@ -69,6 +69,7 @@ class FakeThread:
         self.held = False
         self.reports_syscalls = False
         self.stops = 0
+        self.watched: tuple[Watched | None, ...] = ()
         self.registers: list[int] = [0] * len(REGISTERS)
         """What the thread itself has; ``words`` are the tracer's copy."""
         self.condition = Condition.RUNNING

@@ -2,9 +2,10 @@
 
 import ctypes
 import signal
+from collections.abc import Sequence
 from typing import Final
 
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import VirtAddr, Watched
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.injection import set_signal_mask, signal_mask
 from ubpx_ptracepp.requests import (
@@ -12,9 +13,11 @@ from ubpx_ptracepp.requests import (
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
     PTRACE_LISTEN,
+    PTRACE_POKEUSER,
     PTRACE_SETREGS,
     PTRACE_SETSIGINFO,
     PTRACE_SINGLESTEP,
+    peek_user,
     request,
     swift,
     tgkill,
@@ -24,6 +27,11 @@ from ubpx_ptracepp.tasks import PtraceThread
 SIGINFO_SIZE: Final = 128
 SI_CODE, SI_ADDR = 8, 16
 """Offsets in a siginfo."""
+_DEBUG_REGISTERS: Final = 848
+"""Offset of u_debugreg in struct user (<sys/user.h>)."""
+_STATUS, _CONTROL = 6, 7
+_KINDS: Final = {"EXECUTE": 0, "WRITE": 1, "READWRITE": 3}
+_LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
 _FAULTS_PENDING: Final = sum(
     1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 )
@@ -64,6 +72,23 @@ class ThreadCommands:
         if swift(PTRACE_SETREGS, thread.tid, 0, thread.buffer) == -1:
             request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
 
+    # Debug registers ------------------------------------------------------------------------
+
+    def watch(self, thread: PtraceThread, watched: Sequence[Watched | None]) -> None:
+        """Debug registers and what they watch (Intel SDM volume 3B, 18.2)."""
+        control = sum(_enabled(number, each) for number, each in enumerate(watched) if each is not None)
+        request(PTRACE_POKEUSER, thread.tid, _DEBUG_REGISTERS + _CONTROL * 8, 0)  # none while the addresses change
+        for number, each in enumerate(watched):
+            request(PTRACE_POKEUSER, thread.tid, _DEBUG_REGISTERS + number * 8, each.address if each else 0)
+        request(PTRACE_POKEUSER, thread.tid, _DEBUG_REGISTERS + _CONTROL * 8, control)
+        thread.watching = control != 0
+
+    def noticed(self, thread: PtraceThread) -> tuple[int, ...]:
+        """The numbers of the debug registers that have noticed something since this was asked last."""
+        status = peek_user(thread.tid, _DEBUG_REGISTERS + _STATUS * 8)
+        request(PTRACE_POKEUSER, thread.tid, _DEBUG_REGISTERS + _STATUS * 8, 0)
+        return tuple(number for number in range(4) if status >> number & 1)
+
     # Signals --------------------------------------------------------------------------------
 
     def signal_info(self, thread: PtraceThread) -> bytes:
@@ -100,6 +125,12 @@ class ThreadCommands:
     def send_signal(self, thread: PtraceThread, signal: int) -> None:
         """To the one thread."""
         tgkill(thread.pid, thread.tid, signal)
+
+
+def _enabled(number: int, watched: Watched) -> int:
+    """The bits of the control register for one watched place."""
+    kind = _KINDS[watched.access] | _LENGTHS[watched.size] << 2
+    return 1 << 2 * number | kind << 16 + 4 * number
 
 
 def siginfo(tid: int) -> bytes | None:

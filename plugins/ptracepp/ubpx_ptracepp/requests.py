@@ -27,6 +27,7 @@ from ptrace.binding.func import (
     PTRACE_O_TRACEFORK,
     PTRACE_O_TRACESYSGOOD,
     PTRACE_O_TRACEVFORK,
+    PTRACE_PEEKUSER,
     PTRACE_POKEUSER,
     PTRACE_SETOPTIONS,
     PTRACE_SETREGS,
@@ -95,6 +96,7 @@ _NAMES: Final = {
     PTRACE_SYSCALL: "PTRACE_SYSCALL",
     PTRACE_GETREGS: "PTRACE_GETREGS",
     PTRACE_SETREGS: "PTRACE_SETREGS",
+    PTRACE_POKEUSER: "PTRACE_POKEUSER",
     PTRACE_GETSIGINFO: "PTRACE_GETSIGINFO",
     PTRACE_SETSIGINFO: "PTRACE_SETSIGINFO",
     PTRACE_GETEVENTMSG: "PTRACE_GETEVENTMSG",
@@ -117,6 +119,13 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
     if code == errno.ESRCH:
         return False
     raise PtraceFailed(_NAMES.get(number, f"ptrace request {number:#x}"), tid, OSError(code, os.strerror(code)))
+
+
+def peek_user(tid: int, offset: int) -> int:
+    """One word of the thread's struct user; 0 if it is gone."""
+    ctypes.set_errno(0)
+    word: int = _checked(PTRACE_PEEKUSER, tid, offset, 0)
+    return word & 0xFFFF_FFFF_FFFF_FFFF if word != -1 or ctypes.get_errno() == 0 else 0
 
 
 def event_message(tid: int) -> int | None:
@@ -166,6 +175,6 @@ __all__ = [
     "PTRACE_GETSIGMASK", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP",
     "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
     "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
-    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "quick", "request", "shares_memory", "swift",
-    "syscall_info", "tgkill",
+    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek_user", "quick", "request", "shares_memory",
+    "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
     __slots__ = ("buffer", "call", "go", "held", "interrupted", "pid", "rewound", "sites", "stepping", "stops", "tid",
-                 "words")  # fmt: skip
+                 "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -27,6 +27,8 @@ class PtraceThread:
         self.stops = 0
         self.interrupted = False
         """We asked it to stop, and have not seen it do so."""
+        self.watching = False
+        """Its debug registers watch something."""
         self.stepping = False
         """It was last let run for one instruction."""
         self.go: int = PTRACE_CONT

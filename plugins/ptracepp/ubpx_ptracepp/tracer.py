@@ -59,6 +59,7 @@ _NO_CALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SYSCALL_INSN_SIZE: Final = 2
 _TRAP_BRKPT: Final = 1
 _TRAP_TRACE: Final = 2
+_TRAP_HWBKPT: Final = 4
 _EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
@@ -249,7 +250,9 @@ class PtraceTracer(ThreadCommands):
         code = _code(info)
         # A step over a system call is reported at its end, with the code that kill could not give either.
         if number == signal.SIGTRAP and (code == _TRAP_TRACE or (code == _TRAP_BRKPT and thread.stepping)):
-            return events.StepDone(thread)
+            return events.StepDone(thread, self.noticed(thread) if thread.watching else ())
+        if number == signal.SIGTRAP and code == _TRAP_HWBKPT and (noticed := self.noticed(thread)):
+            return events.WatchHit(thread, noticed)
         address = int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little")
         return events.SignalArrived(thread, number, code, VirtAddr(address))
 
