@@ -249,3 +249,23 @@ def test_a_step_over_a_call_that_blocks_may_be_left(
     program.tell("5\n")
     assert program.number("answer") == 6
     assert program.tell("q\n").wait() == 0
+
+
+def test_a_program_held_at_a_fault_can_be_probed(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
+    """Invariant: mapping slots in a program whose one thread is held at a fault delivers nothing before the release."""
+    program = target_program("faults", "load", 1)
+    hooks = SignalKeeper(ubpx.Verdict.HOLD)
+    with ubpx.attach(program.pid) as target:
+        target.client("debugger", hooks=hooks)
+        program.tell("g")
+        assert eventually(target.holds)
+        lease = target.client("other").probe("probed_fault_load", lambda _: None, strategy="BOOST")
+        assert lease.probepoint is not None
+        assert lease.probepoint.slot is not None
+        assert hooks.asked == [(program.pid, signal.SIGSEGV)]
+        assert target.wait(timeout=0.05) is None
+        hooks.answer = None
+        (hold,) = target.holds()
+        hold.release()
+        program.number("arrivals")
+    assert program.tell("q").wait() == 0

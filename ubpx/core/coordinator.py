@@ -141,6 +141,7 @@ class Coordinator:
     def _let_go(self, process: TracedProcess) -> None:
         for thread in process.living():
             if thread.state is State.PARKED:
+                self._steps.part_with(thread)
                 self.tracer.detach(thread.port, thread.pending)
             self._census.forget(thread)
         if process.silent:
@@ -207,6 +208,7 @@ class Coordinator:
     def _resume(self, thread: Thread) -> None:
         thread.site = thread.arrival = None
         thread.pending, due = 0, thread.pending
+        self._steps.send_postponed(thread)
         self.tracer.resume(thread.port, due)
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
@@ -310,8 +312,9 @@ class Coordinator:
     # Signals and steps --------------------------------------------------------------------
 
     def _on_signal(self, thread: Thread, event: events.SignalArrived) -> None:
+        known = self._steps.is_postponed(thread, event)
         fault = self._steps.signal_arrived(thread, event)
-        if fault or thread.state is not State.STEPPING:
+        if not known and (fault or thread.state is not State.STEPPING):
             self._ask_about_signal(thread)
         self._move(thread, Input.FAULT if fault else Input.SIGNAL)
 

@@ -9,7 +9,7 @@ from ubpx._errors import SlotsExhausted, TargetGone, UsageError
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
-from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
+from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
@@ -21,12 +21,6 @@ _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 Move = Callable[[Thread, Input], None]
 RunUntil = Callable[[Callable[[], bool]], None]
 WriteRegisters = Callable[[Thread, Mapping[str, int]], None]
-
-
-def _can_stop(thread: Thread) -> bool:
-    """Not on its way out, and not waiting for a vfork child."""
-    waits = thread.vfork_child is not None and thread.state is State.RUNNING
-    return thread.state not in _LEAVING and not waits
 
 
 class Keeper:
@@ -134,6 +128,8 @@ class Keeper:
     def _exchange_signal(self, thread: Thread, signal: int) -> None:
         if thread.pending:
             thread.pending = signal
+        elif thread.postponed is not None:
+            thread.postponed = PostponedSignal(signal, b"") if signal else None
         elif signal:  # only from a signal's own stop could it go along
             self._tracer.send_signal(thread.port, signal)
 
@@ -193,7 +189,8 @@ class Keeper:
         if current is not None and current.process.space is space and self._injectable(current):
             yield current
             return
-        thread = next((each for each in self._tracees.threads_in(space) if self._parked_plainly(each)), None)
+        threads = sorted(self._tracees.threads_in(space), key=lambda each: each.pending)  # those that owe none first
+        thread = next((each for each in threads if self._parked_plainly(each)), None)
         if thread is not None:
             yield thread
             return
@@ -208,20 +205,29 @@ class Keeper:
         return thread.state is State.PARKED and self._injectable(thread)
 
     def _injectable(self, thread: Thread) -> bool:
-        if thread.pending or thread.vfork_child is not None or thread.state in _LEAVING:
+        if thread.vfork_child is not None or thread.state in _LEAVING:
             return False
+        if thread.pending:
+            if not self._is_somebodys(thread):
+                return False  # it may as well take its signal first
+            thread.postponed = PostponedSignal(thread.pending, self._tracer.signal_info(thread.port))
+            thread.pending = 0
         if thread.stop is StopKind.EVENT:
             if not self._tracer.settle(thread.port):
                 return False
             thread.stop = StopKind.PLAIN
         return True
 
+    def _is_somebodys(self, thread: Thread) -> bool:
+        """Held by a client, not just by us for a moment."""
+        return self.holds.holds(thread.process.pid, thread.tid, but_for=thread.stepped_by)
+
     def _stop_one(self, space: AddressSpace) -> Thread:
-        """Stop some thread for a moment; one that owes a signal takes it first."""
-        while candidates := [each for each in self._tracees.threads_in(space) if _can_stop(each)]:
+        """Stop some thread for a moment; one that owes a signal takes it first. Raises TargetGone, SlotsExhausted."""
+        while candidates := [each for each in self._tracees.threads_in(space) if self._can_stop(each)]:
             thread = candidates[0]
             thread.wanted = True
-            if thread.state is State.PARKED:  # by whoever holds it: it takes its signal, and stops again
+            if thread.state is State.PARKED:
                 thread.state = State.RUNNING
                 thread.pending, due = 0, thread.pending
                 self._tracer.resume(thread.port, due)
@@ -232,7 +238,17 @@ class Keeper:
                 return thread
             thread.wanted = False
             self.refresh(thread)
+        if any(thread.state not in _LEAVING for thread in self._tracees.threads_in(space)):
+            raise SlotsExhausted(space.pid, VirtAddr(0), "each of its threads is held, or waits for a vfork child")
         raise TargetGone(space.pid, None)
+
+    def _can_stop(self, thread: Thread) -> bool:
+        """Not on its way out, waiting for a vfork child, or held by somebody."""
+        if thread.state in _LEAVING or thread.vfork_child is not None:
+            return False
+        if thread.state is State.PARKED:
+            return thread.pending > 0 and not self._is_somebodys(thread)
+        return not (thread.process.space.vforked and self._tracer.cannot_run(thread.port))
 
     def _reclaim(self, space: AddressSpace) -> bool:
         """Free the retired slots that no thread is in; False where the threads cannot all be stopped now."""

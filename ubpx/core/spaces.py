@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
+import attrs
+
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.ports import Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
@@ -111,6 +113,20 @@ class StopKind(StrEnum):
     """The program's own group-stop; only in this one may a thread listen."""
 
 
+@attrs.define
+class PostponedSignal:
+    """A signal that was due at a stop which the thread was borrowed from; it comes again first when the thread runs."""
+
+    number: int
+    info: bytes
+    sent: bool = False
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the thread's own instruction raised it, and would again."""
+        return int.from_bytes(self.info[8:12], "little", signed=True) > 0
+
+
 class Thread:
     """One traced thread. ``state`` is moved by ``stepping.step`` alone."""
 
@@ -123,6 +139,7 @@ class Thread:
         "pending",
         "plan",
         "port",
+        "postponed",
         "process",
         "site",
         "state",
@@ -140,6 +157,7 @@ class Thread:
         self.state = State.RUNNING
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
+        self.postponed: PostponedSignal | None = None
         self.watches: tuple[Watched | None, ...] = ()
         """What its debug registers watch."""
         self.held = False

@@ -63,6 +63,27 @@ class Steps:
         except (InsnRefused, MemoryFault):
             return None
 
+    def is_postponed(self, thread: Thread, event: events.SignalArrived) -> bool:
+        """Whether this is the signal that the thread was borrowed from: it is delivered as it was, and nobody asked."""
+        postponed = thread.postponed
+        if postponed is None or not postponed.sent or postponed.number != event.signal:
+            return False
+        thread.postponed = None
+        if postponed.info:
+            self._tracer.replace_signal(thread.port, postponed.info)
+        return True
+
+    def send_postponed(self, thread: Thread) -> None:
+        """Have the signal come again that could not be delivered from the present stop."""
+        if thread.postponed is not None and not thread.postponed.sent:
+            thread.postponed.sent = True
+            self._tracer.send_signal(thread.port, thread.postponed.number)
+
+    def part_with(self, thread: Thread) -> None:
+        """Before a stopped thread is left: no signal is lost with it. A fault comes again by itself."""
+        if thread.postponed is not None and not thread.postponed.is_fault:
+            self.send_postponed(thread)
+
     def defer(self, thread: Thread) -> None:
         """Keep the signal that the thread stopped for until its step is done; no other comes meanwhile."""
         number, thread.pending = thread.pending, 0
@@ -90,6 +111,7 @@ class Steps:
         if thread.plan is None:
             thread.pending, due = 0, thread.pending
         thread.site = thread.arrival = None
+        self.send_postponed(thread)
         self._tracer.step(thread.port, due)
 
     def _plan_where_it_stands(self, thread: Thread) -> None:

@@ -338,3 +338,47 @@ def test_what_cannot_step(world: World) -> None:
     world.fake.idle()
     with pytest.raises(TargetGone):
         client.step(101)
+
+
+def test_a_thread_held_at_a_signal_can_be_borrowed(world: World) -> None:
+    """Invariant: a thread held at a signal maps slots for another client, and gets the signal at its release."""
+    hooks = Asked(Verdict.HOLD)
+    world.attach().client("a", hooks=hooks)
+    world.fake.signal(PID, USR1, code=-6)
+    world.fake.idle()
+    info = world.fake.thread(PID).siginfo
+    lease = world.client("b").probe(LEA, lambda _: None)
+    assert lease.probepoint is not None
+    assert lease.probepoint.slot is not None
+    assert delivered(world) == []
+    assert world.fake.thread(PID).condition == "STOPPED"
+    (hold,) = world.holds()
+    hold.release()
+    world.fake.idle()
+    assert delivered(world) == [USR1]
+    assert world.fake.thread(PID).siginfo == info
+    assert hooks.asked == [(PID, USR1)]
+    assert world.fake.thread(PID).condition == "RUNNING"
+
+
+@pytest.mark.parametrize("given", [0, USR2])
+def test_a_borrowed_threads_signal_may_still_be_exchanged(world: World, given: int) -> None:
+    """Invariant: the release decides about the signal, whatever was done with the thread meanwhile."""
+    world.attach().client("a", hooks=Asked(Verdict.HOLD))
+    world.fake.signal(PID, USR1)
+    world.fake.idle()
+    world.client("b").probe(LEA, lambda _: None)
+    (hold,) = world.holds()
+    hold.release(signal=given)
+    world.fake.idle()
+    assert delivered(world) == ([given] if given else [])
+
+
+def test_a_detach_brings_a_borrowed_threads_signal_back(world: World) -> None:
+    """Invariant: no signal is lost to a detach."""
+    world.attach().client("a", hooks=Asked(Verdict.HOLD))
+    world.fake.signal(PID, USR1)
+    world.fake.idle()
+    world.client("b").probe(LEA, lambda _: None)
+    world.detach()
+    assert ("send_signal", PID, USR1) in world.fake.actions(PID, "send_signal")
