@@ -1,5 +1,6 @@
 """Who comes and who goes: tasks that appear, threads that are forgotten, processes that end."""
 
+from collections.abc import Callable
 from itertools import count
 from typing import Final
 
@@ -27,6 +28,7 @@ class Census:
         armory: Armory,
         *,
         move: Move,
+        abandon: Callable[[AddressSpace], None],
     ) -> None:
         self._tracer: Final = tracer
         self._architecture: Final = architecture
@@ -34,6 +36,7 @@ class Census:
         self._keeper: Final = keeper
         self._armory: Final = armory
         self._move: Final = move
+        self._abandon: Final = abandon
         self._early: Final[set[ThreadId]] = set()
         """Tasks that appeared before whoever made them said so."""
         self._identities: Final = count(1)
@@ -109,6 +112,7 @@ class Census:
             thread = self.adopt(port, child)
             self._tell_forked(parent, child.pid)
             self._move(thread, Input.APPEARED)
+            self.end_if_empty(parent)
             return
         self._armory.clean(parent.space, self.new_space(event.process, slots_allowed=False))
         self._tell_forked(parent, event.process)
@@ -151,6 +155,8 @@ class Census:
     def end(self, process: TracedProcess, status: int | None) -> None:
         """The process has ended; with None for ``status`` it was left."""
         self._tracees.processes.pop(process.pid, None)
+        if not process.silent:
+            self._abandon(process.space)
         for hold in self._keeper.holds.in_process(process.pid):
             self._keeper.holds.drop(hold)
         process.status = status

@@ -8,9 +8,10 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ubpx._errors import TargetGone, UbpxError
+from ubpx._errors import UbpxError
 from ubpx.core import events
 from ubpx.core.census import Census
+from ubpx.core.departure import Departure
 from ubpx.core.keeper import Keeper
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
@@ -38,8 +39,16 @@ class Coordinator:
         )
         self.armory: Final = self.reception.armory
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
-        self._census: Final = Census(tracer, architecture, self.tracees, self.keeper, self.armory, move=self._move)
+        self._census: Final = Census(
+            tracer, architecture, self.tracees, self.keeper, self.armory,
+            move=self._move, abandon=lambda space: self._departure.abandon(space),
+        )  # fmt: skip
         self.attach: Final = self._census.attach
+        self._departure: Final = Departure(
+            tracer, self.tracees, self._census,
+            keeper=self.keeper, steps=self._steps, armory=self.armory, run_until=self.run_until,
+        )  # fmt: skip
+        self.detach: Final = self._departure.detach
         self._handlers: Final[Mapping[type, Callable[[Thread, Any], None]]] = {
             events.StepDone: self._on_step_done,
             events.SignalArrived: self._on_signal,
@@ -102,51 +111,6 @@ class Coordinator:
         if self.reception.serving is None and self.tracees.current is None:
             self.run_until(lambda: not any(_runs_as_before(thread, stops) for thread, stops in running.items()))
 
-    # Processes ----------------------------------------------------------------------------
-
-    def detach(self, process: TracedProcess) -> None:
-        """Leave the process as if nobody had been there."""
-        if process.ended.is_set():
-            return
-        space = process.space
-        space.quiesced = True
-        try:
-            self.keeper.stop_all(space)
-            if not process.ended.is_set():
-                self._listeners[process.pid].detaching(process)
-                self._clean(space)
-        except TargetGone:  # killed while we were at it: see it to its end
-            self.run_until(process.ended.is_set)
-        finally:
-            space.quiesced = False
-        for each in self.tracees.sharing(space):
-            self._let_go(each)
-        if not process.ended.is_set():
-            self._census.end(process, None)
-
-    def _clean(self, space: AddressSpace) -> None:
-        for probepoint in space.registry:
-            self.armory.disarm(space, probepoint)
-        self.armory.remove_entry_trap(space)
-        for thread in self.tracees.threads_in(space):
-            self._steps.leave_slot(thread)
-            if any(thread.watches):
-                self.tracer.watch(thread.port, [None] * len(thread.watches))
-        if space.slots.areas:
-            with self.keeper.stopped_thread(space) as thread:
-                for area in space.slots.areas:
-                    self.tracer.unmap_area(thread.port, area.start, area.size)
-                space.slots.areas.clear()
-
-    def _let_go(self, process: TracedProcess) -> None:
-        for thread in process.living():
-            if thread.state is State.PARKED:
-                self._steps.part_with(thread)
-                self.tracer.detach(thread.port, thread.pending)
-            self._census.forget(thread)
-        if process.silent:
-            self._census.end(process, None)
-
     # Events -------------------------------------------------------------------------------
 
     def run_until(self, done: Callable[[], bool]) -> None:
@@ -187,6 +151,7 @@ class Coordinator:
         match thread.state:
             case State.STEPPING if self._turns.needs(thread):
                 self._turns.ask(thread)
+                self._departure.leave_abandoned()
             case State.STEPPING:
                 self._note_vfork(thread)
                 self._steps.take(thread)
@@ -286,6 +251,9 @@ class Coordinator:
         old = process.space
         process.space = self._census.new_space(process.pid, slots_allowed=old.slots_allowed)
         thread.port.sites = process.space.sites
+        self._departure.abandon(old)
+        if thread.state is State.GONE:
+            return
         self._listeners[process.pid].execed(process, old)
         try:
             self.armory.set_entry_trap(process.space, self.tracer.entry_point(process.pid))

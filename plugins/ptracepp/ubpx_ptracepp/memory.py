@@ -53,7 +53,7 @@ class ProcessMemory:
     """One memory; it stays this one when the process execs. Usable from any thread."""
 
     def __init__(self, pid: ProcessId) -> None:
-        self._pid: Final = pid
+        self._pid = pid
         self._tid = procfs.living_tid(pid)
         self._one_word: Final = _OneWord()
         try:
@@ -105,6 +105,10 @@ class ProcessMemory:
             raise MemoryFault(address, len(data), "patch") from error
         if written != len(data):
             raise MemoryFault(address, len(data), "patch")
+
+    def move_to(self, pid: ProcessId) -> None:
+        """The process has left this memory, and another one lives on in it."""
+        self._pid, self._tid = pid, procfs.living_tid(pid)
 
     def close(self) -> None:
         """The process is left: from now on every access is a MemoryFault."""

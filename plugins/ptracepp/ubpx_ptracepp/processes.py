@@ -36,12 +36,21 @@ class ProcessTable:
             memory = self._memories[pid] = ProcessMemory(pid)
         return memory
 
+    def share(self, pid: ProcessId, other: ProcessId) -> None:
+        """The process lives in the memory of another, and may outlive it there."""
+        self._memories[pid] = self.memory(other)
+
     def forget(self, pid: ProcessId) -> None:
         """It is left, or runs a new program: a descriptor would stay on the old memory."""
         self._syscall_insns.pop(pid, None)
         memory = self._memories.pop(pid, None)
-        if memory is not None:
+        if memory is None:
+            return
+        heir = next((other for other, its in self._memories.items() if its is memory), None)
+        if heir is None:
             memory.close()
+        else:
+            memory.move_to(heir)
 
     def close(self) -> None:
         """Forget all."""
@@ -71,7 +80,7 @@ class ProcessTable:
         pid = thread.pid
         insn = self._syscall_insns.get(pid)
         if insn is None:
-            insn = self._syscall_insns[pid] = find_syscall_insn(pid, self._memories[pid])
+            insn = self._syscall_insns[pid] = find_syscall_insn(pid, self.memory(pid))
         try:
             return self._injector.call(pid, thread.tid, insn, name, arguments)
         except Interloper as other:

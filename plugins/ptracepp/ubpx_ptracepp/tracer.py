@@ -130,6 +130,8 @@ class PtraceTracer(ThreadCommands):
             procfs.check_attachable(pid)
             raise TargetGone(pid, None)
         seized = tuple(seizure.threads.values())
+        for child in {thread.pid for thread in seized} - {pid}:
+            self._processes.share(child, pid)
         self._tasks.add(seized)
         return seized
 
@@ -235,7 +237,7 @@ class PtraceTracer(ThreadCommands):
         if message is None:
             return None  # killed meanwhile: its exit follows
         if event in TASK_EVENTS:
-            self._enqueue(self._tasks.announced(message, thread))
+            self._appear(self._tasks.announced(message, thread))
             return events.TaskCreated(thread, ThreadId(message), event == PTRACE_EVENT_VFORK)
         if event == PTRACE_EVENT_EXEC:
             return self._exec_event(thread, message)
@@ -305,7 +307,12 @@ class PtraceTracer(ThreadCommands):
             self._tasks.add([thread])
             self._queue.append(self._exec_event(thread, event_message(tid) or tid))
             return
-        self._enqueue(self._tasks.appeared(tid, pid))
+        self._appear(self._tasks.appeared(tid, pid))
+
+    def _appear(self, event: events.ThreadAppeared | None) -> None:
+        if event is not None and event.shares_memory and event.process != event.parent:
+            self._processes.share(event.process, event.parent)
+        self._enqueue(event)
 
     def _enqueue(self, event: Any) -> None:
         if event is not None:

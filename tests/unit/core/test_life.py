@@ -322,3 +322,47 @@ def test_detach_delivers_what_a_held_thread_owes(world: World) -> None:
     waiter.result(10)
     world.detach()
     assert world.fake.actions(PID, "detach") == [("detach", PID, signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize("how", ["kill", "exit"])
+def test_a_child_that_outlives_the_program_in_its_memory(world: World, how: str) -> None:
+    """Invariant: before the end is told, children that live on in the program's memory are let go, no trap left."""
+    world.attach(101).client("a").probe(NOP, ignore)
+    memory = memory_of(world, PID)
+    world.fake.fork(101, CHILD, vfork=True)
+    world.fake.idle()
+    if how == "kill":
+        world.fake.kill(PID)
+    else:
+        world.fake.exit(PID, 4)
+        world.fake.idle()
+        world.fake.kill(PID, 4)
+    world.fake.idle()
+    assert world.process.status == (-signal.SIGKILL if how == "kill" else 4)
+    assert world.fake.actions(CHILD, "detach") == [("detach", CHILD, 0)]
+    assert memory.read(VirtAddr(NOP), 1) == b"\x90"
+    assert not world.coordinator.tracees.processes
+
+
+def test_a_child_that_stays_in_the_memory_of_before_an_exec(world: World) -> None:
+    """Invariant: an exec leaves the old memory without traps to children that share it."""
+    memory = memory_of(world, PID)
+    program = memory.copy()
+    world.attach(101).client("a").probe(NOP, ignore)
+    world.fake.fork(101, CHILD, vfork=True)
+    world.fake.idle()
+    world.fake.exec(PID, program, entry=FUNCTION)
+    world.fake.idle()
+    assert world.fake.actions(CHILD, "detach") == [("detach", CHILD, 0)]
+    assert memory.read(VirtAddr(NOP), 1) == b"\x90"
+    assert list(world.coordinator.tracees.processes) == [PID]
+
+
+def test_a_program_that_is_killed_before_its_child_appears(world: World) -> None:
+    """Invariant: the end is told although the last that the program made shares its memory and comes later."""
+    world.attach()
+    with world.fake.together():
+        world.fake.fork(PID, CHILD, vfork=True)
+        world.fake.kill(PID)
+    world.fake.idle()
+    assert world.process.status == -signal.SIGKILL

@@ -1,0 +1,58 @@
+"""Children made with the rarer flags of clone(2), while probes are hot."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ubpx
+
+if TYPE_CHECKING:
+    from tests.real.conftest import StartProgram
+
+SORTS = ["vm", "parent", "files", "pidns", "nested"]
+LIMIT = "an untraced child is not stopped at its birth, so that it meets the traps that were copied with its memory"
+
+
+def clones_are_harmless(target_program: StartProgram, sort: str, rounds: int, strategy: ubpx.Strategy | None) -> None:
+    """Every child's status is checked by its parent; the counts are the calls of the traced process's threads."""
+    if sort == "pidns" and os.geteuid() != 0:
+        pytest.skip("a pid namespace needs root")
+    program = target_program("clones", sort, rounds, ready=False)
+    worker = program.number("worker")
+    program.expect("ready")
+    with ubpx.attach(worker) as target:
+        client = target.client("one")
+        hot = client.probe("probed_clone", lambda _: None, strategy=strategy)
+        pushing = client.probe("probed_pushing", lambda _: None)
+        calls = program.tell("g").number("calls", timeout=50)
+        assert program.expect("statuses") == "well"
+        assert target.wait(timeout=10) == 0
+        assert (hot.hits, pushing.hits) == (calls, calls)
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize("sort", [*SORTS, "untraced"])
+def test_unusual_children_alone(target_program: StartProgram, sort: str) -> None:
+    """Invariant: the program is right where nobody traces it."""
+    program = target_program("clones", sort, 40, ready=False)
+    program.expect("worker")
+    program.expect("ready")
+    assert program.tell("g").number("calls") > 0
+    assert program.expect("statuses") == "well"
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize("sort", SORTS)
+def test_unusual_children(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
+    """Invariant: no child dies of a trap or loses its true parent, and none is counted."""
+    clones_are_harmless(target_program, sort, 40, strategy)
+
+
+@pytest.mark.xfail(reason=LIMIT, raises=pytest.fail.Exception)
+def test_child_that_refuses_tracers(target_program: StartProgram) -> None:
+    """Invariant: a child made with CLONE_UNTRACED lives."""
+    clones_are_harmless(target_program, "untraced", 1, None)

@@ -1,0 +1,105 @@
+"""How a program is left: by a detach, or because it has ended or exec'd while others live on in its memory."""
+
+from typing import Final
+
+from ubpx._errors import TargetGone
+from ubpx.core.arming import Armory
+from ubpx.core.census import Census
+from ubpx.core.keeper import Keeper, RunUntil
+from ubpx.core.ports import Tracer
+from ubpx.core.spaces import AddressSpace, TracedProcess, Tracees
+from ubpx.core.stepping import State
+from ubpx.core.steps import Steps
+
+
+class Departure:
+    """Takes everything of ours out of a memory. Owned by the Coordinator."""
+
+    def __init__(
+        self, tracer: Tracer, tracees: Tracees, census: Census, *, keeper: Keeper, steps: Steps, armory: Armory,
+        run_until: RunUntil,
+    ) -> None:  # fmt: skip
+        self._tracer: Final = tracer
+        self._tracees: Final = tracees
+        self._census: Final = census
+        self._keeper: Final = keeper
+        self._steps: Final = steps
+        self._armory: Final = armory
+        self._run_until: Final = run_until
+        self._abandoned: Final[list[AddressSpace]] = []
+        """Memories that a program has left, and children that share it have not."""
+
+    def detach(self, process: TracedProcess) -> None:
+        """Leave the process as if nobody had been there."""
+        if process.ended.is_set():
+            return
+        space = process.space
+        space.quiesced = True
+        try:
+            self._keeper.stop_all(space)
+            if not process.ended.is_set():
+                self._tracees.listeners[process.pid].detaching(process)
+                self._clean(space)
+        except TargetGone:  # killed while we were at it: see it to its end
+            self._run_until(process.ended.is_set)
+        finally:
+            space.quiesced = False
+        for each in self._tracees.sharing(space):
+            self._let_go(each)
+        if not process.ended.is_set():
+            self._census.end(process, None)
+
+    def _clean(self, space: AddressSpace) -> None:
+        for probepoint in space.registry:
+            self._armory.disarm(space, probepoint)
+        self._armory.remove_entry_trap(space)
+        self._clear_threads(space)
+
+    def _clear_threads(self, space: AddressSpace) -> None:
+        for thread in self._tracees.threads_in(space):
+            self._steps.leave_slot(thread)
+            if any(thread.watches):
+                self._tracer.watch(thread.port, [None] * len(thread.watches))
+        if space.slots.areas:
+            with self._keeper.stopped_thread(space) as thread:
+                for area in space.slots.areas:
+                    self._tracer.unmap_area(thread.port, area.start, area.size)
+                space.slots.areas.clear()
+
+    def _let_go(self, process: TracedProcess) -> None:
+        for thread in process.living():
+            if thread.state is State.PARKED:
+                self._steps.part_with(thread)
+                self._tracer.detach(thread.port, thread.pending)
+            self._census.forget(thread)
+        if process.silent:
+            self._census.end(process, None)
+
+    def abandon(self, space: AddressSpace) -> None:
+        """The program has left this memory; children that share it may live on there, and must meet no trap."""
+        if self._tracees.sharing(space):
+            self._armory.clean(space, space)
+            space.patches.clear()
+            self._abandoned.append(space)
+            self.leave_abandoned()
+
+    def leave_abandoned(self) -> None:
+        """Let those children go, once none of them waits for its turn."""
+        for space in [each for each in self._abandoned if not each.taking_turns]:
+            self._abandoned.remove(space)
+            self._leave_children(space)
+
+    def _leave_children(self, space: AddressSpace) -> None:
+        space.vforked.intersection_update(thread.vfork_child for thread in self._tracees.threads_in(space))
+        space.quiesced = True
+        before, self._tracees.current = self._tracees.current, None
+        try:
+            self._keeper.stop_all(space)
+            self._clear_threads(space)
+        except TargetGone:  # killed while we were at it
+            pass
+        finally:
+            space.quiesced = False
+            self._tracees.current = before
+        for child in self._tracees.sharing(space):
+            self._let_go(child)
