@@ -41,7 +41,7 @@ class Coordinator:
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
         self._census: Final = Census(
             tracer, architecture, self.tracees, self.keeper, self.armory,
-            move=self._move, abandon=lambda space: self._departure.abandon(space),
+            move=self._move, abandon=self._abandon,
         )  # fmt: skip
         self.attach: Final = self._census.attach
         self._departure: Final = Departure(
@@ -110,6 +110,9 @@ class Coordinator:
                 self.tracer.interrupt(thread.port)
         if self.reception.serving is None and self.tracees.current is None:
             self.run_until(lambda: not any(_runs_as_before(thread, stops) for thread, stops in running.items()))
+
+    def _abandon(self, space: AddressSpace) -> None:
+        self._departure.abandon(space)
 
     # Events -------------------------------------------------------------------------------
 

@@ -31,23 +31,26 @@ class Departure:
 
     def detach(self, process: TracedProcess) -> None:
         """Leave the process as if nobody had been there."""
-        if process.ended.is_set():
-            return
-        space = process.space
-        space.quiesced = True
-        try:
-            self._keeper.stop_all(space)
-            if not process.ended.is_set():
-                self._tracees.listeners[process.pid].detaching(process)
-                self._clean(space)
-        except TargetGone:  # killed while we were at it: see it to its end
-            self._run_until(process.ended.is_set)
-        finally:
-            space.quiesced = False
-        for each in self._tracees.sharing(space):
+        space = None
+        while not process.ended.is_set() and space is not process.space:  # again, if it exec'd meanwhile
+            space = process.space
+            self._stop_and_clean(process, space)
+        for each in self._tracees.sharing(process.space):
             self._let_go(each)
         if not process.ended.is_set():
             self._census.end(process, None)
+
+    def _stop_and_clean(self, process: TracedProcess, space: AddressSpace) -> None:
+        space.quiesced = True
+        try:
+            self._keeper.stop_all(space)
+            if not process.ended.is_set() and process.space is space:
+                self._tracees.listeners[process.pid].detaching(process)
+                self._clean(space)
+        except TargetGone:  # killed, or replaced by an exec, while we were at it: see which
+            self._run_until(lambda: process.ended.is_set() or process.space is not space)
+        finally:
+            space.quiesced = False
 
     def _clean(self, space: AddressSpace) -> None:
         for probepoint in space.registry:

@@ -234,7 +234,7 @@ class Keeper:
                 self._tracer.interrupt(thread.port)
             self.refresh(thread)
             self._run_until(lambda thread=thread: thread.state in _STOPPED)  # type: ignore[misc]
-            if self._parked_plainly(thread):
+            if thread.process.space is space and self._parked_plainly(thread):  # it may have exec'd meanwhile
                 return thread
             thread.wanted = False
             self.refresh(thread)

@@ -39,8 +39,7 @@ _statuses: Final[dict[int, int]] = {}
 
 
 def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
-    let_go = _kept.get(pid)
-    if let_go is not None:
+    while (let_go := _kept.get(pid)) is not None:
         if options & os.WNOHANG:
             return (0, 0)
         let_go.wait()
@@ -125,12 +124,15 @@ class KeptChildren:
 
     def __init__(self) -> None:
         self._pids: Final[set[int]] = set()
+        self._leaderless: Final[set[int]] = set()
+        """Their leader is not traced; another thread may exec, and become the leader that is."""
 
     def __contains__(self, pid: int) -> bool:
         return pid in self._pids
 
     def keep(self, pid: int) -> None:
-        """While its leader is traced, a child of our own is not for its parent to wait for; no other is kept."""
+        """While it is traced, a child of our own is not for its parent to wait for; no other is kept."""
+        self._leaderless.discard(pid)
         if procfs.is_own_child(pid):
             keep(pid)
             self._pids.add(pid)
@@ -139,7 +141,17 @@ class KeptChildren:
         """As the function; a pid that is not kept here does no harm."""
         if pid in self._pids:
             self._pids.discard(pid)
+            self._leaderless.discard(pid)
             let_go(pid, status)
+
+    def leader_is_left(self, pid: int) -> None:
+        """While other threads of it are traced it stays kept."""
+        self._leaderless.add(pid)
+
+    def last_is_left(self, pid: int) -> None:
+        """None of its threads is traced any more; how a traced leader ended is told by ``let_go``."""
+        if pid in self._leaderless:
+            self.let_go(pid)
 
     def let_go_all(self) -> None:
         """The tracer ends."""

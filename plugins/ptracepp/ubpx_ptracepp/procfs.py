@@ -113,6 +113,7 @@ def check_attachable(pid: ProcessId) -> None:
 
     Raises NoSuchProcess, KernelThread, TargetGone, AlreadyTraced, UsageError.
     """
+    alone = len(tids(pid)) <= 1  # read first: an exec of another thread's ends that state of a leader
     fields = status(pid)
     if pid <= 0 or not fields:
         raise NoSuchProcess(pid)
@@ -126,7 +127,7 @@ def check_attachable(pid: ProcessId) -> None:
     tracer = _tracer_pid(fields)
     if tracer:
         raise AlreadyTraced(pid, tracer, command(tracer), None)
-    if fields.get("State", "").startswith(("Z", "X")) and len(tids(pid)) <= 1:
+    if fields.get("State", "").startswith(("Z", "X")) and alone:
         raise TargetGone(pid, None)
     kind = machine(pid)
     if kind not in ("x86_64", "unknown"):

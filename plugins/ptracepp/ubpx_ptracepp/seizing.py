@@ -13,6 +13,9 @@ from ubpx_ptracepp.injection import wait_for
 from ubpx_ptracepp.requests import OPTIONS, PTRACE_DETACH, PTRACE_INTERRUPT, PTRACE_SEIZE, request, shares_memory
 from ubpx_ptracepp.tasks import PtraceThread
 
+_TRIES: Final = 3
+"""An exec may have put a leader in the place of one that was refused because it had exited."""
+
 
 def check_seizable(pid: ProcessId) -> None:
     """Refuse what cannot be traced; only reads. Raises as ``Tracer.seize`` does."""
@@ -32,13 +35,20 @@ class Seizure:
         self._kept: Final = kept
 
     def take(self, pid: ProcessId) -> None:
-        """Seize the threads of one process, those too that are made meanwhile."""
-        seen: set[int] = set()
-        while new := [tid for tid in procfs.tids(pid) if tid not in seen]:
-            for tid in new:
-                seen.add(tid)
-                if _seize_one(pid, tid):
-                    self.threads[tid] = PtraceThread(ThreadId(tid), pid)
+        """Seize the threads of one process, those too that are made meanwhile; and the leader that an exec makes."""
+        before: list[int] = []
+        while (now := self._list(pid)) != before or any(tid not in self.threads for tid in now):
+            taken = [tid for tid in now if tid not in self.threads and _seize_one(pid, tid)]
+            self.threads.update((tid, PtraceThread(ThreadId(tid), pid)) for tid in taken)
+            if now == before and not taken:
+                break
+            before = now
+
+    def _list(self, pid: ProcessId) -> list[int]:
+        """The process's threads now; a leader that an exec has put in the place of the one that we seized is new."""
+        if pid in self.threads and not _is_ours(pid):
+            del self.threads[pid]
+        return sorted(procfs.tids(pid))
 
     def take_children_in_flight(self, pid: ProcessId) -> None:
         """A vfork in flight would run into traps that nobody serves."""
@@ -62,17 +72,21 @@ class Seizure:
 
 
 def _seize_one(pid: ProcessId, tid: int) -> bool:
-    try:
-        return request(PTRACE_SEIZE, tid, 0, OPTIONS)
-    except PtraceFailed as error:
-        fields = procfs.status(tid)
-        if error.error.errno != errno.EPERM:
-            raise
+    for _ in range(_TRIES):
+        try:
+            return request(PTRACE_SEIZE, tid, 0, OPTIONS)
+        except PtraceFailed as error:
+            if error.error.errno != errno.EPERM:
+                raise
+            refusal = error
         if procfs.has_exited(tid):
             return False  # exited, a leader perhaps whose threads live on
-        tracer = int(fields.get("TracerPid", "0"))
-        if tracer == threading.get_native_id():
+        if _is_ours(tid):
             return False  # the thread that made it was traced already; it will appear
-        if tracer:
+        if procfs.status(tid).get("TracerPid", "0") != "0":
             procfs.check_attachable(pid)
-        raise procfs.explain_refusal(pid) from error
+    raise procfs.explain_refusal(pid) from refusal
+
+
+def _is_ours(tid: int) -> bool:
+    return procfs.status(tid).get("TracerPid") == str(threading.get_native_id())

@@ -88,10 +88,10 @@ class TaskTable:
             self._orphans[tid] = pid
         return None
 
-    def never_came(self, tid: int) -> None:
-        """A task died before it appeared."""
-        self._parents.pop(tid, None)
+    def never_came(self, tid: int) -> ProcessId:
+        """A task died before it appeared; the process that made it, 0 if that is unknown."""
         self._orphans.pop(tid, None)
+        return self._parents.pop(tid, ProcessId(0))
 
     def _appear(self, tid: int, pid: ProcessId, parent: ProcessId) -> events.ThreadAppeared:
         if self._parents.pop(tid, None) is None:

@@ -125,8 +125,9 @@ class PtraceTracer(ThreadCommands):
             self._kept.let_go(pid)
             raise
         if pid not in seizure.threads:
-            self._kept.let_go(pid)  # the leader has exited, and is nobody's to stop
+            self._kept.leader_is_left(pid)
         if not seizure.threads:
+            self._kept.let_go(pid)
             procfs.check_attachable(pid)
             raise TargetGone(pid, None)
         seized = tuple(seizure.threads.values())
@@ -297,9 +298,12 @@ class PtraceTracer(ThreadCommands):
     def _classify_unknown(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
             self._kept.let_go(tid, status)
-            self._tasks.never_came(tid)
+            self._forget_if_left(self._tasks.never_came(tid))
             gone = PtraceThread(ThreadId(tid), ProcessId(tid))
             self._queue.append(events.ThreadGone(gone, os.waitstatus_to_exitcode(status)))
+            return
+        if status >> 16 == PTRACE_EVENT_EXIT:  # killed before its first instruction: its end follows
+            request(PTRACE_CONT, tid)
             return
         pid = ProcessId(int(procfs.status(tid).get("Tgid", "0")))
         if status >> 16 == PTRACE_EVENT_EXEC and self._tasks.knows(pid):
@@ -356,14 +360,18 @@ class PtraceTracer(ThreadCommands):
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""
         if request(PTRACE_DETACH, thread.tid, 0, signal) and int(thread.tid) == thread.pid:
-            self._kept.let_go(thread.pid)  # one that was killed meanwhile stays ours until we have its status
+            self._kept.leader_is_left(thread.pid)  # one that was killed meanwhile is ours until we have its status
 
     def forget(self, thread: PtraceThread) -> None:
         """Drop the record, and with the last of a process its memory."""
         if self._threads.get(thread.tid) is thread:
             del self._threads[thread.tid]
-        if not self._tasks.knows(thread.pid):
-            self._processes.forget(thread.pid)
+        self._forget_if_left(thread.pid)
+
+    def _forget_if_left(self, pid: ProcessId) -> None:
+        if not self._tasks.knows(pid):
+            self._processes.forget(pid)
+            self._kept.last_is_left(pid)
 
     def memory(self, pid: ProcessId) -> ProcessMemory:
         """The memory of now."""
