@@ -1,4 +1,4 @@
-"""What a hit with one counting Python handler costs, beside a tracer in C.
+"""What a hit with one counting Python handler costs, beside a tracer in C; and what arming many places costs.
 
 Run by ``.venv/bin/python bench/run.py [--json] [--rounds N] [--hits N]``. Both tracers work on the same
 program, at the same instruction, on one CPU, in turn; the program itself takes the time of its loop, and
@@ -15,6 +15,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -174,6 +175,50 @@ def measure(program: MeasuredProgram, name: str, rounds: int, hits: int) -> Figu
     return Figures(name, strategy, c / NANOSECONDS, python / NANOSECONDS, python / c, ratios[0], ratios[-1])
 
 
+@dataclass(frozen=True)
+class ManyFigures:
+    """What probing all functions of a program at once costs: microseconds for each, medians over the rounds."""
+
+    sites: int
+    arm_us: float
+    release_us: float
+    detach_us: float
+
+
+def measure_many(rounds: int) -> ManyFigures:
+    """Arm, release, arm again and detach, with nothing known of the program before each round."""
+    taken: dict[str, list[float]] = {"arm": [], "release": [], "detach": []}
+    sites = 0
+    command = [build("many")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        if program.stdout is None or program.stdout.readline() != "ready\n":
+            raise BenchError("the program of many functions does not run")
+        for _ in range(rounds):
+            target = ubpx.attach(program.pid)
+            client = target.client("bench")
+            started = time.perf_counter()
+            group = client.probe_many("work_*", lambda _: None)
+            armed = time.perf_counter()
+            group.release()
+            released = time.perf_counter()
+            sites = len(client.probe_many("work_*", lambda _: None))
+            again = time.perf_counter()
+            target.detach()
+            detached = time.perf_counter()
+            for name, span in (("arm", armed - started), ("release", released - armed), ("detach", detached - again)):
+                taken[name].append(span / sites * 1e6)
+    medians = {name: statistics.median(spans) for name, spans in taken.items()}
+    return ManyFigures(sites, medians["arm"], medians["release"], medians["detach"])
+
+
+def report_many(figures: ManyFigures) -> None:
+    """For people."""
+    print(f"probe_many, {figures.sites} functions: medians for each, us")
+    print(f"  armed                        {figures.arm_us:8.2f}")
+    print(f"  released                     {figures.release_us:8.2f}")
+    print(f"  detached                     {figures.detach_us:8.2f}")
+
+
 def report(figures: Figures) -> None:
     """One instruction's figures for people."""
     print(f"{figures.function} ({figures.strategy}): medians of one hit, us")
@@ -198,6 +243,7 @@ def main() -> int:
         headline = measure(program, HEADLINE, arguments.rounds, arguments.hits)
         alone = measure(program, ALONE, arguments.rounds, arguments.hits)
         program.end()
+        many = measure_many(arguments.rounds)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -206,10 +252,13 @@ def main() -> int:
     if arguments.json:
         values = {figures.function: vars(figures) for figures in (headline, alone)}
         result = {"cpu": cpu, "rounds": arguments.rounds, "hits": arguments.hits, "functions": values}
+        result |= {"probe_many": vars(many), "probe_many_us_per_site": round(many.arm_us, 2)}
         print(json.dumps(result | {"python_handler_over_c_one_stop": round(headline.ratio, 3)}))
         return 0
     report(headline)
     report(alone)
+    report_many(many)
+    print(f"probe_many_us_per_site: {many.arm_us:.2f}")
     print(f"push_python_handler_over_c_one_stop: {alone.ratio:.2f}")
     print(f"python_handler_over_c_one_stop: {headline.ratio:.2f}")
     return 0

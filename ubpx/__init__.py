@@ -35,7 +35,8 @@ from ubpx.core.clients import Client
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit, Snapshot
 from ubpx.core.holds import Hold
-from ubpx.core.probepoints import Lease, LeaseState, Probepoint
+from ubpx.core.ports import Refusal
+from ubpx.core.probepoints import Lease, LeaseGroup, LeaseState, Probepoint
 from ubpx.core.ubp.plans import Strategy
 from ubpx.target import Session, Target, attach, spawn
 
@@ -44,8 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "DebugRegistersBusy",
     "ForeignTrap", "Hit", "Hold", "InsnRefused",
-    "InternalError", "KernelThread", "Lease", "LeaseState", "MemoryFault", "NoSuchProcess", "NoTracer",
+    "InternalError", "KernelThread", "Lease", "LeaseGroup", "LeaseState", "MemoryFault", "NoSuchProcess", "NoTracer",
     "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint", "ProbepointBusy",
-    "PtraceFailed", "Session", "SlotsExhausted", "Snapshot", "StaleHit", "Strategy", "StrategyRefused", "Target",
-    "TargetGone", "UbpxError", "UnknownModule", "UnknownSymbol", "UsageError", "Verdict", "attach", "spawn",
+    "PtraceFailed", "Refusal", "Session", "SlotsExhausted", "Snapshot", "StaleHit", "Strategy", "StrategyRefused",
+    "Target", "TargetGone", "UbpxError", "UnknownModule", "UnknownSymbol", "UsageError", "Verdict", "attach", "spawn",
 ]  # fmt: skip

@@ -11,10 +11,12 @@ client alone; three in a row quarantine it. Hits do not travel through hooks: le
 and give a handler.
 """
 
+from collections.abc import Sequence
+
 import pluggy
 
 from ubpx.core.events import Verdict
-from ubpx.core.ports import ClientApi, ProcessView, Tracer
+from ubpx.core.ports import ClientApi, ProcessView, Refusal, Tracer
 from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
 
 hookspec = pluggy.HookspecMarker("ubpx")
@@ -192,7 +194,8 @@ class NotifyHooks:
     def ubpx_probepoint_armed(self, client: ClientApi, address: VirtAddr) -> None:
         """A probepoint has its first lease, anybody's; its trap stands.
 
-        When: right after the trap was written.
+        When: right after the trap was written. Not for probepoints that ``probe_many`` armed: there may be a
+            million of them.
         Where: in the tracer thread; nothing is stopped for it.
         Arguments: ``address`` in the target.
         Returns: nothing.
@@ -204,7 +207,7 @@ class NotifyHooks:
     def ubpx_probepoint_disarmed(self, client: ClientApi, address: VirtAddr) -> None:
         """A probepoint has lost its last lease; the original bytes stand again.
 
-        When: right after the bytes were put back.
+        When: right after the bytes were put back, if ``ubpx_probepoint_armed`` was called for it.
         Where: in the tracer thread; nothing is stopped for it.
         Arguments: ``address`` in the target.
         Returns: nothing.
@@ -216,7 +219,8 @@ class NotifyHooks:
     def ubpx_probepoint_lost(self, client: ClientApi, address: VirtAddr, reason: str) -> None:
         """A probepoint is gone without our doing: the program replaced or unmapped what stood there.
 
-        When: as soon as we notice.
+        When: as soon as we notice. Where a program or a module is gone, only for those for which
+            ``ubpx_probepoint_armed`` was called: ``ubpx_process_execed`` and ``ubpx_module_unloaded`` speak for all.
         Where: in the tracer thread.
         Arguments: ``address`` in the target; ``reason`` is for people. Its leases are LOST or PENDING.
         Returns: nothing.
@@ -332,5 +336,25 @@ class AskHooks:
         Returns: a Place, or None to let another plugin answer; the first answer counts.
         Raises: any error of ubpx's own tree reaches the caller as it is (UnknownSymbol, AmbiguousSymbol,
             UnknownModule, NotExecutable, UsageError, ...); anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_resolve_many(
+        self, specs: "str | Sequence[str | int]", process: ProcessView
+    ) -> "Sequence[Place | Refusal] | None":
+        """Say where many probe specifications and addresses, or all functions that a glob names, lead in a process.
+
+        When: once at each ``client.probe_many``, and when pending leases may arm.
+        Where: in the tracer thread; the process runs or not, as it did.
+        Arguments: ``specs`` is one glob (``libc.so.6:mem*``), or what the client listed, each as
+            ``ubpx_resolve_spec`` takes it; ``process`` is valid until the hook returns.
+        Returns: for a list one answer for each, in its order: a Place, or a Refusal with the error that
+            ``ubpx_resolve_spec`` would raise. For a glob one answer for each function, by ascending address, each
+            address once; the name of a Place is then a specification that finds it again. Or None to let
+            another plugin answer; the first answer counts, so a plugin with a syntax of its own answers None
+            unless all are its own.
+        Raises: an error of ubpx's own tree reaches the caller as it is (for a glob: UnknownModule, UnknownSymbol,
+            UsageError); anything else becomes PluginFailed.
         Since: 0.1.
         """

@@ -19,7 +19,7 @@ from ubpx.core.desk import TargetDesk
 from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import Plugins
-from ubpx.core.ports import Memory, Tracer
+from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import TracedProcess
@@ -183,6 +183,12 @@ class Session:
             raise UnknownSymbol(str(spec), ())
         return place
 
+    def _resolve_many(self, specs: str | Sequence[str | int], process: TracedProcess) -> Sequence[Place | Refusal]:
+        answers: Sequence[Place | Refusal] | None = self._plugins.ask("ubpx_resolve_many", specs=specs, process=process)
+        if answers is None:
+            raise UnknownSymbol(str(specs), ())
+        return answers
+
     def _find_loader_stop(self, process: TracedProcess) -> Place | None:
         place: Place | None = self._plugins.ask("ubpx_find_loader_stop", process=process)
         return place
@@ -237,7 +243,11 @@ class Target:
     def __init__(self, session: Session, popen: "subprocess.Popen[Any] | None", *, kill_on_exit: bool) -> None:
         self._session: Final = session
         self._desk: Final = TargetDesk(
-            session._loop, session._resolve, self, find_loader_stop=session._find_loader_stop
+            session._loop,
+            session._resolve,
+            session._resolve_many,
+            self,
+            find_loader_stop=session._find_loader_stop,
         )
         self._popen = popen
         self._kill_on_exit: Final = kill_on_exit

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ubpx.core.spaces import HidingMemory
+from ubpx.core.spaces import HidingMemory, StandingTraps
 from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import VirtAddr
 from ubpx.testing import FakeMemory
@@ -15,7 +15,7 @@ traps = st.dictionaries(st.integers(0, 11), st.integers(1, 8), max_size=12)
 @given(st.binary(min_size=SIZE, max_size=SIZE), traps, st.integers(0, SIZE - 1), st.integers(1, SIZE))
 def test_reads_never_show_a_trap(original: bytes, sizes: dict[int, int], offset: int, size: int) -> None:
     """Invariant: a read gives the program's bytes, whatever traps of whatever sizes it overlaps."""
-    raw, patches = FakeMemory({START: original}), {}
+    raw, patches = FakeMemory({START: original}), StandingTraps()
     for place, length in sizes.items():
         address = VirtAddr(START + 8 * place)
         trap = bytes(byte ^ 0xFF for byte in raw.read(address, length))

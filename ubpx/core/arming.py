@@ -12,13 +12,15 @@ import attrs
 from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
 from ubpx.core.ports import Site
 from ubpx.core.probepoints import Probepoint
-from ubpx.core.sites import EntrySite, ProbeSite, Reception, TombSite
+from ubpx.core.sites import EntrySite, ProbeSite, Reception
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
 from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 
-_SLOTTED: Final = frozenset({Strategy.BOOST, Strategy.STEP})
+SLOTTED: Final = frozenset({Strategy.BOOST, Strategy.STEP})
+"""The strategies that need a slot."""
+_RANKS: Final = {strategy: rank for rank, strategy in enumerate(Strategy)}
 
 MapArea = Callable[[AddressSpace, Sequence[VirtAddr]], None]
 """Adds an area within reach of the addresses to the space's slot table; raises SlotsExhausted."""
@@ -33,14 +35,29 @@ class Choice:
     without_slots: Strategy | None = None
     """What to do instead if no slot can be had."""
 
+    def slotless(self, error: SlotsExhausted) -> "Choice":
+        """What to do instead, because of ``error``; raises it if there is nothing."""
+        if self.without_slots is None:
+            raise error
+        return Choice(strategy=self.without_slots, why=f"no {self.strategy}: {error.reason}")
+
 
 def analyze(space: AddressSpace, address: VirtAddr) -> InsnAnalysis:
     """Analyse the program's own instruction at ``address``; raises InsnRefused, MemoryFault."""
+    return analyze_code(space, read_code(space, address), address)
+
+
+def read_code(space: AddressSpace, address: VirtAddr) -> bytes:
+    """What is readable of the program's own bytes there, as many as an instruction may have; raises MemoryFault."""
     longest = space.architecture.longest_insn
     try:
-        code = space.memory.read(address, longest)
+        return space.memory.read(address, longest)
     except MemoryFault:
-        code = space.memory.read(address, min(longest, PAGE_SIZE - address % PAGE_SIZE))
+        return space.memory.read(address, min(longest, PAGE_SIZE - address % PAGE_SIZE))
+
+
+def analyze_code(space: AddressSpace, code: bytes, address: VirtAddr) -> InsnAnalysis:
+    """Analyse what stands at ``address``; raises InsnRefused, ForeignTrap."""
     trap = space.architecture.trap_bytes
     if code.startswith(trap):
         raise ForeignTrap(address, code[: len(trap)])
@@ -50,7 +67,7 @@ def analyze(space: AddressSpace, address: VirtAddr) -> InsnAnalysis:
 def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None) -> Choice:
     """The best strategy that instruction, target and client allow; raises StrategyRefused, InsnRefused."""
     address = analysis.insn.address
-    allowed = [each for each in analysis.strategies if space.slots_allowed or each not in _SLOTTED]
+    allowed = [each for each in analysis.strategies if space.slots_allowed or each not in SLOTTED]
     if forced is not None:
         if forced not in allowed:
             reason = analysis.refusals.get(forced, "the instruction does not allow it")
@@ -61,13 +78,18 @@ def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None)
     if not allowed:
         reason = f"it needs a slot ({' or '.join(analysis.strategies)}), and slots are forbidden in this target"
         raise InsnRefused(address, analysis.insn, reason)
-    better = [f"no {each}: {why}" for each, why in analysis.refusals.items() if _rank(each) < _rank(allowed[0])]
-    slotless = next((each for each in allowed if each not in _SLOTTED), None)
+    better = [f"no {each}: {why}" for each, why in analysis.refusals.items() if _RANKS[each] < _RANKS[allowed[0]]]
+    slotless = next((each for each in allowed if each not in SLOTTED), None)
     return Choice(strategy=allowed[0], why="; ".join(better) or "the best there is", without_slots=slotless)
 
 
-def _rank(strategy: Strategy) -> int:
-    return list(Strategy).index(strategy)
+def revive_slot(space: AddressSpace, analysis: InsnAnalysis) -> SlotCode | None:
+    """The slot that held the same copy of the instruction before, in use again; None where there is none."""
+    retired = space.slots.retired(analysis.insn.address)
+    if retired is None or space.architecture.slot_code(analysis, retired.slot) != retired:
+        return None
+    space.slots.revive(retired)
+    return retired
 
 
 class Armory:
@@ -107,35 +129,12 @@ class Armory:
         self, space: AddressSpace, analysis: InsnAnalysis, choice: Choice, pid: ProcessId
     ) -> tuple[Choice, SlotCode | None]:
         """The slot that the choice needs; if none can be had, the choice that needs none. Raises SlotsExhausted."""
-        if choice.strategy not in _SLOTTED:
+        if choice.strategy not in SLOTTED:
             return choice, None
         try:
             return choice, self.occupy_slot(space, analysis, pid)
         except SlotsExhausted as error:
-            if choice.without_slots is None:
-                raise
-            why = f"no {choice.strategy}: {error.reason}"
-            return Choice(strategy=choice.without_slots, why=why), None
-
-    def disarm(self, space: AddressSpace, probepoint: Probepoint) -> bool:
-        """Take the trap out if it still is ours; False: something else stands there, and stays."""
-        patch = probepoint.patch
-        space.registry.remove(probepoint)
-        try:
-            ours = traps.remove(space.raw, patch) is not traps.Removal.OVERWRITTEN
-        except MemoryFault:
-            ours = False
-        space.patches.pop(patch.address, None)
-        space.former[patch.address] = patch
-        site = space.sites.get(patch.reported_pc)
-        if isinstance(site, ProbeSite):
-            site.leases = ()  # a thread that has arrived already, and waits for its turn, meets nobody
-        tomb = TombSite(probepoint, space, self._reception)
-        space.sites[patch.reported_pc] = tomb
-        space.silent_sites[patch.reported_pc] = tomb
-        if probepoint.slot_code is not None:
-            space.slots.retire(probepoint.slot_code)
-        return ours
+            return choice.slotless(error), None
 
     def refresh(self, space: AddressSpace, probepoint: Probepoint) -> None:
         """The probepoint's leases have changed."""
@@ -145,12 +144,9 @@ class Armory:
 
     def occupy_slot(self, space: AddressSpace, analysis: InsnAnalysis, pid: ProcessId) -> SlotCode:
         """A slot that holds a copy of the instruction; raises SlotsExhausted, InsnRefused."""
-        retired = space.slots.retired(analysis.insn.address)
-        if retired is not None:
-            code = space.architecture.slot_code(analysis, retired.slot)
-            if code == retired:
-                space.slots.revive(retired)
-                return retired
+        revived = revive_slot(space, analysis)
+        if revived is not None:
+            return revived
         slot = space.slots.find_free(analysis.reach)
         for _ in range(2):  # freeing retired slots may give none within reach; then there is a new area
             if slot is None:
@@ -183,11 +179,8 @@ class Armory:
 
     def clean(self, space: AddressSpace, child: "AddressSpace") -> None:
         """Take every trap of ours out of a forked copy of ``space``."""
-        for patch in (*space.patches.values(), *space.former.values()):
-            try:
-                traps.remove(child.raw, patch)
-            except MemoryFault:
-                continue  # unmapped in the child before it was forked: nothing of ours is there
+        ours = (*space.patches.values(), *space.former.values())
+        traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))  # the child does not run: nobody writes
 
 
 def _restore(sites: dict[int, Site], pc: int, former: Site | None) -> None:

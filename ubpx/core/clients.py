@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, Self
 
 from ubpx._errors import ClientQuarantined, UsageError
 from ubpx.core.holds import Hold, Parting
-from ubpx.core.probepoints import Handler, Lease
+from ubpx.core.probepoints import Handler, Lease, LeaseGroup
 from ubpx.core.values import ThreadId, Watched
 from ubpx.core.watchpoints import checked
 
@@ -29,7 +29,8 @@ class Desk(Protocol):
     """Where a client's requests go; they may come from any thread."""
 
     def probe(self, client: "Client", place: str | int, handler: Handler, options: dict[str, Any]) -> Lease: ...
-    def release(self, lease: Lease) -> None: ...
+    def probe_many(self, client: "Client", places: object, handler: Handler, options: dict[str, Any]) -> LeaseGroup: ...
+    def release_all(self, leases: Sequence[Lease]) -> None: ...
     def hold(self, client: "Client", thread: ThreadId | None) -> Hold: ...
     def step(self, client: "Client", thread: ThreadId, parting: Parting) -> None: ...
     def watch(self, client: "Client", watched: Watched, handler: Handler, priority: int) -> Lease: ...
@@ -91,6 +92,43 @@ class Client:
         }
         return self._desk.probe(self, place, handler, options)
 
+    def probe_many(
+        self,
+        places: Iterable[str | int] | str,
+        handler: Handler,
+        *,
+        once: bool = False,
+        strategy: str | None = None,
+        exclusive: bool = False,
+        priority: int | None = None,
+        assume_boundary: bool = False,
+        skip_refused: bool | None = None,
+    ) -> LeaseGroup:
+        """Lease many probepoints at once: all of ``places``, or none and an error that names the place.
+
+        ``places`` are specs and addresses, or one glob for functions: ``libc.so.6:mem*``, or ``work_*`` of the
+        main program (the symbol's part may have ``*``, ``?``, ``[seq]``; case matters). Several names of one
+        address are one lease. With ``once`` each lease ends at its first hit, whichever thread it is. With
+        ``skip_refused`` what cannot be probed there is left out, and listed in the group's ``refused``: by
+        default so for a glob, which means whatever is there, and not so for a list, which means just these. A
+        place that another client holds exclusively is an error in any case. The other options are ``probe``'s;
+        modules must be mapped.
+
+        Client plugins are not told of each place. Raises as ``probe`` does.
+        """
+        self.check_live()
+        _check_handler(handler, "probe_many")
+        check_priority(priority)
+        options = {
+            "once": once,
+            "strategy": strategy,
+            "exclusive": exclusive,
+            "priority": self.priority if priority is None else priority,
+            "assume_boundary": assume_boundary,
+            "skip_refused": skip_refused,
+        }
+        return self._desk.probe_many(self, places, handler, options)
+
     def watch(
         self, address: int, handler: Handler, *, size: int = 8, access: str = "WRITE", priority: int | None = None
     ) -> Lease:
@@ -150,7 +188,11 @@ class Client:
 
     def release(self, lease: Lease) -> None:
         """Give a lease back; the same as ``lease.release()``."""
-        self._desk.release(lease)
+        self._desk.release_all((lease,))
+
+    def release_all(self, leases: Sequence[Lease]) -> None:
+        """Give many leases back at once; the same as ``group.release()``."""
+        self._desk.release_all(leases)
 
     def close(self) -> None:
         """Give back every lease and hold, and leave. Again: does nothing."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ubpx._errors import UbpxError
 from ubpx.core import events
+from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.departure import Departure
 from ubpx.core.keeper import Keeper
@@ -38,6 +39,7 @@ class Coordinator:
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
         )
         self.armory: Final = self.reception.armory
+        self.batches: Final = Batches(self.reception, self.keeper.map_area)
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
         self._census: Final = Census(
             tracer, architecture, self.tracees, self.keeper, self.armory,
@@ -46,7 +48,7 @@ class Coordinator:
         self.attach: Final = self._census.attach
         self._departure: Final = Departure(
             tracer, self.tracees, self._census,
-            keeper=self.keeper, steps=self._steps, armory=self.armory, run_until=self.run_until,
+            keeper=self.keeper, steps=self._steps, armory=self.armory, batches=self.batches, run_until=self.run_until,
         )  # fmt: skip
         self.detach: Final = self._departure.detach
         self._handlers: Final[Mapping[type, Callable[[Thread, Any], None]]] = {

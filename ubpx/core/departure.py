@@ -4,6 +4,7 @@ from typing import Final
 
 from ubpx._errors import TargetGone
 from ubpx.core.arming import Armory
+from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.keeper import Keeper, RunUntil
 from ubpx.core.ports import Tracer
@@ -17,7 +18,7 @@ class Departure:
 
     def __init__(
         self, tracer: Tracer, tracees: Tracees, census: Census, *, keeper: Keeper, steps: Steps, armory: Armory,
-        run_until: RunUntil,
+        batches: Batches, run_until: RunUntil,
     ) -> None:  # fmt: skip
         self._tracer: Final = tracer
         self._tracees: Final = tracees
@@ -25,6 +26,7 @@ class Departure:
         self._keeper: Final = keeper
         self._steps: Final = steps
         self._armory: Final = armory
+        self._batches: Final = batches
         self._run_until: Final = run_until
         self._abandoned: Final[list[AddressSpace]] = []
         """Memories that a program has left, and children that share it have not."""
@@ -53,8 +55,7 @@ class Departure:
             space.quiesced = False
 
     def _clean(self, space: AddressSpace) -> None:
-        for probepoint in space.registry:
-            self._armory.disarm(space, probepoint)
+        self._batches.disarm(space, tuple(space.registry))
         self._armory.remove_entry_trap(space)
         self._clear_threads(space)
 
@@ -67,7 +68,7 @@ class Departure:
             with self._keeper.stopped_thread(space) as thread:
                 for area in space.slots.areas:
                     self._tracer.unmap_area(thread.port, area.start, area.size)
-                space.slots.areas.clear()
+                space.slots.forget_areas()
 
     def _let_go(self, process: TracedProcess) -> None:
         for thread in process.living():

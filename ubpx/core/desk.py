@@ -7,58 +7,28 @@ resolves specs.
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
 from typing import Any, Final
 
-import attrs
-
-from ubpx._errors import InternalError, NotAnInstruction, TargetGone, UbpxError, UnknownModule, UsageError
-from ubpx.core import arming
+from ubpx._errors import InternalError, TargetGone
 from ubpx.core.catches import Catches
 from ubpx.core.clients import Client, ClientState, Roster
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald, Wanted
 from ubpx.core.holds import Hold, Parting
+from ubpx.core.leasing import Leasing, Resolve, ResolveMany
 from ubpx.core.loop import TracerThread
 from ubpx.core.modules import FindLoaderStop, LoadedFile, ModuleWatch, loaded_files
 from ubpx.core.plugins import ClientPlugin, client_plugin
-from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
+from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
+from ubpx.core.requests import Request, checked_place, checked_places, checked_request
 from ubpx.core.spaces import AddressSpace, TracedProcess
-from ubpx.core.ubp.plans import Strategy
-from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.verdicts import RegisterCollision
-
-Resolve = Callable[[str | int, TracedProcess], Place]
-"""From a spec or an address to a place; raises an UbpxError."""
+from ubpx.core.watching import Watching
 
 MODULE_HOOKS: Final = frozenset({"ubpx_module_loaded", "ubpx_module_unloaded"})
 STARTER: Final = "ubpx"
 """The owner of the hold that keeps a started program at its entry point, and of what ubpx probes for itself."""
-
-
-@attrs.frozen(kw_only=True)
-class Request:
-    """What a client wants of ``probe``, checked."""
-
-    place: str | int
-    strategy: Strategy | None
-    exclusive: bool
-    priority: int
-    assume_boundary: bool
-    defer: bool
-
-
-def _checked(place: str | int, options: dict[str, Any]) -> Request:
-    if isinstance(place, bool) or not isinstance(place, str | int):
-        raise UsageError(f"a place is a spec or an address, not {place!r}; see the section Specs of the reference")
-    strategy = options.pop("strategy")
-    if strategy is not None:
-        try:
-            strategy = Strategy(strategy)
-        except ValueError:
-            known = ", ".join(Strategy)
-            raise UsageError(f"{strategy!r} is no strategy; choose one of {known}") from None
-    return Request(place=place, strategy=strategy, **options)
 
 
 class TargetDesk:
@@ -68,29 +38,25 @@ class TargetDesk:
         self,
         loop: TracerThread,
         resolve: Resolve,
+        resolve_many: ResolveMany,
         target: Any,
         *,
         find_loader_stop: FindLoaderStop = lambda _: None,
     ) -> None:
         self.loop: Final = loop
         self.roster: Final = Roster()
-        self.pending: Final[list[Lease]] = []
-        """Leases whose module is not mapped."""
         self.process: TracedProcess | None = None
         self.starting = False
         """Between ``spawn`` and the entry point."""
         self.start_hold: Hold | None = None
         self._herald: Final = Herald(self._sweep)
         self._catches: Final = Catches(self._herald, loop.coordinator.tracer.syscall_numbers)
-        self._resolve: Final = resolve
         self._target: Final = target
-        self._ages: Final = count()
-        self._requests: Final[dict[Lease, Request]] = {}
-        self._watches: Final[dict[Lease, AddressSpace]] = {}
-        """Leases of watchpoints, and where."""
+        self._watching: Final = Watching(loop.coordinator)
         self._modules: Final = ModuleWatch(find_loader_stop, self._watch, self._modules_changed)
         self._itself: Final = Client(STARTER, priority=0, target=target, desk=self)
         """The client in whose name ubpx probes for itself; it has joined nowhere."""
+        self._leasing: Final = Leasing(loop.coordinator, self._herald, resolve, resolve_many, itself=self._itself)
 
     @property
     def _traced(self) -> TracedProcess:
@@ -150,7 +116,7 @@ class TargetDesk:
 
     def leases_of(self, client: Client) -> Sequence[Lease]:
         """Armed and pending ones."""
-        return tuple(lease for lease in (*self._requests, *self._watches) if lease.client is client)
+        return (*self._leasing.requests.of(client), *self._watching.of(client))
 
     def _sweep(self, client: Client) -> None:
         """The client is quarantined: take everything back and tell the others."""
@@ -165,9 +131,8 @@ class TargetDesk:
         )
 
     def _sweep_leases(self, client: Client, state: LeaseState) -> None:
-        for lease in self.leases_of(client):
-            self._withdraw(lease, state)
-            self._unwatch(lease, state)
+        self._leasing.withdraw(self.leases_of(client), state, self.process)
+        self._watching.withdraw(self._watching.of(client), state, self.process)
         if self.process is not None:
             for hold in self._coordinator.keeper.holds.of(client.name, self.process.pid):
                 self._coordinator.keeper.release_hold(hold)
@@ -194,115 +159,43 @@ class TargetDesk:
 
     def probe(self, client: Client, place: str | int, handler: Handler, options: dict[str, Any]) -> Lease:
         """See ``Client.probe``."""
-        request = _checked(place, options)
-        return self.loop.run(lambda: self._probe(client, request, handler))
+        checked_place(place)
+        request = checked_request(options)
+        return self.loop.run(lambda: self._probe(client, place, request, handler))
 
-    def _probe(self, client: Client, request: Request, handler: Handler) -> Lease:
-        client.check_live()
+    def _probe(self, client: Client, place: str | int, request: Request, handler: Handler) -> Lease:
         process = self._traced
-        spec = request.place if isinstance(request.place, str) else None
-        lease = Lease(
-            client,
-            handler,
-            priority=request.priority,
-            age=next(self._ages),
-            spec=spec,
-            exclusive=request.exclusive,
-        )
-        lease.forced = request.strategy
-        try:
-            self._arm(lease, request, process)
-        except UnknownModule as error:
-            if spec is None or not request.defer:
-                raise
-            self._requests[lease] = request
-            self._wait_for_module(lease, error)
-            if self._modules.begin(process):
-                self._arm_pending(process)  # it may have come while nobody watched
-        self._requests[lease] = request
+        lease = self._leasing.probe(client, process, place, request, handler)
+        if lease.state is LeaseState.PENDING and self._modules.begin(process):
+            self._leasing.arm_waiting(process)  # its module may have come while nobody watched
         return lease
 
     def watch(self, client: Client, watched: Watched, handler: Handler, priority: int) -> Lease:
         """See ``Client.watch``."""
-        return self.loop.run(lambda: self._watch_data(client, watched, handler, priority))
+        return self.loop.run(lambda: self._watching.watch(client, self._traced, watched, handler, priority=priority))
 
-    def _watch_data(self, client: Client, watched: Watched, handler: Handler, priority: int) -> Lease:
-        client.check_live()
-        process = self._traced
-        lease = Lease(client, handler, priority=priority, age=next(self._ages), spec=None, exclusive=False)
-        fresh = process.space.watches.grant(lease, watched)
-        self._watches[lease] = process.space
-        if fresh:
-            self._coordinator.rewatch(process)
-        return lease
+    def probe_many(self, client: Client, places: object, handler: Handler, options: dict[str, Any]) -> LeaseGroup:
+        """See ``Client.probe_many``."""
+        wanted = checked_places(places)
+        if options["skip_refused"] is None:
+            options["skip_refused"] = isinstance(wanted, str)
+        request = checked_request(options)
+        return self.loop.run(lambda: self._probe_many(client, wanted, request, handler))
 
-    def _unwatch(self, lease: Lease, state: LeaseState) -> None:
-        space, process = self._watches.pop(lease, None), self.process
-        idle = space is not None and space.watches.withdraw(lease, state)
-        if idle and process is not None and process.space is space and not process.ended.is_set():
-            self._coordinator.rewatch(process)
+    def _probe_many(
+        self, client: Client, wanted: str | Sequence[str | int], request: Request, handler: Handler
+    ) -> LeaseGroup:
+        group = None
+        while group is None:  # a handler, or an exec, came between
+            group = self._leasing.probe_many(client, self._traced, wanted, request, handler)
+        return group
 
-    def _wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
-        lease.state, lease.probepoint, lease.obstacle = LeaseState.PENDING, None, why
-        self.pending.append(lease)
-
-    def _arm_pending(self, process: TracedProcess) -> None:
-        """Something was mapped: arm what waited for it."""
-        waiting, self.pending[:] = tuple(self.pending), []
-        for lease in waiting:
-            try:
-                self._arm(lease, self._requests[lease], process)
-                lease.obstacle = None
-            except UbpxError as error:
-                self._wait_for_module(lease, error)
-
-    def _arm(self, lease: Lease, request: Request, process: TracedProcess) -> None:
-        place = self._resolve(request.place, process)
-        space = process.space
-        registry = space.registry
-        registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
-        probepoint = registry.at(place.address)
-        fresh = probepoint is None
-        if probepoint is None:
-            if not request.assume_boundary:
-                _prove_boundary(space, place)
-            analysis = arming.analyze(space, place.address)
-            choice = arming.choose(space, analysis, request.strategy)
-            probepoint = self._coordinator.armory.arm(space, analysis, choice, process.pid)
-        registry.grant(lease, probepoint)
-        self._coordinator.armory.refresh(space, probepoint)
-        if fresh and lease.client is not self._itself:
-            self._herald.tell("ubpx_probepoint_armed", address=place.address)
-
-    def release(self, lease: Lease) -> None:
-        """See ``Lease.release``."""
-        if lease in self._watches:
-            self._after_hit(lambda: self._unwatch(lease, LeaseState.RELEASED))
-        if lease in self._requests:
-            self._after_hit(lambda: self._withdraw(lease, LeaseState.RELEASED))
-
-    def _withdraw(self, lease: Lease, state: LeaseState) -> None:
-        if self._requests.pop(lease, None) is None:
-            return
-        if lease in self.pending:
-            self.pending.remove(lease)
-            lease.state = state
-            return
-        process, probepoint = self.process, lease.probepoint
-        if process is None or probepoint is None or process.space.identity != probepoint.space:
-            lease.state = state
-            return
-        if not process.space.registry.withdraw(lease, state):
-            self._coordinator.armory.refresh(process.space, probepoint)
-            return
-        ours = self._coordinator.armory.disarm(process.space, probepoint)
-        if ours:
-            self._herald.tell("ubpx_probepoint_disarmed", address=probepoint.address)
-        else:
-            self._tell_lost(probepoint.address, "the program wrote something else there")
-
-    def _tell_lost(self, address: VirtAddr, reason: str) -> None:
-        self._herald.tell("ubpx_probepoint_lost", address=address, reason=reason)
+    def release_all(self, leases: Sequence[Lease]) -> None:
+        """See ``LeaseGroup.release``; from any thread."""
+        if any(lease in self._leasing.requests for lease in leases):
+            self._after_hit(lambda: self._leasing.withdraw(leases, LeaseState.RELEASED, self.process))
+        if any(lease in self._watching for lease in leases):
+            self._after_hit(lambda: self._watching.withdraw(leases, LeaseState.RELEASED, self.process))
 
     def probepoints(self) -> tuple[Probepoint, ...]:
         """All of the target's, by address."""
@@ -391,38 +284,19 @@ class TargetDesk:
 
     def execed(self, process: TracedProcess, old: AddressSpace) -> None:
         """The old program's probepoints are gone; what was given by a spec waits for its module."""
-        for probepoint in old.registry:
-            own = set(probepoint.clients) == {STARTER}
-            self._lose_leases(old, probepoint)
-            old.registry.remove(probepoint)
-            if not own:
-                self._tell_lost(probepoint.address, "the process runs a new program")
-        for lease in tuple(self._watches):
-            self._unwatch(lease, LeaseState.LOST)
+        self._leasing.suspend(old)
+        self._watching.lose(old)
         if not self.starting:
             self._herald.tell("ubpx_process_execed", process=process, path=_executable(process.pid))
 
-    def _lose_leases(self, space: AddressSpace, probepoint: Probepoint) -> None:
-        """What was given by a spec waits for its module to come again."""
-        for lease in probepoint.leases:
-            space.registry.withdraw(lease, LeaseState.LOST)
-            if lease.spec:
-                self._wait_for_module(lease)
-            else:
-                self._requests.pop(lease, None)
-
     def _modules_changed(self, loaded: frozenset[LoadedFile], unloaded: frozenset[LoadedFile]) -> None:
         process = self._traced
-        space = process.space
         for file in unloaded:
-            for probepoint in space.registry.owning(range(file.start, file.end)):
-                self._lose_leases(space, probepoint)
-                self._coordinator.armory.disarm(space, probepoint)
-                self._tell_lost(probepoint.address, f"{file.path} was unloaded")
+            self._leasing.lose(process.space, range(file.start, file.end), f"{file.path} was unloaded")
         self._tell_modules("unloaded", unloaded)
         self._tell_modules("loaded", loaded)
         if loaded:
-            self._arm_pending(process)
+            self._leasing.arm_waiting(process)
 
     def _tell_modules(self, event: str, files: Iterable[LoadedFile]) -> None:
         for file in sorted(files, key=lambda each: each.start):
@@ -432,42 +306,36 @@ class TargetDesk:
         """Probe for ubpx itself; the action comes after the hit."""
         options = {"strategy": None, "exclusive": False, "priority": 0, "assume_boundary": True, "defer": False}
         reception = self._coordinator.reception
-        self._probe(self._itself, _checked(address, options), lambda _: reception.after_hit.append(action))
+        request = checked_request(options)
+        self._probe(self._itself, address, request, lambda _: reception.after_hit.append(action))
 
     def entered(self, process: TracedProcess) -> None:
         """The new program's libraries are mapped: arm what waited for them."""
         if self.starting:
             self.starting = False
             self.start_hold = self._coordinator.keeper.take_hold(STARTER, process, None)
-        self._arm_pending(process)
+        self._leasing.arm_waiting(process)
         listening = any(self._herald.having(hook) for hook in MODULE_HOOKS)
         if listening:
             self._tell_modules("loaded", loaded_files(process.mappings()))
-        if self.pending or listening:
+        if self._leasing.requests.pending or listening:
             self._modules.begin(process)
 
     def detaching(self, process: TracedProcess) -> None:
         """Last words, then everybody's leases are over."""
         self._herald.tell("ubpx_process_detached", process=process)
-        self._release_all(process)
+        self._leasing.end(process)
+        self._watching.end()
 
     def ended(self, process: TracedProcess) -> None:
         """The process has exited, or was left."""
         if process.status is not None:
             self._herald.tell("ubpx_process_exited", process=process, status=process.status)
-        self._release_all(process)
+        self._leasing.end(process)
+        self._watching.end()
         if process.status is None:
             for client in self.roster.living():
                 self.roster.leave(client, forget=lambda _: None)
-
-    def _release_all(self, process: TracedProcess) -> None:
-        for lease in tuple(self._requests):
-            if not process.space.registry.withdraw(lease, LeaseState.RELEASED):
-                lease.state = LeaseState.RELEASED
-        for lease in tuple(self._watches):
-            self._watches.pop(lease).watches.withdraw(lease, LeaseState.RELEASED)
-        self._requests.clear()
-        self.pending.clear()
 
 
 def _client_of(lease: Lease) -> Client:
@@ -481,21 +349,3 @@ def _executable(pid: ProcessId) -> str:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return ""
-
-
-def _prove_boundary(space: AddressSpace, place: Place) -> None:
-    """Raises NotAnInstruction unless decoding from the enclosing symbol's start arrives there."""
-    address, start, end = place.address, place.symbol_start, place.symbol_end
-    if start is None or end is None:
-        raise NotAnInstruction(
-            address, "it lies outside any symbol", "pass assume_boundary=True if you know that one starts there"
-        )
-    if start == address:
-        return
-    code = space.memory.read(start, min(end, address + space.architecture.longest_insn) - start)
-    for found in space.architecture.instruction_starts(code, start):
-        if found == address:
-            return
-        if found > address:
-            break
-    raise NotAnInstruction(address, f"it is inside an instruction of {place.name}", "probe that instruction's start")

@@ -265,17 +265,20 @@ class Keeper:
             for thread in self._tracees.threads_in(space):
                 self.refresh(thread)
 
-    def map_area(self, space: AddressSpace, reach: Sequence[VirtAddr]) -> None:
-        """Let the program map an area of slots for us (S12), unless enough of the old slots are free by now."""
+    def map_area(self, space: AddressSpace, reach: Sequence[VirtAddr], size: int = AREA_SIZE) -> None:
+        """Let the program map an area of slots for us (S12), unless enough of the old slots are free by now.
+
+        ``size`` in bytes, whole pages.
+        """
         if space.slots.retired_count >= _WORTH_QUIESCING and self._reclaim(space):
             return
         with self.stopped_thread(space) as thread:
             pid = thread.process.pid
             while True:
-                place = choose_hole(self._tracer.mappings(pid), reach, AREA_SIZE)
+                place = choose_hole(self._tracer.mappings(pid), reach, size)
                 if place is None:
                     near = reach[0] if reach else VirtAddr(0)
                     raise SlotsExhausted(pid, near, "no room within 2 GiB of the instruction")
-                if self._tracer.map_area(thread.port, place, AREA_SIZE):
+                if self._tracer.map_area(thread.port, place, size):
                     break  # else another thread of the program took the place meanwhile
-        space.slots.areas.append(SlotArea(place, AREA_SIZE, space.architecture.slot_size))
+        space.slots.add_area(SlotArea(place, size, space.architecture.slot_size))

@@ -1,8 +1,9 @@
 """What the core needs of the world, as Protocols; backends implement them."""
 
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from typing import Any, NamedTuple, Protocol
 
+from ubpx._errors import UbpxError
 from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 
 
@@ -29,6 +30,13 @@ class Memory(Protocol):
         Raises MemoryFault if the address is not mapped.
         """
         ...
+
+
+class Refusal(NamedTuple):
+    """A place that cannot be probed, by its name for people, and why."""
+
+    name: str
+    error: UbpxError
 
 
 class ProcessView(Protocol):
@@ -74,6 +82,10 @@ class ClientApi(Protocol):
 
     def probe(self, place: str | int, handler: Callable[[Any], object], **options: Any) -> Any:
         """Lease a probepoint; see ``ubpx.Client.probe``."""
+        ...
+
+    def probe_many(self, places: Iterable[str | int] | str, handler: Callable[[Any], object], **options: Any) -> Any:
+        """Lease many at once; see ``ubpx.Client.probe_many``."""
         ...
 
     def close(self) -> None:

@@ -1,13 +1,14 @@
 """Who shares which place: probepoints, leases, and the registry that owns them."""
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar, overload
 
 import attrs
 
 from ubpx._errors import ProbepointBusy, StrategyRefused, UbpxError
+from ubpx.core.ports import Refusal
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, VirtAddr
 
@@ -36,6 +37,10 @@ class LeaseHolder(Protocol):
 
     def release(self, lease: "Lease", /) -> None:
         """Give the lease back; from any thread, any number of times."""
+        ...
+
+    def release_all(self, leases: Sequence["Lease"], /) -> None:
+        """The same for many at once."""
         ...
 
 
@@ -93,6 +98,44 @@ class Lease:
         return f"<lease of {self.client.name!r} at {where}: {self.state}, {self.hits} hits>"
 
 
+class LeaseGroup(Sequence[Lease]):
+    """The leases that one ``probe_many`` gave, one for each address. Immutable; usable from any thread."""
+
+    def __init__(self, client: LeaseHolder, leases: Sequence[Lease], refused: Sequence[Refusal]) -> None:
+        self.client: Final = client
+        self.refused: Final = tuple(refused)
+        """What was left out because it cannot be probed."""
+        self._leases: Final = tuple(leases)
+
+    @property
+    def hits(self) -> int:
+        """Of all its leases together."""
+        return sum(lease.hits for lease in self._leases)
+
+    def release(self) -> None:
+        """Give all of them back at once. Doing it twice does nothing."""
+        self.client.release_all(self._leases)
+
+    @overload
+    def __getitem__(self, index: int) -> Lease: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Lease, ...]: ...
+    def __getitem__(self, index: int | slice) -> Lease | tuple[Lease, ...]:
+        return self._leases[index]
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} leases of {self.client.name!r}: {self.hits} hits>"
+
+
 class Probepoint:
     """One probed place in one address space. Owned by its Registry.
 
@@ -100,7 +143,8 @@ class Probepoint:
     jump borrows its neighbours').
     """
 
-    __slots__ = ("_leases", "address", "analysis", "patch", "relied_on", "slot_code", "space", "strategy", "why")
+    __slots__ = ("_leases", "address", "analysis", "patch", "relied_on", "slot_code", "space", "strategy",
+                 "told", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -122,6 +166,8 @@ class Probepoint:
         """Why this strategy, for people."""
         self.slot_code = slot_code
         self.relied_on: Final = relied_on
+        self.told = False
+        """Whether client plugins were told that it is armed, and so will be told when it is not."""
         self._leases: list[Lease] = []
 
     @property
@@ -148,15 +194,18 @@ class Probepoint:
         return f"<probepoint {self.address:#x} {self.strategy}: {', '.join(self.clients) or 'nobody'}>"
 
 
-def _overlap(first: range, second: range) -> bool:
-    return first.start < second.stop and second.start < first.stop
-
-
 @attrs.define
 class Registry:
-    """All probepoints of one address space; the sole owner of leases. Refcount = number of leases."""
+    """All probepoints of one address space; the sole owner of leases. Refcount = number of leases.
+
+    No byte is owned by two of them (``check``); any number may rely on one.
+    """
 
     _by_address: dict[VirtAddr, Probepoint] = attrs.field(factory=dict, init=False)
+    _behind: dict[int, Probepoint] = attrs.field(factory=dict, init=False)
+    """By the address of each owned byte but the first."""
+    _relying: dict[int, list[Probepoint]] = attrs.field(factory=dict, init=False)
+    """By the address of each byte that is relied on."""
 
     def __iter__(self) -> Iterator[Probepoint]:
         return iter(tuple(self._by_address.values()))
@@ -169,12 +218,14 @@ class Registry:
         return self._by_address.get(address)
 
     def owning(self, addresses: range) -> tuple[Probepoint, ...]:
-        """Those of whose own bytes some lie in ``addresses``."""
-        return tuple(each for each in self._by_address.values() if _overlap(each.owned, addresses))
+        """Those of whose own bytes some lie in ``addresses``, ascending."""
+        found = {probepoint for each in (self._by_address, self._behind) for probepoint in _among(each, addresses)}
+        return tuple(sorted(found, key=_address))
 
     def relying_on(self, addresses: range) -> tuple[Probepoint, ...]:
-        """Those that need the bytes at ``addresses`` to stay as they are."""
-        return tuple(each for each in self._by_address.values() if _overlap(each.relied_on, addresses))
+        """Those that need the bytes at ``addresses`` to stay as they are, ascending."""
+        found = {probepoint for several in _among(self._relying, addresses) for probepoint in several}
+        return tuple(sorted(found, key=_address))
 
     def check(self, address: VirtAddr, *, exclusive: bool, strategy: Strategy | None) -> None:
         """Refuse a lease that cannot be had, before anything is written.
@@ -183,9 +234,9 @@ class Registry:
         """
         probepoint = self.at(address)
         if probepoint is None:
-            trap = range(address, address + 1)
-            for other in (*self.owning(trap), *self.relying_on(trap)):
-                raise ProbepointBusy(address, other.clients[0])
+            for other in (self._behind.get(address), *self._relying.get(address, ())):
+                if other is not None:
+                    raise ProbepointBusy(address, next(iter(other.clients), "nobody any more"))
             return
         for lease in probepoint.leases:
             if lease.exclusive or exclusive:
@@ -197,10 +248,20 @@ class Registry:
     def add(self, probepoint: Probepoint) -> None:
         """Take a probepoint that has just been armed."""
         self._by_address[probepoint.address] = probepoint
+        for byte in probepoint.owned[1:]:
+            self._behind[byte] = probepoint
+        for byte in probepoint.relied_on:
+            self._relying.setdefault(byte, []).append(probepoint)
 
     def remove(self, probepoint: Probepoint) -> None:
         """Drop a probepoint that nobody leases."""
         del self._by_address[probepoint.address]
+        for byte in probepoint.owned[1:]:
+            del self._behind[byte]
+        for byte in probepoint.relied_on:
+            self._relying[byte].remove(probepoint)
+            if not self._relying[byte]:
+                del self._relying[byte]
 
     def grant(self, lease: Lease, probepoint: Probepoint) -> None:
         """Let ``lease`` share ``probepoint``."""
@@ -214,3 +275,17 @@ class Registry:
         lease.state = state
         lease.probepoint._leases.remove(lease)
         return not lease.probepoint._leases
+
+
+Found = TypeVar("Found")
+
+
+def _among(by_byte: Mapping[Any, Found], addresses: range) -> Iterator[Found]:
+    """What stands at any of ``addresses``, found by whichever is shorter."""
+    if len(addresses) <= len(by_byte):
+        return (by_byte[byte] for byte in addresses if byte in by_byte)
+    return (found for byte, found in by_byte.items() if byte in addresses)
+
+
+def _address(probepoint: Probepoint) -> int:
+    return probepoint.address

@@ -99,7 +99,6 @@ class ProbeSite:
         self._emulator: Emulator | None = None
         if probepoint.strategy is Strategy.EMULATE:
             self.landing = probepoint.analysis.landing
-            self._emulator = space.architecture.emulator(probepoint.analysis)
         # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
         self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
         self.landing_word: Any = None
@@ -128,8 +127,10 @@ class ProbeSite:
 
     def emulate(self, thread: TracedThread) -> Mapping[str, int]:
         """Do what the instruction does to the program's stack; the registers that it changes. Raises MemoryFault."""
-        if self._emulator is None:
-            raise InternalError(f"{self.probepoint!r} is not emulated")
+        if self._emulator is None:  # made at the first arrival: most of a million sites never see one
+            if self.probepoint.strategy is not Strategy.EMULATE:
+                raise InternalError(f"{self.probepoint!r} is not emulated")
+            self._emulator = self.space.architecture.emulator(self.probepoint.analysis)
         raw = self.space.raw
         self._overwritten.pop(thread.tid, None)
         outcome = self._emulator(WordRegisters(thread.words, self.space.layout), raw)

@@ -6,6 +6,7 @@ if the same instruction is armed again, and is freed only once a quiesced proces
 no thread's PC lies in it.
 """
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -23,59 +24,104 @@ _GROWTH: Final = 64 << 20
 """Room left above the heap and below the stack where that is possible, bytes."""
 
 
-@attrs.define
+@attrs.define(eq=False)
 class SlotArea:
     """A piece of the program's memory that the program mapped for us; cut into slots.
 
     Owned by its SlotTable.
     """
 
+    # Rule: a slot that nothing lies in is in _vacated, or at the cursor or behind it.
+
     start: VirtAddr
     size: int
     slot_size: int
     used: dict[VirtAddr, SlotCode] = attrs.field(factory=dict, init=False)
     """By slot address; retired ones included."""
+    _cursor: int = attrs.field(default=0, init=False)
+    _vacated: list[VirtAddr] = attrs.field(factory=list, init=False)
+    """Slots that were used once; some may be used again."""
 
     def __contains__(self, address: int) -> bool:
         return self.start <= address < self.start + self.size
 
+    @property
+    def full(self) -> bool:
+        """Whether something lies in every slot."""
+        return len(self.used) * self.slot_size >= self.size
+
     def free(self) -> VirtAddr | None:
-        """Some slot that nothing lies in."""
-        if len(self.used) * self.slot_size >= self.size:
-            return None
-        places = range(self.start, self.start + self.size, self.slot_size)
-        return next(VirtAddr(place) for place in places if place not in self.used)
+        """Some slot that nothing lies in: one that was used before, if there is any."""
+        while self._vacated:
+            if self._vacated[-1] not in self.used:
+                return self._vacated[-1]
+            self._vacated.pop()
+        while self._cursor < self.size:
+            place = VirtAddr(self.start + self._cursor)
+            if place not in self.used:
+                return place
+            self._cursor += self.slot_size
+        return None
+
+    def vacate(self, slot: VirtAddr) -> None:
+        """Nothing lies in the slot any more."""
+        del self.used[slot]
+        self._vacated.append(slot)
 
 
 @attrs.define
 class SlotTable:
     """All slots of one address space."""
 
-    areas: list[SlotArea] = attrs.field(factory=list, init=False)
+    _areas: list[SlotArea] = attrs.field(factory=list, init=False)
+    """Ascending."""
+    _roomy: list[SlotArea] = attrs.field(factory=list, init=False)
+    """Those with free slots."""
     _retired: dict[VirtAddr, list[SlotCode]] = attrs.field(factory=dict, init=False)
     """By the original instruction's address: it may have had several copies."""
+    retired_count: int = attrs.field(default=0, init=False)
+    """How many slots wait for proof that no thread is in them."""
+
+    @property
+    def areas(self) -> tuple[SlotArea, ...]:
+        """All that the program has mapped for us, ascending."""
+        return tuple(self._areas)
+
+    def add_area(self, area: SlotArea) -> None:
+        """The program has mapped another one."""
+        insort(self._areas, area, key=_start)
+        self._roomy.append(area)
+
+    def forget_areas(self) -> None:
+        """They are unmapped, all of them."""
+        self._areas.clear()
+        self._roomy.clear()
 
     def find_free(self, reach: Sequence[VirtAddr]) -> VirtAddr | None:
         """A free slot within 2 GiB of all of ``reach``; None: map another area."""
-        for area in self.areas:
+        for area in self._roomy:
             if all(_within(area.start, area.size, address) for address in reach):
-                slot = area.free()
-                if slot is not None:
-                    return slot
+                return area.free()
         return None
 
     def occupy(self, code: SlotCode) -> None:
         """The slot now holds ``code``."""
-        self._area_of(code.slot).used[code.slot] = code
+        area = self._area_of(code.slot)
+        area.used[code.slot] = code
+        if area.full and area in self._roomy:
+            self._roomy.remove(area)
+
+    def vacate(self, code: SlotCode) -> None:
+        """The slot holds nothing: only right where no thread can be in it."""
+        area = self._area_of(code.slot)
+        if area.full:
+            self._roomy.append(area)
+        area.vacate(code.slot)
 
     def retire(self, code: SlotCode) -> None:
         """Nobody leases the slot any more; a thread may still be in it."""
         self._retired.setdefault(code.origin, []).append(code)
-
-    @property
-    def retired_count(self) -> int:
-        """How many slots wait for proof that no thread is in them."""
-        return sum(map(len, self._retired.values()))
+        self.retired_count += 1
 
     def retired(self, origin: VirtAddr) -> SlotCode | None:
         """A retired copy of the instruction at ``origin``, still in its slot."""
@@ -88,6 +134,7 @@ class SlotTable:
     def _drop(self, code: SlotCode) -> None:
         copies = self._retired[code.origin]
         copies.remove(code)
+        self.retired_count -= 1
         if not copies:
             del self._retired[code.origin]
 
@@ -100,18 +147,23 @@ class SlotTable:
         idle = [code for copies in self._retired.values() for code in copies if code.slot not in busy]
         for code in idle:
             self._drop(code)
-            del self._area_of(code.slot).used[code.slot]
+            self.vacate(code)
         return len(idle)
 
     def code_at(self, pc: int) -> SlotCode | None:
         """The slot that ``pc`` lies in, leased or retired."""
-        for area in self.areas:
-            if pc in area:
-                return area.used.get(VirtAddr(pc - (pc - area.start) % area.slot_size))
-        return None
+        at = bisect_right(self._areas, VirtAddr(pc), key=_start) - 1
+        if at < 0 or pc not in self._areas[at]:
+            return None
+        area = self._areas[at]
+        return area.used.get(VirtAddr(pc - (pc - area.start) % area.slot_size))
 
     def _area_of(self, slot: VirtAddr) -> SlotArea:
-        return next(area for area in self.areas if slot in area)
+        return self._areas[bisect_right(self._areas, slot, key=_start) - 1]
+
+
+def _start(area: SlotArea) -> VirtAddr:
+    return area.start
 
 
 def _within(start: int, size: int, address: int) -> bool:

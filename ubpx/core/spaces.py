@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -15,24 +15,76 @@ from ubpx.core.registers import RegisterLayout
 from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
 from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
-from ubpx.core.values import AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import PAGE_SIZE, AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.watchpoints import WatchTable
+
+
+class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
+    """The traps that stand in one memory, by address; found by page too.
+
+    Changed in the tracer thread alone, read by any.
+    """
+
+    def __init__(self, patches: Iterable[TrapPatch] = ()) -> None:
+        self._by_address: Final[dict[VirtAddr, TrapPatch]] = {}
+        self._by_page: Final[dict[int, dict[VirtAddr, TrapPatch]]] = {}
+        for patch in patches:
+            self[patch.address] = patch
+
+    def __getitem__(self, address: VirtAddr) -> TrapPatch:
+        return self._by_address[address]
+
+    def __setitem__(self, address: VirtAddr, patch: TrapPatch) -> None:
+        self._by_address[address] = patch
+        for page in _pages(address, len(patch.trap)):
+            self._by_page.setdefault(page, {})[address] = patch
+
+    def __delitem__(self, address: VirtAddr) -> None:
+        patch = self._by_address.pop(address)
+        for page in _pages(address, len(patch.trap)):
+            del self._by_page[page][address]
+            if not self._by_page[page]:
+                del self._by_page[page]
+
+    def __iter__(self) -> Iterator[VirtAddr]:
+        return iter(self._by_address)
+
+    def __len__(self) -> int:
+        return len(self._by_address)
+
+    def overlapping(self, address: int, size: int) -> list[TrapPatch]:
+        """Those that own a byte of these."""
+        if size <= 0 or not self._by_address:
+            return []
+        pages = _pages(address, size)
+        found = [self._by_page.get(page) for page in (pages if len(pages) <= len(self) else tuple(self._by_page))]
+        end = address + size
+        # Each page at once, as a copy: probes come and go in the tracer thread.
+        patches = {p.address: p for traps in found if traps for p in tuple(traps.values())}
+        return [p for p in patches.values() if p.address < end and address < p.address + len(p.trap)]
+
+
+def _pages(address: int, size: int) -> range:
+    return range(address // PAGE_SIZE, (address + size - 1) // PAGE_SIZE + 1)
 
 
 class HidingMemory:
     """A space's memory as clients see it: the program's own bytes, never a trap of ours."""
 
-    def __init__(self, raw: Memory, patches: Mapping[VirtAddr, TrapPatch]) -> None:
+    def __init__(self, raw: Memory, patches: StandingTraps) -> None:
+        self.writing: Final = threading.RLock()
+        """Held while clients write, and while traps are written together with what stands between them."""
         self._raw = raw
         self._patches = patches
-        """Of all standing traps, by address."""
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes; raises MemoryFault."""
+        before = self._patches.overlapping(address, size)
         data = self._raw.read(address, size)
-        patched = self._patched(address, size)
-        if not patched:
+        patched = self._patches.overlapping(address, size)
+        if not (patched or before):
             return data
+        patched += before  # those too that were taken out meanwhile
         shown = bytearray(data)
         for patch in patched:
             offset = patch.address - address
@@ -43,21 +95,18 @@ class HidingMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
-        self._refuse_patched(address, len(data))
-        self._raw.write(address, data)
+        with self.writing:
+            self._refuse_patched(address, len(data))
+            self._raw.write(address, data)
 
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
-        self._refuse_patched(address, len(data))
-        self._raw.patch(address, data)
-
-    def _patched(self, address: int, size: int) -> list[TrapPatch]:
-        patches = tuple(self._patches.values())  # at once: probes come and go in the tracer thread
-        end = address + size
-        return [p for p in patches if p.address < end and address < p.address + len(p.trap)]
+        with self.writing:
+            self._refuse_patched(address, len(data))
+            self._raw.patch(address, data)
 
     def _refuse_patched(self, address: int, size: int) -> None:
-        for patch in self._patched(address, size):
+        for patch in self._patches.overlapping(address, size):
             raise UsageError(f"a probe stands at {patch.address:#x}; release its leases before writing there")
 
 
@@ -82,7 +131,7 @@ class AddressSpace:
         self.registry: Final = Registry()
         self.slots: Final = SlotTable()
         self.slots_allowed: Final = slots_allowed
-        self.patches: Final[dict[VirtAddr, TrapPatch]] = {}
+        self.patches: Final = StandingTraps()
         """Traps that stand now."""
         self.former: Final[dict[VirtAddr, TrapPatch]] = {}
         """Traps that stood once: a child forked meanwhile may still have them."""

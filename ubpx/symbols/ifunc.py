@@ -7,7 +7,7 @@ Source: gnu-gabi, "STT_GNU_IFUNC"; glibc 2.36, elf/dl-irel.h.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ubpx.core.values import VirtAddr
@@ -21,29 +21,44 @@ MAX_CANDIDATES: Final = 8
 MAX_ALIASES: Final = 32
 
 
-def implementation(modules: LoadedModules, defining: LoadedModule, symbol: Symbol, spec: str) -> VirtAddr:
+def implementation(
+    modules: LoadedModules, defining: LoadedModule, symbol: Symbol, spec: str, *, suggest: bool = True
+) -> VirtAddr:
     """Where calls of the function go in this process.
 
+    With ``suggest`` the error lists functions that may have been meant, which takes a look at every name.
     Raises UnboundIfunc if no GOT word has the answer yet.
     """
     for loaded, word in _words(modules, defining, symbol):
         value = modules.word_at(loaded, word)
         if value is not None and _is_implementation(modules, defining, symbol, value):
             return value
-    raise UnboundIfunc(spec, _candidates(modules, defining, symbol))
+    raise UnboundIfunc(spec, _candidates(modules, defining, symbol) if suggest else ())
 
 
 def _words(modules: LoadedModules, defining: LoadedModule, symbol: Symbol) -> Iterator[tuple[LoadedModule, int]]:
     own = modules.relocations(defining)
     for word in own.by_resolver.get(symbol.address, ()):
         yield defining, word
+    versions = _versions(modules, defining, symbol)
+    for loaded in modules.every():
+        with contextlib.suppress(UnreadableModule):
+            for word in modules.words_for(loaded, versions):
+                yield loaded, word
+
+
+def _versions(modules: LoadedModules, defining: LoadedModule, symbol: Symbol) -> dict[str, frozenset[str | None]]:
+    """Of each name of the function, the versions."""
     versions: dict[str, frozenset[str | None]] = {}
     for alias in modules.symbols(defining).aliases(symbol.address)[:MAX_ALIASES]:
         versions[alias.name] = versions.get(alias.name, frozenset()) | {alias.version}
-    for loaded in modules.every():
-        with contextlib.suppress(UnreadableModule):
-            for word in modules.relocations(loaded).words_for(versions):
-                yield loaded, word
+    return versions
+
+
+def prefetch(modules: LoadedModules, functions: Iterable[tuple[LoadedModule, Symbol]]) -> None:
+    """Prepare for ``implementation`` of exactly these functions, each in its module."""
+    names = {name for defining, symbol in functions for name in _versions(modules, defining, symbol)}
+    modules.prefetch_words(frozenset(names))
 
 
 def _is_implementation(modules: LoadedModules, defining: LoadedModule, symbol: Symbol, value: VirtAddr) -> bool:

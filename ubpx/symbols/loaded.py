@@ -1,12 +1,13 @@
 """The modules of one process, as they are during one look-up."""
 
+import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
-from ubpx._errors import MemoryFault, TargetGone, UnknownModule
+from ubpx._errors import MemoryFault, SpecError, TargetGone, UnknownModule
 from ubpx.core.ports import ProcessView
 from ubpx.core.values import MappedRange, VirtAddr
 from ubpx.symbols.cache import ElfCache
@@ -17,6 +18,7 @@ from ubpx.symbols.lookup import Symbols
 from ubpx.symbols.modules import ADDRESS_MASK, VDSO, Module, answers_to, load_biases, modules_of, vdso_biases
 from ubpx.symbols.names import nearest_names, printable
 from ubpx.symbols.relocations import Relocations
+from ubpx.symbols.symtab import Symbol
 from ubpx.symbols.unwind import UnwindTable
 
 
@@ -55,11 +57,48 @@ class LoadedModules:
     def __init__(self, process: ProcessView, cache: ElfCache) -> None:
         self._process, self._cache = process, cache
         self._mappings = tuple(process.mappings())
+        self._starts = [mapped.start for mapped in self._mappings]
         self._modules = modules_of(self._mappings)
+        # What has been found out, so that many specifications cost little more than one. A module is one of
+        # self._modules, which live as long as this: its identity is its key.
+        self._copies_of: dict[int, Sequence[LoadedModule]] = {}
+        self._symbols_of: dict[int, Symbols] = {}
+        self._named: dict[int, Mapping[str, tuple[Symbol, ...]]] = {}
+        self._relocations_of: dict[int, Relocations] = {}
+        self._numbered: dict[int, Mapping[int, Symbol]] = {}
+        self._searched: dict[str | None, Sequence[LoadedModule] | SpecError] = {}
+        self._owners = {
+            mapped.start: module for module in self._modules for mapped in module.ranges if mapped.executable
+        }
 
     def range_at(self, address: int) -> MappedRange | None:
         """The mapping that holds the address."""
-        return next((mapped for mapped in self._mappings if address in mapped), None)
+        at = bisect.bisect_right(self._starts, address) - 1
+        return self._mappings[at] if at >= 0 and address in self._mappings[at] else None
+
+    def search(self, module: str | None) -> Sequence[LoadedModule]:
+        """What a specification's MODULE means: the program itself, the file of a path, or the files of a name."""
+        found = self._searched.get(module)
+        if found is None:
+            by = self.by_name if module is None or "/" not in module else self.by_path
+            try:
+                found = self.main() if module is None else by(module)
+            except SpecError as error:
+                found = error
+            self._searched[module] = found
+        if isinstance(found, SpecError):
+            raise found
+        return found
+
+    def named(self, loaded: LoadedModule, name: str) -> tuple[Symbol, ...]:
+        """The module's code symbols of this name, in any version."""
+        known = self._named.get(id(loaded.module), {})
+        return known[name] if name in known else self.symbols(loaded).named(name)
+
+    def prefetch(self, loaded: LoadedModule, names: frozenset[str]) -> None:
+        """Look many names up in one pass, for ``named``."""
+        known = self._named.get(id(loaded.module), {})
+        self._named[id(loaded.module)] = {**known, **self.symbols(loaded).named_any(names)}
 
     def main(self) -> Sequence[LoadedModule]:
         """The program itself: the file of /proc/PID/exe."""
@@ -103,18 +142,35 @@ class LoadedModules:
 
     def around(self, address: int) -> LoadedModule | None:
         """The readable module with code at the address."""
-        for module in self._modules:
-            if module.holds_code_at(address):
-                return next((copy for copy in self._copies(module) if copy.holds_code_at(address)), None)
-        return None
+        mapped = self.range_at(address)
+        module = self._owners.get(mapped.start) if mapped is not None else None
+        if module is None:
+            return None
+        return next((copy for copy in self._copies(module) if copy.holds_code_at(address)), None)
 
     def symbols(self, loaded: LoadedModule) -> Symbols:
         """Raises UnreadableModule, like the other two."""
-        return self._cache.symbols(self._process, loaded.module)
+        known = self._symbols_of.get(id(loaded.module))
+        if known is None:
+            known = self._symbols_of[id(loaded.module)] = self._cache.symbols(self._process, loaded.module)
+        return known
 
     def relocations(self, loaded: LoadedModule) -> Relocations:
         """The module's GOT words."""
-        return self._cache.relocations(self._process, loaded.module)
+        known = self._relocations_of.get(id(loaded.module))
+        if known is None:
+            known = self._relocations_of[id(loaded.module)] = self._cache.relocations(self._process, loaded.module)
+        return known
+
+    def words_for(self, loaded: LoadedModule, names: Mapping[str, frozenset[str | None]]) -> Iterator[int]:
+        """The module's GOT words for one of the names, in one of its versions."""
+        return self.relocations(loaded).words_for(names, self._numbered.get(id(loaded.module)))
+
+    def prefetch_words(self, names: frozenset[str]) -> None:
+        """Look the symbols of many names up in one pass, for ``words_for``: of these names alone from now on."""
+        for loaded in self.every():
+            with contextlib.suppress(UnreadableModule):
+                self._numbered[id(loaded.module)] = self.relocations(loaded).numbered(names)
 
     def unwind(self, loaded: LoadedModule) -> UnwindTable:
         """Where the module's functions end."""
@@ -139,9 +195,13 @@ class LoadedModules:
             return ()
 
     def _copies_or_raise(self, module: Module) -> Sequence[LoadedModule]:
-        headers = self._cache.headers(self._process, module)
-        biases = vdso_biases(module, headers) if module.path == VDSO else load_biases(module, headers)
-        return [LoadedModule(module=module, headers=headers, bias=bias) for bias in biases]
+        known = self._copies_of.get(id(module))
+        if known is None:
+            headers = self._cache.headers(self._process, module)
+            biases = vdso_biases(module, headers) if module.path == VDSO else load_biases(module, headers)
+            known = [LoadedModule(module=module, headers=headers, bias=bias) for bias in biases]
+            self._copies_of[id(module)] = known
+        return known
 
     def _loaded(self, modules: Sequence[Module], *, wanted: str) -> Sequence[LoadedModule]:
         copies = [copy for module in modules for copy in self._copies_or_raise(module)]

@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ubpx.symbols.elf import MAX_STRING_BYTES, CodeSections, ElfHeaders, ImageReader, Section
@@ -92,6 +92,26 @@ class Symbols:
             for symbol in table.code_named(name):
                 found.setdefault((symbol.address, symbol.version), symbol)
         return tuple(found.values())
+
+    def named_any(self, names: frozenset[str]) -> Mapping[str, tuple[Symbol, ...]]:
+        """As ``named``, for many names in one pass; each of them is in the answer."""
+        found: dict[str, dict[tuple[int, str | None], Symbol]] = {name: {} for name in names}
+        for table in self._tables:
+            for symbol in table.code_named_any(names):
+                found[symbol.name].setdefault((symbol.address, symbol.version), symbol)
+        return {name: tuple(symbols.values()) for name, symbols in found.items()}
+
+    def functions(self, accepts: Callable[[str], object]) -> Iterator[Symbol]:
+        """The functions with an accepted name, each address once, by the best of its accepted names; ascending."""
+        found: dict[int, Symbol] = {}
+        for table in self._tables:
+            for row, name in table.functions(accepts):
+                known = found.get(row[0])
+                if known is None:
+                    found[row[0]] = table.symbol(row)
+                elif known.name != name:  # else .symtab repeats .dynsym
+                    found[row[0]] = min(known, table.symbol(row), key=_name_rank)
+        return (found[address] for address in sorted(found))
 
     def data_named(self, name: str) -> tuple[Symbol, ...]:
         """The data symbols of this name."""

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
 import attrs
@@ -33,7 +32,7 @@ class Module:
     @property
     def name(self) -> str:
         """The file's base name."""
-        return Path(self.path).name or self.path
+        return self.path.rpartition("/")[2] or self.path
 
     def holds_code_at(self, address: int) -> bool:
         """Whether the address is in an executable range of the file."""

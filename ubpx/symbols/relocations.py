@@ -12,7 +12,7 @@ import attrs
 
 from ubpx.symbols.elf import MAX_TABLE_BYTES, ElfHeaders, ImageReader, Machine, Section
 from ubpx.symbols.lookup import read_dynamic_table
-from ubpx.symbols.symtab import SymbolTable
+from ubpx.symbols.symtab import Symbol, SymbolTable
 
 MAX_WORDS: Final = 256
 """GOT words that are looked at for one function."""
@@ -49,22 +49,29 @@ class Relocations:
     """A word, and the number in .dynsym of the symbol whose address it holds."""
     symbols: SymbolTable | None
 
-    def words_for(self, names: Mapping[str, frozenset[str | None]]) -> Iterator[int]:
+    def numbered(self, names: frozenset[str]) -> Mapping[int, Symbol]:
+        """The symbols of these names that the file defines or imports, by their numbers; for ``words_for``."""
+        return {} if self.symbols is None else self.symbols.numbered(names)
+
+    def words_for(
+        self, names: Mapping[str, frozenset[str | None]], numbered: Mapping[int, Symbol] | None = None
+    ) -> Iterator[int]:
         """The words that hold the address of one of the names, in one of its versions.
 
-        A version of None, in the file or in ``names``, fits every other.
+        A version of None, in the file or in ``names``, fits every other. ``numbered`` has the symbols of these
+        names, and perhaps of others, if they have been looked up before.
         """
-        if self.symbols is None:
-            return
-
-        def accepted(name: str, version: str | None) -> bool:
-            versions = names.get(name, frozenset())
-            return bool(versions) and (version is None or None in versions or version in versions)
-
-        numbers = self.symbols.numbers_named(accepted, frozenset(names))
+        if numbered is None:
+            numbered = self.numbered(frozenset(names))
+        numbers = {number for number, symbol in numbered.items() if _is_one_of(names, symbol)}
         words = (word for word, number in self.by_symbol if number in numbers)
-        for _, word in zip(range(MAX_WORDS), words, strict=False):
+        for _, word in zip(range(MAX_WORDS if numbers else 0), words, strict=False):
             yield word
+
+
+def _is_one_of(names: Mapping[str, frozenset[str | None]], symbol: Symbol) -> bool:
+    versions = names.get(symbol.name, frozenset())
+    return bool(versions) and (symbol.version is None or None in versions or symbol.version in versions)
 
 
 def read_relocations(reader: ImageReader, headers: ElfHeaders) -> Relocations:

@@ -1,27 +1,32 @@
 """From a probe specification to a place in a process: our implementation of ``ubpx_resolve_spec``."""
 
+import contextlib
+import fnmatch
+import re
 from collections.abc import Sequence
 from typing import Final
 
 import attrs
 
-from ubpx._errors import AmbiguousSymbol, NotExecutable, UnknownSymbol
-from ubpx.core.ports import ProcessView
+from ubpx._errors import AmbiguousSymbol, NotExecutable, SpecError, UnknownSymbol, UsageError
+from ubpx.core.ports import ProcessView, Refusal
 from ubpx.core.values import Place, VirtAddr
 from ubpx.symbols._marker import hookimpl
 from ubpx.symbols.cache import ElfCache
-from ubpx.symbols.errors import UnreadableModule
-from ubpx.symbols.ifunc import implementation
+from ubpx.symbols.errors import UnboundIfunc, UnreadableModule
+from ubpx.symbols.ifunc import implementation, prefetch
 from ubpx.symbols.loaded import LoadedModule, LoadedModules
 from ubpx.symbols.modules import ADDRESS_MASK
 from ubpx.symbols.names import nearest_names, printable
-from ubpx.symbols.specs import AddressSpec, SymbolSpec, check_address, parse_spec
+from ubpx.symbols.specs import AddressSpec, GlobSpec, Spec, SymbolSpec, check_address, parse_glob, parse_spec
 from ubpx.symbols.symtab import Symbol, SymbolKind
 
 _LOADERS: Final = ("ld-", "ld.so", "ld64.so", "libc.musl")
 _LOADER_STOP: Final = "_dl_debug_state"
 MAX_LISTED: Final = 16
 """Addresses that one AmbiguousSymbol lists."""
+MAX_SUGGESTIONS: Final = 3
+"""Unknown names of one list for which a similar one is looked for, which takes milliseconds."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,9 +59,86 @@ class SymbolResolver:
         """
         asked = AddressSpec(check_address(spec)) if isinstance(spec, int) else parse_spec(spec)
         modules = LoadedModules(process, self._cache)
-        if isinstance(asked, AddressSpec):
-            return _place_of_address(modules, asked.address)
-        return _place_of_symbol(modules, asked)
+        return _place_of(modules, asked)
+
+    @hookimpl
+    def ubpx_resolve_many(
+        self, specs: str | Sequence[str | int], process: ProcessView
+    ) -> Sequence[Place | Refusal] | None:
+        """The places of many specifications and addresses, or of all functions that a glob names."""
+        modules = LoadedModules(process, self._cache)
+        glob = parse_glob(specs) if isinstance(specs, str) else None
+        if glob is not None:
+            return _functions_of_glob(modules, glob)
+        return _places_of_all(modules, [specs] if isinstance(specs, str) else specs)
+
+
+def _place_of(modules: LoadedModules, asked: Spec, *, suggest: bool = True) -> Place:
+    if isinstance(asked, AddressSpec):
+        return _place_of_address(modules, asked.address)
+    return _place_of_symbol(modules, asked, suggest=suggest)
+
+
+def _places_of_all(modules: LoadedModules, specs: Sequence[str | int]) -> list[Place | Refusal]:
+    """One answer for each; the names of each module are looked up in one pass."""
+    asked = [_parsed(spec) for spec in specs]
+    wanted: dict[str | None, set[str]] = {}
+    for each in asked:
+        if isinstance(each, SymbolSpec):
+            wanted.setdefault(each.module, set()).add(each.symbol)
+    for module, names in wanted.items():
+        with contextlib.suppress(SpecError):  # which those that ask for it will be told
+            for loaded in modules.search(module):
+                modules.prefetch(loaded, frozenset(names))
+    answers: list[Place | Refusal] = []
+    refusals = 0
+    for spec, each in zip(specs, asked, strict=True):
+        try:
+            if isinstance(each, UsageError):
+                raise each
+            answers.append(_place_of(modules, each, suggest=refusals < MAX_SUGGESTIONS))
+        except (UsageError, SpecError, NotExecutable) as error:
+            refusals += 1
+            answers.append(Refusal(printable(spec) if isinstance(spec, str) else f"{spec:#x}", error))
+    return answers
+
+
+def _parsed(spec: str | int) -> Spec | UsageError:
+    try:
+        return AddressSpec(check_address(spec)) if isinstance(spec, int) else parse_spec(spec)
+    except UsageError as error:
+        return error
+
+
+def _functions_of_glob(modules: LoadedModules, glob: GlobSpec) -> list[Place | Refusal]:
+    """The functions of the module whose names the pattern accepts, ascending; of an IFUNC what it stands for."""
+    accepts = re.compile(fnmatch.translate(glob.pattern)).match
+    searched = modules.search(glob.module)
+    found = [(loaded, symbol) for loaded in searched for symbol in modules.symbols(loaded).functions(accepts)]
+    if not found:
+        raise UnknownSymbol(glob.text, _nearest_to_glob(modules, searched, glob))
+    ifuncs = [each for each in found if each[1].kind is SymbolKind.IFUNC]
+    if ifuncs:
+        prefetch(modules, ifuncs)
+        found.sort(key=lambda each: each[1].kind is SymbolKind.IFUNC)  # their implementations' own names come first
+    places: dict[VirtAddr, Place] = {}
+    refused: list[Refusal] = []
+    for loaded, symbol in found:
+        name = _name(loaded, symbol)
+        try:
+            function = _function(modules, loaded, symbol, name=name, asked=name, suggest=False)
+            start, end = function.start, function.end
+            _check_executable(modules, start)
+        except (UnboundIfunc, NotExecutable) as error:
+            refused.append(Refusal(name, error))
+        else:
+            places.setdefault(start, Place(address=start, name=name, symbol_start=start, symbol_end=end))
+    return [*(places[address] for address in sorted(places)), *refused]
+
+
+def _nearest_to_glob(modules: LoadedModules, searched: Sequence[LoadedModule], glob: GlobSpec) -> Sequence[str]:
+    names = (name for loaded in searched for name in modules.symbols(loaded).names())
+    return nearest_names(re.sub(r"\[.*?\]|[*?]", "", glob.pattern), names)
 
 
 def _loader_stop(modules: LoadedModules) -> Place | None:
@@ -83,13 +165,10 @@ def _place_of_address(modules: LoadedModules, address: VirtAddr) -> Place:
     return Place(address=address, name=name, symbol_start=around.start, symbol_end=around.end)
 
 
-def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec) -> Place:
-    loaded, symbol = _the_only(modules, _matches(modules, spec), spec)
-    if symbol.kind is SymbolKind.IFUNC:
-        function = _bound(modules, loaded, symbol, spec)
-    else:
-        start, end = symbol.address, modules.symbols(loaded).end_of(symbol)
-        function = _Function(name=_name(loaded, symbol, spec), start=loaded.in_memory(start), end=loaded.in_memory(end))
+def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool) -> Place:
+    loaded, symbol = _the_only(modules, _matches(modules, spec, suggest=suggest), spec)
+    name = _name(loaded, symbol, versioned=spec.version is not None)
+    function = _function(modules, loaded, symbol, name=name, asked=str(spec), suggest=suggest)
     address = VirtAddr((function.start + spec.offset) & ADDRESS_MASK)
     _check_executable(modules, address)
     name = function.name + _plus(spec.offset)
@@ -100,16 +179,15 @@ def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec) -> Place:
     return Place(address=address, name=name, symbol_start=function.start, symbol_end=function.end)
 
 
-def _matches(modules: LoadedModules, spec: SymbolSpec) -> list[tuple[LoadedModule, Symbol]]:
+def _matches(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool) -> list[tuple[LoadedModule, Symbol]]:
     """The symbols that the specification means, in every module that it means. Raises if there is none."""
-    if spec.module is None:
-        searched = modules.main()
-    else:
-        searched = modules.by_path(spec.module) if spec.is_path else modules.by_name(spec.module)
+    searched = modules.search(spec.module)
     found = []
     for loaded in searched:
-        named = modules.symbols(loaded).named(spec.symbol)
+        named = modules.named(loaded, spec.symbol)
         found += [(loaded, symbol) for symbol in _in_version(named, spec)]
+    if not found and not suggest:
+        raise UnknownSymbol(str(spec), ())
     if not found:
         _refuse_data(modules, searched, spec)
         raise UnknownSymbol(str(spec), _nearest(modules, searched, spec))
@@ -147,10 +225,15 @@ def _origin(modules: LoadedModules, loaded: LoadedModule, symbol: Symbol) -> str
     return " ".join(parts)
 
 
-def _bound(modules: LoadedModules, loaded: LoadedModule, symbol: Symbol, spec: SymbolSpec) -> _Function:
-    """The implementation of an IFUNC. Where no symbol tells its end, the unwind table or the next symbol does."""
-    start = implementation(modules, loaded, symbol, str(spec))
-    name = _name(loaded, symbol, spec)
+def _function(
+    modules: LoadedModules, loaded: LoadedModule, symbol: Symbol, *, name: str, asked: str, suggest: bool
+) -> _Function:
+    """Where the symbol is in the process; of an IFUNC its implementation, as ``asked`` for. Raises UnboundIfunc."""
+    if symbol.kind is not SymbolKind.IFUNC:
+        linked_end = modules.symbols(loaded).end_of(symbol)
+        return _Function(name=name, start=loaded.in_memory(symbol.address), end=loaded.in_memory(linked_end))
+    # Where no symbol tells the implementation's end, the unwind table or the next symbol does.
+    start = implementation(modules, loaded, symbol, asked, suggest=suggest)
     known = _enclosing(modules, start)
     if known is not None and known.start == start:
         return _Function(name=name, start=start, end=known.end)
@@ -214,8 +297,8 @@ def _check_executable(modules: LoadedModules, address: VirtAddr) -> None:
         raise NotExecutable(address, f"{where} is mapped there as {mapped.permissions}", "choose an address with code")
 
 
-def _name(loaded: LoadedModule, symbol: Symbol, spec: SymbolSpec) -> str:
-    version = symbol.version if spec.version is not None or symbol.hidden else None
+def _name(loaded: LoadedModule, symbol: Symbol, *, versioned: bool = False) -> str:
+    version = symbol.version if versioned or symbol.hidden else None
     shown = printable(symbol.name if version is None else f"{symbol.name}{'@' if symbol.hidden else '@@'}{version}")
     return f"{loaded.name}:{shown}"
 

@@ -9,6 +9,9 @@ The grammar:
 - SYMBOL is a name as ``nm`` prints it: mangled, with its dots (``foo.part.0``). VERSION
   stands behind ``@`` (this version) or ``@@`` (this version, and only if it is the default).
 - ``0xADDRESS`` stands alone: an address belongs to no module and takes no offset.
+
+A glob is ``MODULE:PATTERN`` or ``PATTERN``: instead of SYMBOL, VERSION and OFFSET a pattern with
+``*``, ``?`` or ``[seq]``, which is compared with the names of functions, case and all.
 """
 
 import re
@@ -63,6 +66,17 @@ class SymbolSpec:
         return f"{module}{self.symbol}{at}{f'+{self.offset:#x}' if self.offset else ''}"
 
 
+@attrs.frozen
+class GlobSpec:
+    """Functions by the pattern of their names."""
+
+    module: str | None
+    """None for the main program."""
+    pattern: str
+    text: str
+    """As the user wrote it."""
+
+
 Spec = AddressSpec | SymbolSpec
 
 
@@ -71,15 +85,29 @@ def parse_spec(text: str) -> Spec:
 
     Raises UsageError for text that no program could satisfy.
     """
+    _check_text(text)
+    if _ADDRESS.fullmatch(text) and "+" not in text and ":" not in text:
+        return AddressSpec(check_address(_number(text, text)))
+    return _symbol_spec(text)
+
+
+def parse_glob(text: str) -> GlobSpec | None:
+    """The glob that ``text`` is; None if it has nothing of a pattern, and so is a specification.
+
+    Raises UsageError as ``parse_spec`` does.
+    """
+    _check_text(text)
+    module, pattern = _split_module(text)
+    return GlobSpec(module, pattern, text) if any(letter in pattern for letter in "*?[") else None
+
+
+def _check_text(text: str) -> None:
     if len(text) > MAX_SPEC_LENGTH:
         raise _refused(text[:60] + "...", f"it has {len(text)} characters", f"write at most {MAX_SPEC_LENGTH}")
     if not text.isprintable():
         raise _refused(
             text, "it holds a control character or bytes that are not UTF-8", "write the name as nm prints it"
         )
-    if _ADDRESS.fullmatch(text) and "+" not in text and ":" not in text:
-        return AddressSpec(check_address(_number(text, text)))
-    return _symbol_spec(text)
 
 
 def check_address(address: int) -> VirtAddr:

@@ -9,7 +9,7 @@ Source: gABI 4.1, chapter 4, "Symbol Table"; gnu-gabi for STT_GNU_IFUNC.
 import enum
 import itertools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -127,6 +127,25 @@ class SymbolTable:
             if starts(wanted, row[2]) and strings[row[2] + length : row[2] + length + 1] in (b"\0", b"@"):
                 yield self.symbol(row)
 
+    def code_named_any(self, names: frozenset[str]) -> Iterator[Symbol]:
+        """The code symbols of these names, in any version, in one pass."""
+        wanted = {name.encode("utf-8", "replace") for name in names}
+        longest = max(map(len, wanted), default=0) + 1
+        strings = self._strings
+        for row in self.code:
+            found, end, _ = strings[row[2] : row[2] + longest].partition(b"\0")
+            name, at, _ = found.partition(b"@")
+            if name in wanted and (end or at):
+                yield self.symbol(row)
+
+    def functions(self, accepts: Callable[[str], object]) -> Iterator[tuple[Row, str]]:
+        """The functions whose names, without versions, are accepted; with these names."""
+        for row in self.code:
+            if row[3] & 15:
+                name, _, _ = string_at(self._strings, row[2]).partition("@")
+                if accepts(name):
+                    yield row, name
+
     def data_named(self, name: str) -> Iterator[Symbol]:
         """The data symbols of that name."""
         wanted = name.encode("utf-8", "replace") + b"\0"
@@ -135,16 +154,11 @@ class SymbolTable:
             if here and self._strings.startswith(wanted, row[2]):
                 yield attrs.evolve(self.symbol(row), kind=SymbolKind.DATA)
 
-    def numbers_named(self, accepted: Callable[[str, str | None], bool], names: frozenset[str]) -> frozenset[int]:
-        """The numbers of all symbols, imported ones too, of these names whose version is accepted."""
+    def numbered(self, names: frozenset[str]) -> Mapping[int, Symbol]:
+        """All symbols of these names, imported ones too, by their numbers."""
         wanted = tuple(name.encode("utf-8", "replace") + b"\0" for name in names)
-        found = set()
-        for row, _ in self.all_rows():
-            if row[2] and self._strings.startswith(wanted, row[2]):
-                symbol = self.symbol(row)
-                if accepted(symbol.name, symbol.version):
-                    found.add(row[4])
-        return frozenset(found)
+        starts = self._strings.startswith
+        return {row[4]: self.symbol(row) for row, _ in self.all_rows() if row[2] and starts(wanted, row[2])}
 
     def names(self) -> Iterator[str]:
         """The names of the code symbols, without versions, cut where no person would read on."""

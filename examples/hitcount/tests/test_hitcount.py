@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +20,9 @@ class RecordingClient:
     def probe(self, place: str | int, handler: Callable[[Any], object], **options: Any) -> None:
         assert not options
         self.handlers[place] = handler
+
+    def probe_many(self, places: Iterable[str | int] | str, handler: Callable[[Any], object], **options: Any) -> None:
+        raise AssertionError("the plugin probes one place")
 
     def close(self) -> None:
         raise AssertionError("ubpx closes a plugin's client, not the plugin")

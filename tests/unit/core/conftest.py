@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from ubpx.core.desk import TargetDesk
 from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import NOTIFY_HOOKS, Plugins
+from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.ubp import architecture
@@ -37,6 +39,9 @@ class Holder:
 
     def release(self, lease: Lease) -> None:
         self.released.append(lease)
+
+    def release_all(self, leases: Sequence[Lease]) -> None:
+        self.released.extend(leases)
 
 
 class Makers:
@@ -140,7 +145,7 @@ class World:
         self.symbols: dict[str, int] = {}
         """Where specs lead; others name a module that is not mapped."""
         self.loop = TracerThread(self.fake, self.coordinator)
-        self.desk = TargetDesk(self.loop, self._resolve, self)
+        self.desk = TargetDesk(self.loop, self._resolve, self._resolve_many, self)
         self.recorder = Recorder()
 
     def _resolve(self, spec: str | int, process: TracedProcess) -> Place:
@@ -149,6 +154,17 @@ class World:
             raise UnknownModule(str(spec), ())
         start = VirtAddr(address & ~0x1F)
         return Place(address=VirtAddr(address), name=str(spec), symbol_start=start, symbol_end=VirtAddr(start + 32))
+
+    def _resolve_many(self, specs: str | Sequence[str | int], process: TracedProcess) -> Sequence[Place | Refusal]:
+        if isinstance(specs, str):
+            specs = [name for name in sorted(self.symbols, key=self.symbols.__getitem__) if fnmatchcase(name, specs)]
+        answers: list[Place | Refusal] = []
+        for spec in specs:
+            try:
+                answers.append(self._resolve(spec, process))
+            except UnknownModule as error:
+                answers.append(Refusal(str(spec), error))
+        return answers
 
     def attach(self, *tids: int, slots_allowed: bool = True, own_child: bool = False) -> World:
         """Attach to the process, with these threads beside its leader; the recorder is active."""

@@ -20,8 +20,12 @@ class RecordingDesk:
         self.requests.append(("probe", *request))
         return "a lease"
 
-    def release(self, lease: Any) -> None:
-        self.requests.append(("release", lease))
+    def probe_many(self, *request: Any) -> Any:
+        self.requests.append(("probe_many", *request))
+        return "a group"
+
+    def release_all(self, leases: Any) -> None:
+        self.requests.append(("release_all", leases))
 
     def hold(self, *request: Any) -> Any:
         self.requests.append(("hold", *request))
@@ -59,9 +63,24 @@ def test_requests_go_to_the_desk_with_every_option(client: Any, desk: RecordingD
     assert client.hold(11) == "a hold"
     assert desk.requests == [("hold", client, None), ("hold", client, 11)]
     client.release("a lease")
-    assert desk.requests[-1] == ("release", "a lease")
+    assert desk.requests[-1] == ("release_all", ("a lease",))
     assert client.leases == ("one", "two")
     assert client.target == "the target"
+
+
+def test_requests_for_many_go_to_the_desk_with_every_option(client: Any, desk: RecordingDesk) -> None:
+    assert client.probe_many("libc:*", ignore) == "a group"
+    defaults = {"strategy": None, "exclusive": False, "priority": 3, "assume_boundary": False}
+    assert desk.requests.pop() == (
+        "probe_many", client, "libc:*", ignore, {**defaults, "once": False, "skip_refused": None},
+    )  # fmt: skip
+    changed = {"strategy": "STEP", "exclusive": True, "priority": 0, "assume_boundary": True}
+    client.probe_many([16], ignore, once=True, skip_refused=False, **changed)
+    assert desk.requests.pop() == (
+        "probe_many", client, [16], ignore, {**changed, "once": True, "skip_refused": False},
+    )  # fmt: skip
+    client.release_all(("one", "two"))
+    assert desk.requests == [("release_all", ("one", "two"))]
 
 
 def test_leaving_the_with_closes(client: Client, desk: RecordingDesk) -> None:

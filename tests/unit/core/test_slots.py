@@ -25,7 +25,7 @@ def mapped(start: int, end: int, path: str = "") -> MappedRange:
 def table() -> SlotTable:
     """With one area of four slots."""
     made = SlotTable()
-    made.areas.append(SlotArea(AREA, 4 * SLOT_SIZE, SLOT_SIZE))
+    made.add_area(SlotArea(AREA, 4 * SLOT_SIZE, SLOT_SIZE))
     return made
 
 
@@ -61,7 +61,7 @@ def test_a_slot_reaches_everything_it_must(table: SlotTable, reach: list[int], f
 def test_a_nearer_area_serves_what_the_first_does_not_reach(table: SlotTable) -> None:
     far = VirtAddr(0x5555_0000_0000)
     assert table.find_free([far]) is None
-    table.areas.append(SlotArea(VirtAddr(far + PAGE_SIZE), SLOT_SIZE, SLOT_SIZE))
+    table.add_area(SlotArea(VirtAddr(far + PAGE_SIZE), SLOT_SIZE, SLOT_SIZE))
     assert table.find_free([far]) == far + PAGE_SIZE
 
 

@@ -16,7 +16,7 @@ def test_the_resolver_answers_its_hooks() -> None:
     manager.register(SymbolResolver())
     manager.check_pending()
     hooks = manager.get_hookcallers(manager.get_plugins().pop()) or []
-    assert {hook.name for hook in hooks} == {"ubpx_resolve_spec", "ubpx_find_loader_stop"}
+    assert {hook.name for hook in hooks} == {"ubpx_resolve_spec", "ubpx_resolve_many", "ubpx_find_loader_stop"}
 
 
 def test_importing_loads_no_elf_library() -> None:

@@ -19,7 +19,7 @@ from ubpx.core.ubp.plans import (
     Strategy,
     TrapPatch,
 )
-from ubpx.core.ubp.traps import Removal, insert, remove
+from ubpx.core.ubp.traps import Removal, Span, insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.x86_64 import X86_64
 
 _ARCHITECTURES: Final[Mapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64}
@@ -37,6 +37,6 @@ def architecture(name: str) -> Architecture:
 
 
 __all__ = [
-    "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "StepPlan",
-    "Strategy", "TrapPatch", "architecture", "insert", "remove",
+    "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span", "StepPlan",
+    "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all", "spans",
 ]  # fmt: skip

@@ -165,12 +165,12 @@ _TWO_BYTE_WITHOUT_MODRM: Final = _ranges(
 
 
 def _has_modrm(form: Form, opcode_map: int, opcode: int) -> bool:
-    match form, opcode_map:
-        case Form.LEGACY, 0:
-            return opcode in _ONE_BYTE_WITH_MODRM
-        case Form.LEGACY, 1:
-            return opcode not in _TWO_BYTE_WITHOUT_MODRM
-        case Form.VEX, 1:
-            return opcode != 0x77  # vzeroupper, vzeroall
-        case _:
-            return True
+    if form is Form.LEGACY and opcode_map == 0:
+        return opcode in _ONE_BYTE_WITH_MODRM
+    if form is Form.LEGACY and opcode_map == 1:
+        return opcode not in _TWO_BYTE_WITHOUT_MODRM
+    return not (form is Form.VEX and opcode_map == 1 and opcode == _VZERO)
+
+
+_VZERO: Final = 0x77
+"""vzeroupper, vzeroall."""

@@ -64,6 +64,16 @@ _CLASS_REFUSALS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
     InsnClass.INDIRECT_CALL: {Strategy.BOOST: _CALL_REFUSAL},
 }
 
+_REASONS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
+    kind: {
+        strategy: ({**_REFUSALS, **_CLASS_REFUSALS.get(kind, {})})[strategy]
+        for strategy in Strategy
+        if strategy not in _STRATEGIES[kind]
+    }
+    for kind in InsnClass
+}
+"""Of each class, why the strategies that it does not allow are not allowed; made once, because analyses are many."""
+
 _FIX_UPS: Final[Mapping[InsnClass, frozenset[FixUp]]] = {
     InsnClass.CALL: frozenset({FixUp.RETURN_ADDRESS}),
     InsnClass.INDIRECT_CALL: frozenset({FixUp.RETURN_ADDRESS}),
@@ -107,15 +117,14 @@ class X86_64:  # noqa: N801  (the processor's own name)
             raise InsnRefused(address, insn, reason)
         kind = insn_class(encoding)
         operand = _operand_address(encoding, kind, insn)
-        strategies = _STRATEGIES[kind]
-        reasons = {**_REFUSALS, **_CLASS_REFUSALS.get(kind, {})}
+        strategies, refusals = _STRATEGIES[kind], _REASONS[kind]
         if operand is not None and ADDRESS_SIZE in encoding.prefixes:
             strategies, operand = (Strategy.INLINE,), None
-            reasons |= _EIP_REFUSALS
+            refusals = {**refusals, **_EIP_REFUSALS}
         return InsnAnalysis(
             insn=insn,
             strategies=strategies,
-            refusals={strategy: reasons[strategy] for strategy in Strategy if strategy not in strategies},
+            refusals=refusals,
             reach=() if Strategy.STEP not in strategies else _reach(encoding, kind, insn, operand),
             landing=_landing(encoding, kind, insn),
             fix_ups=_FIX_UPS.get(kind, frozenset()),

@@ -1,0 +1,231 @@
+"""Who leases what in one target: from a client's request to standing traps, and back. In the tracer thread."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Final
+
+from ubpx._errors import InternalError, MemoryFault, UbpxError, UnknownModule
+from ubpx.core import arming, batches, boundaries
+from ubpx.core.clients import Client
+from ubpx.core.coordinator import Coordinator
+from ubpx.core.herald import Herald
+from ubpx.core.ports import Refusal
+from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
+from ubpx.core.requests import Request, Requests
+from ubpx.core.spaces import AddressSpace, TracedProcess
+from ubpx.core.values import Place, VirtAddr
+
+Resolve = Callable[[str | int, TracedProcess], Place]
+"""From a spec or an address to a place; raises an UbpxError."""
+
+ResolveMany = Callable[[str | Sequence[str | int], TracedProcess], Sequence[Place | Refusal]]
+"""From a glob, or from specs and addresses, to places; raises an UbpxError if a glob leads nowhere."""
+
+
+class Leasing:
+    """Grants and takes back the leases of one target. Owned by its desk."""
+
+    def __init__(
+        self, coordinator: Coordinator, herald: Herald, resolve: Resolve, resolve_many: ResolveMany, *, itself: Client
+    ) -> None:
+        self.requests: Final = Requests()
+        self._coordinator: Final = coordinator
+        self._herald: Final = herald
+        self._resolve: Final = resolve
+        self._resolve_many: Final = resolve_many
+        self._itself: Final = itself
+        """The client in whose name ubpx probes for itself: nobody is told of that."""
+        self._ages: Final = count()
+
+    def probe(
+        self, client: Client, process: TracedProcess, place: str | int, request: Request, handler: Handler
+    ) -> Lease:
+        """See ``Client.probe``."""
+        client.check_live()
+        lease = self._new_lease(client, request, handler, place if isinstance(place, str) else None)
+        try:
+            self._arm(lease, request, self._resolve(place, process), process)
+        except UnknownModule as error:
+            if lease.spec is None or not request.defer:
+                raise
+            self._wait_for_module(lease, error)
+        self.requests.add(lease, request)
+        return lease
+
+    def _new_lease(self, client: Client, request: Request, handler: Handler, spec: str | None) -> Lease:
+        age = next(self._ages)
+        lease = Lease(client, handler, priority=request.priority, age=age, spec=spec, exclusive=request.exclusive)
+        lease.forced = request.strategy
+        return lease
+
+    def _arm(self, lease: Lease, request: Request, place: Place, process: TracedProcess) -> None:
+        space, registry = process.space, process.space.registry
+        registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
+        probepoint = registry.at(place.address)
+        fresh = probepoint is None
+        if probepoint is None:
+            if not request.assume_boundary:
+                for error in boundaries.unproved(space, (place,)).values():
+                    raise error
+            analysis = arming.analyze(space, place.address)
+            choice = arming.choose(space, analysis, request.strategy)
+            probepoint = self._coordinator.armory.arm(space, analysis, choice, process.pid)
+        registry.grant(lease, probepoint)
+        self._coordinator.armory.refresh(space, probepoint)
+        if fresh and lease.client is not self._itself:
+            probepoint.told = True
+            self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    # Many at once -------------------------------------------------------------------------
+
+    def probe_many(
+        self,
+        client: Client,
+        process: TracedProcess,
+        wanted: str | Sequence[str | int],
+        request: Request,
+        handler: Handler,
+    ) -> LeaseGroup | None:
+        """See ``Client.probe_many``. None: a handler or an exec has come between; once more, please."""
+        client.check_live()
+        space, registry = process.space, process.space.registry
+        found = batches.sort_out(wanted, self._resolve_many(wanted, process), skip_refused=request.skip_refused)
+        for address in found.places:
+            registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
+        fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
+        prospects = batches.survey(space, fresh, found, request.strategy, assume_boundary=request.assume_boundary)
+        try:
+            if not self._coordinator.batches.arm(space, prospects, process.pid) or process.space is not space:
+                return None
+        except MemoryFault:
+            if process.space is space:
+                raise
+            return None
+        return LeaseGroup(client, self._grant_all(client, process, found, request, handler), found.refused)
+
+    def _grant_all(
+        self, client: Client, process: TracedProcess, found: batches.Places, request: Request, handler: Handler
+    ) -> list[Lease]:
+        """A lease for each place; nothing can fail any more."""
+        space, leases = process.space, []
+        if request.once:
+            handler = self._once(process, handler)
+        for address, (_, spec) in found.places.items():
+            lease, probepoint = self._new_lease(client, request, handler, spec), space.registry.at(address)
+            if probepoint is None:
+                raise InternalError(f"nothing was armed at {address:#x}")
+            space.registry.grant(lease, probepoint)
+            self._coordinator.armory.refresh(space, probepoint)
+            self.requests.add(lease, request)
+            leases.append(lease)
+        return leases
+
+    def _once(self, process: TracedProcess, handler: Handler) -> Handler:
+        """A handler for leases that end at their first hit, also if the next one comes before this one is over."""
+
+        def first(hit: Any) -> object:
+            lease, probepoint = hit.lease, hit.lease.probepoint
+            if not self.requests.remove(lease):
+                lease.hits -= 1  # it had ended when this thread arrived
+                return None
+            if process.space.registry.withdraw(lease, LeaseState.RELEASED):
+                self._coordinator.reception.after_hit.append(lambda: self._disarm_idle(process, (probepoint,)))
+            self._coordinator.armory.refresh(process.space, probepoint)
+            return handler(hit)
+
+        return first
+
+    # Giving back --------------------------------------------------------------------------
+
+    def withdraw(self, leases: Sequence[Lease], state: LeaseState, process: TracedProcess | None) -> None:
+        """End those leases that have not ended; what nobody leases any more is disarmed."""
+        idle = []
+        for lease in leases:
+            if not self.requests.remove(lease):
+                continue
+            probepoint = lease.probepoint
+            if process is None or probepoint is None or process.space.identity != probepoint.space:
+                self.requests.pending.pop(lease, None)
+                lease.state = state
+            elif process.space.registry.withdraw(lease, state):
+                idle.append(probepoint)
+            else:
+                self._coordinator.armory.refresh(process.space, probepoint)
+        if process is not None and idle:
+            self._disarm_idle(process, idle)
+
+    def _disarm_idle(self, process: TracedProcess, probepoints: Sequence[Probepoint]) -> None:
+        """Disarm those that nobody leases, and tell of those that somebody was told of."""
+        registry = process.space.registry
+        idle = [each for each in probepoints if registry.at(each.address) is each and not each.leases]
+        gone = set(self._coordinator.batches.disarm(process.space, idle))
+        for probepoint in idle:
+            if probepoint in gone:
+                self._tell_lost(probepoint.address, "the program wrote something else there")
+            elif probepoint.told:
+                self._herald.tell("ubpx_probepoint_disarmed", address=probepoint.address)
+
+    def _tell_lost(self, address: VirtAddr, reason: str) -> None:
+        self._herald.tell("ubpx_probepoint_lost", address=address, reason=reason)
+
+    def end(self, process: TracedProcess) -> None:
+        """Everybody's leases are over; whoever leaves the process takes the traps out."""
+        for lease in self.requests:
+            if not process.space.registry.withdraw(lease, LeaseState.RELEASED):
+                lease.state = LeaseState.RELEASED
+        self.requests.clear()
+
+    # Modules that come and go -------------------------------------------------------------
+
+    def suspend(self, old: AddressSpace) -> None:
+        """The program is gone, and its probepoints: what was given by a spec waits for its module."""
+        for probepoint in old.registry:
+            self._lose_leases(old, probepoint)
+            old.registry.remove(probepoint)
+            if probepoint.told:
+                self._tell_lost(probepoint.address, "the process runs a new program")
+
+    def lose(self, space: AddressSpace, addresses: range, reason: str) -> None:
+        """What was mapped there is gone: as ``suspend``, for these addresses."""
+        lost = space.registry.owning(addresses)
+        for probepoint in lost:
+            self._lose_leases(space, probepoint)
+        self._coordinator.batches.disarm(space, lost)
+        for probepoint in lost:
+            if probepoint.told:
+                self._tell_lost(probepoint.address, reason)
+
+    def _lose_leases(self, space: AddressSpace, probepoint: Probepoint) -> None:
+        for lease in probepoint.leases:
+            space.registry.withdraw(lease, LeaseState.LOST)
+            if lease.spec:
+                self._wait_for_module(lease)
+            else:
+                self.requests.remove(lease)
+
+    def _wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
+        lease.state, lease.probepoint, lease.obstacle = LeaseState.PENDING, None, why
+        self.requests.pending[lease] = None
+
+    def arm_waiting(self, process: TracedProcess) -> None:
+        """Something was mapped: arm what waited for it, as far as it can be."""
+        waiting = {lease: lease.spec for lease in self.requests.pending if lease.spec is not None}
+        if not waiting:
+            return
+        answers: Sequence[Place | Refusal]
+        try:
+            answers = self._resolve_many(tuple(waiting.values()), process)
+        except UbpxError as error:
+            answers = [Refusal(spec, error) for spec in waiting.values()]
+        for lease, answer in zip(waiting, answers, strict=True):
+            if lease not in self.requests:
+                continue  # a hook has swept its client meanwhile
+            try:
+                if isinstance(answer, Refusal):
+                    raise answer.error
+                self._arm(lease, self.requests[lease], answer, process)
+            except UbpxError as error:
+                lease.obstacle = error
+            else:
+                lease.obstacle = None
+                self.requests.pending.pop(lease, None)
