@@ -108,16 +108,13 @@ class Armory:
         choice, code = self._with_slot(space, analysis, choice, pid)
         probepoint = Probepoint(space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code)
         former = space.sites.get(patch.reported_pc)
-        former_silent = space.silent_sites.get(patch.reported_pc)
         space.registry.add(probepoint)
         space.sites[patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
-        space.silent_sites[patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
         try:
             traps.insert(space.raw, patch)
         except BaseException:
             space.registry.remove(probepoint)
             _restore(space.sites, patch.reported_pc, former)
-            _restore(space.silent_sites, patch.reported_pc, former_silent)
             if code is not None:
                 space.slots.retire(code)
             raise

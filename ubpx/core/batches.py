@@ -174,10 +174,8 @@ class Batches:
     def _raise_traps(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> None:
         # All is in place before the first trap stands: clients that read memory meanwhile never see one.
         for probepoint in probepoints:
-            pc = probepoint.patch.reported_pc
             space.registry.add(probepoint)
-            space.sites[pc] = ProbeSite(probepoint, space, self._reception)
-            space.silent_sites[pc] = ProbeSite(probepoint, space, self._reception)
+            space.sites[probepoint.patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
             space.patches[probepoint.address] = probepoint.patch
         with space.memory.writing:
             try:
@@ -212,9 +210,7 @@ class Batches:
             site = space.sites.get(patch.reported_pc)
             if isinstance(site, ProbeSite):
                 site.leases = ()  # a thread that has arrived already, and waits for its turn, meets nobody
-            tomb = TombSite(probepoint, space, self._reception)
-            space.sites[patch.reported_pc] = tomb
-            space.silent_sites[patch.reported_pc] = tomb
+            space.sites[patch.reported_pc] = TombSite(probepoint, space, self._reception)
             if probepoint.slot_code is not None:
                 space.slots.retire(probepoint.slot_code)
 

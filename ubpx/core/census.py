@@ -10,6 +10,7 @@ from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.sites import SilentSites
 from ubpx.core.spaces import AddressSpace, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp.plans import Architecture
@@ -65,7 +66,9 @@ class Census:
         """The memory that the process has now, with nothing of ours in it."""
         identity = AddressSpaceId(next(self._identities))
         memory = self._tracer.memory(pid)
-        return AddressSpace(identity, pid, memory, self._architecture, slots_allowed=slots_allowed)
+        space = AddressSpace(identity, pid, memory, self._architecture, slots_allowed=slots_allowed)
+        space.silent_sites = SilentSites(space.sites)
+        return space
 
     def adopt(self, port: TracedThread, process: TracedProcess) -> Thread:
         """Count a thread from now on."""

@@ -1,6 +1,6 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -8,7 +8,7 @@ from ubpx._errors import InternalError, MemoryFault, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
-from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.ports import Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.spaces import AddressSpace
@@ -217,3 +217,33 @@ class EntrySite:
         """The program is ready."""
         self.reception.entered(thread)
         return False
+
+
+class SilentSites(Mapping[int, Site]):
+    """What children that share a space's memory meet at its traps: stepped over, not counted.
+
+    Each site is made when one of them first gets there. Owned by the space.
+    """
+
+    def __init__(self, sites: Mapping[int, Site]) -> None:
+        self._sites: Final = sites
+        self._made: Final[dict[int, tuple[Site, Site]]] = {}
+        """By PC: the site that it stands for, and the silent one."""
+
+    def __getitem__(self, pc: int) -> Site:
+        site = self._sites[pc]
+        if isinstance(site, EntrySite):
+            raise KeyError(pc)
+        if not isinstance(site, ProbeSite):
+            return site
+        known, silent = self._made.get(pc, (None, site))
+        if known is not site:
+            silent = ProbeSite(site.probepoint, site.space, site.reception)
+            self._made[pc] = site, silent
+        return silent
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)

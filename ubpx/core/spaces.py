@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -138,8 +138,8 @@ class AddressSpace:
         self.memory: Final = HidingMemory(memory, self.patches)
         self.sites: Final[dict[int, Site]] = {}
         """For the fast lane, by the PC that a trap reports."""
-        self.silent_sites: Final[dict[int, Site]] = {}
-        """The same for children that share the memory: stepped over, not counted."""
+        self.silent_sites: Mapping[int, Site] = {}
+        """The same for children that share the memory; set by whoever makes the space."""
         self.watches: Final = WatchTable()
         self.quiesced = False
         self.taking_turns = False
