@@ -44,15 +44,17 @@ def test_with_all_functions_probed_every_count_is_exact(target_program: StartPro
         made = program.tell("g").number("calls", timeout=55)
         assert named(group, symbol).hits == single.hits == made == THREADS * CALLS
         assert named(group, "caller").hits == THREADS
-        assert {lease.address: lease.hits for lease in group if lease.hits} == dict(own)
-        assert group.hits == sum(own.values())
         group.release()
         assert len(target.probepoints()) == 1
+        assert {lease.address: lease.hits for lease in group if lease.hits} == dict(own)
+        assert group.hits == sum(own.values())
     assert program.tell("q").wait() == 0
 
 
 @pytest.mark.parametrize("symbol", ["probed_lea", "probed_push"])
-def test_once_is_once_for_each_function_under_four_threads(target_program: StartProgram, symbol: str) -> None:
+def test_once_is_once_for_each_function_under_four_threads(
+    target_program: StartProgram, eventually: Callable[..., bool], symbol: str
+) -> None:
     """Invariant: each handler runs exactly once, whichever thread is first; then its trap is gone, others' stay."""
     program = target_program("hot_calls", symbol, THREADS, CALLS, "late")
     own: Counter[int] = Counter()
@@ -65,13 +67,16 @@ def test_once_is_once_for_each_function_under_four_threads(target_program: Start
         group = target.client("once").probe_many("*", count, once=True)
         made = program.tell("g").number("calls", timeout=55)
         assert made == THREADS * CALLS
-        assert set(own.values()) == {1}
-        assert {lease.address for lease in group if lease.state == "RELEASED"} == set(own)
-        assert {lease.hits for lease in group if lease.state == "RELEASED"} == {1}
-        assert {lease.hits for lease in group if lease.state == "ARMED"} == {0}
         assert (named(group, symbol).hits, named(group, "caller").hits, steady.hits) == (1, 1, THREADS)
-        standing = {probepoint.address for probepoint in target.probepoints()}
-        assert standing == {lease.address for lease in group if lease.state == "ARMED"} | {steady.address}
+
+        def standing() -> bool:  # the program goes on a little after it has told its count
+            armed = {lease.address for lease in group if lease.state == "ARMED"}
+            return {probepoint.address for probepoint in target.probepoints()} == armed | {steady.address}
+
+        assert eventually(standing)
+        assert len(own) < len(group), "some are never called, and stay"
+    assert dict(own) == {lease.address: 1 for lease in group if lease.hits}
+    assert {lease.hits for lease in group} == {0, 1}
     assert program.tell("q").wait() == 0
 
 
@@ -156,14 +161,16 @@ def test_bad_input_arms_nothing(target_program: StartProgram) -> None:
     program.assert_untouched(maps)
 
 
-def test_a_target_that_was_killed_is_said_to_be_gone(target_program: StartProgram) -> None:
+def test_a_target_that_was_killed_is_said_to_be_gone(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
     program = target_program("echo", 2)
     with ubpx.attach(program.pid) as target:
         client = target.client("late")
         group = client.probe_many("*", lambda _: None)
         os.kill(program.pid, signal.SIGKILL)
         assert target.wait(timeout=20) == -signal.SIGKILL
-        assert {lease.state for lease in group} == {ubpx.LeaseState.RELEASED}
+        assert eventually(lambda: {lease.state for lease in group} == {ubpx.LeaseState.RELEASED})
         group.release()
         with pytest.raises(ubpx.TargetGone):
             client.probe_many("*", lambda _: None)
