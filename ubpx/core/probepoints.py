@@ -234,9 +234,9 @@ class Registry:
         """
         probepoint = self.at(address)
         if probepoint is None:
-            for other in (self._behind.get(address), *self._relying.get(address, ())):
-                if other is not None:
-                    raise ProbepointBusy(address, next(iter(other.clients), "nobody any more"))
+            in_the_way = [self._behind[address]] if address in self._behind else self._relying.get(address, ())
+            for other in in_the_way:
+                raise ProbepointBusy(address, next(iter(other.clients), "nobody any more"))
             return
         for lease in probepoint.leases:
             if lease.exclusive or exclusive:

@@ -51,7 +51,7 @@ class SlotArea:
         return len(self.used) * self.slot_size >= self.size
 
     def free(self) -> VirtAddr | None:
-        """Some slot that nothing lies in: one that was used before, if there is any."""
+        """Some slot that nothing lies in, one that was used before if there is any; None if it is full."""
         while self._vacated:
             if self._vacated[-1] not in self.used:
                 return self._vacated[-1]

@@ -476,6 +476,18 @@ def test_a_boundary_is_proved_for_each_place(world: World) -> None:
     assert len(client.probe_many([LEA, LEA + 4, LEA + 5], ignore)) == 3
 
 
+def test_the_temporary_trap_of_a_new_program_is_left_alone(world: World) -> None:
+    """Invariant: while a program stands before its entry point, nobody probes that very place, in a batch either."""
+    client = world.attach().client("a")
+    space = world.process.space
+    world.loop.run(lambda: world.coordinator.armory.set_entry_trap(space, VirtAddr(FUNCTION)))
+    with pytest.raises(ForeignTrap):
+        client.probe_many([LEA, FUNCTION], ignore)
+    assert not world.trap_stands(LEA)
+    world.loop.run(lambda: world.coordinator.armory.remove_entry_trap(space))
+    assert len(client.probe_many([LEA, FUNCTION], ignore)) == 2
+
+
 # What comes between -------------------------------------------------------------------------
 
 

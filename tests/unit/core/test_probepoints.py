@@ -106,6 +106,19 @@ def test_owned_and_relied_on_bytes_are_looked_up_apart(make: Makers) -> None:
     assert relying == [False, False, False, False, True, True, False]
 
 
+def test_several_may_rely_on_one_byte(make: Makers) -> None:
+    """Invariant: a byte is relied on as long as anybody relies on it."""
+    registry = Registry()
+    jumps = [make.probepoint(HERE + 8 * number, relied_on=range(HERE + 20, HERE + 22)) for number in range(2)]
+    for jump in jumps:
+        registry.add(jump)
+    assert registry.relying_on(range(HERE + 20, HERE + 21)) == tuple(jumps)
+    registry.remove(jumps[0])
+    assert registry.relying_on(range(HERE, HERE + 100)) == (jumps[1],)
+    registry.remove(jumps[1])
+    assert registry.relying_on(range(HERE, HERE + 100)) == ()
+
+
 def test_bytes_that_another_relies_on_are_refused_naming_the_holder(make: Makers) -> None:
     """Invariant: nobody probes into bytes that a probepoint needs as they are."""
     registry, jump = Registry(), make.probepoint(HERE, relied_on=range(HERE + 1, HERE + 5))

@@ -41,6 +41,17 @@ def test_free_slots_are_handed_out_once(table: SlotTable) -> None:
     assert table.find_free([]) is None
 
 
+def test_a_full_area_has_no_free_slot() -> None:
+    """Invariant: an area says None exactly when something lies in each of its slots."""
+    area = SlotArea(AREA, 2 * SLOT_SIZE, SLOT_SIZE)
+    for number in range(2):
+        assert (area.full, area.free()) == (False, AREA + number * SLOT_SIZE)
+        area.used[VirtAddr(AREA + number * SLOT_SIZE)] = code_for(0x40_1000, AREA + number * SLOT_SIZE)
+    assert (area.full, area.free()) == (True, None)
+    area.vacate(AREA)
+    assert (area.full, area.free()) == (False, AREA)
+
+
 @pytest.mark.parametrize(
     ("reach", "found"),
     [
