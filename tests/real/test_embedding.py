@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,3 +158,55 @@ def test_hot_child_is_killed_many_times(target_program: StartProgram) -> None:
             program.popen.kill()
             assert program.wait(10) == -9
             assert target.wait(timeout=10) == -9
+
+
+WAITS: dict[str, Callable[[int, int], object]] = {
+    "wait4": lambda pid, options: os.wait4(pid, options)[:2],
+    "waitid": lambda pid, options: os.waitid(os.P_PID, pid, options | os.WEXITED),
+}
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_other_waits_for_a_traced_child(target_program: StartProgram, how: str) -> None:
+    """Invariant: os.wait4 and os.waitid by pid never show a stop of the tracer's, and tell the true end once."""
+    program = target_program("echo", 3)
+    ends: list[object] = []
+    with ubpx.attach(program.pid) as target:
+        target.client("one").probe("busy", lambda _: None)
+        for _ in range(300):
+            assert WAITS[how](program.pid, os.WNOHANG) in (None, (0, 0))
+        waiter = threading.Thread(target=lambda: ends.append(WAITS[how](program.pid, 0)))
+        waiter.start()
+        assert program.answer(1) == 2
+        program.tell("x 7\n")
+        waiter.join(20)
+        (end,) = ends
+        if isinstance(end, os.waitid_result):
+            end = (end.si_pid, end.si_status << 8)
+        assert end == (program.pid, 7 << 8)
+        assert target.wait(timeout=10) == 7
+    with pytest.raises(ChildProcessError):
+        WAITS[how](program.pid, os.WNOHANG)
+
+
+def test_waits_are_the_systems_own_again(target_program: StartProgram) -> None:
+    """Invariant: when nothing is traced any more, what was replaced is back."""
+    originals = (os.waitpid, os.wait4, os.waitid)
+    program = target_program("echo")
+    with ubpx.attach(program.pid):
+        assert (os.waitpid, os.wait4, os.waitid) != originals
+    assert (os.waitpid, os.wait4, os.waitid) == originals
+
+
+def test_doorbell_ends_with_its_program(eventually: Callable[..., bool]) -> None:
+    """Invariant: a program that is killed before it traces its doorbell leaves no process behind."""
+    script = (
+        "import os, signal, ubpx_ptracepp.doorbell as d\n"
+        "def request(number, pid, *_): os.write(1, b'%d' % pid); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "d.request = request\n"
+        "d.Doorbell()\n"
+    )
+    host = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=30, check=False)
+    assert host.returncode == -signal.SIGKILL
+    doorbell = Path(f"/proc/{int(host.stdout)}/cmdline")
+    assert eventually(lambda: not doorbell.exists() or b"ubpx-doorbell" not in doorbell.read_bytes())

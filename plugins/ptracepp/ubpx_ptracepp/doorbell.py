@@ -2,6 +2,7 @@
 
 A signal to a thread does not end ``os.waitid`` there (PEP 475). A stop of something that the thread
 traces does: so it traces a small sleeping child, and whoever wants it to wake sends that a signal.
+The child sleeps in reading a pipe of ours, so that it ends with us before it is traced, too.
 """
 
 import contextlib
@@ -19,13 +20,18 @@ class Doorbell:
     """A child of the tracer thread; dies with it, whatever happens (PTRACE_O_EXITKILL)."""
 
     def __init__(self) -> None:
-        sleep = shutil.which("sleep", path=os.defpath)
-        if sleep is None:
-            raise UsageError(f"no 'sleep' in {os.defpath}, which the tracer is woken by; install coreutils")
+        cat = shutil.which("cat", path=os.defpath)
+        if cat is None:
+            raise UsageError(f"no 'cat' in {os.defpath}, which the tracer is woken by; install coreutils")
         # A process group of its own keeps the terminal's Ctrl-C away. Not a session of its own: under load the
         # scheduler's new autogroup starved the child for more than 60 s before its exec (measured, Linux 6.18).
-        null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-        self.pid: Final = os.posix_spawn(sleep, ["ubpx-doorbell", "infinity"], {}, file_actions=null, setpgroup=0)
+        ours, self._lifeline = os.pipe()
+        null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (1, 2)]
+        files = [(os.POSIX_SPAWN_DUP2, ours, 0), *null]
+        try:
+            self.pid: Final = os.posix_spawn(cat, ["ubpx-doorbell"], {}, file_actions=files, setpgroup=0)
+        finally:
+            os.close(ours)
         try:
             request(PTRACE_SEIZE, self.pid, 0, PTRACE_O_EXITKILL)
         except PtraceFailed:
@@ -43,6 +49,7 @@ class Doorbell:
 
     def close(self) -> None:
         """End it."""
+        os.close(self._lifeline)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             while not os.WIFSIGNALED(waitpid(self.pid, WAIT_THREAD)[1]):

@@ -7,21 +7,27 @@ the stop would be lost to the tracer. So while such a child is traced, waits for
 they go on when it is let go, which is before it can be reaped.
 
 A wait that is blocked already cannot be kept away: ``is_waited_for`` finds it, and the attach is refused.
-Waits for *any* child (``os.wait()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see
+Waits for *any* child (``os.wait()``, ``os.wait3()``, ``os.waitpid(-1, ...)``) cannot be kept apart; see
 docs/how-to/embed.md.
 """
 
 import os
+import resource
+import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ubpx_ptracepp import procfs
 
 waitpid: Final = os.waitpid
 """The real one; what the tracer itself uses."""
+waitid: Final = os.waitid
+"""As ``waitpid``."""
+_wait4: Final = os.wait4
 _poll: Final[Any] = vars(subprocess.Popen)["_internal_poll"]
 
 _WAIT4: Final = "61"  # x86_64's numbers, as /proc/PID/syscall prints them
@@ -30,6 +36,7 @@ _ANY_CHILD: Final = 0xFFFF_FFFF
 _WNOTHREAD: Final = 0x2000_0000
 _HAND_OVER_S: Final = 0.1
 """At most so long after taking a status the tracer thread has handed it over."""
+T = TypeVar("T")
 _sessions = 0
 _lock: Final = threading.Lock()
 _kept: Final[dict[int, threading.Event]] = {}
@@ -39,20 +46,66 @@ _statuses: Final[dict[int, int]] = {}
 
 
 def _waitpid(pid: int, options: int, /) -> tuple[int, int]:
+    if _runs(pid, options):
+        return (0, 0)
+    return _wait_or_find(pid, lambda: waitpid(pid, options), lambda status: (pid, status))
+
+
+def _waitpid4(pid: int, options: int) -> tuple[int, int, resource.struct_rusage]:
+    usage = resource.struct_rusage([0] * 16)  # of one whose status the tracer had to take nothing is known
+    if _runs(pid, options):
+        return (0, 0, usage)
+    return _wait_or_find(pid, lambda: _wait4(pid, options), lambda status: (pid, status, usage))
+
+
+def _waitid(idtype: int, ident: int, options: int, /) -> os.waitid_result | None:
+    pid = _pid_of(idtype, ident)
+    if pid is None:
+        return waitid(idtype, ident, options)
+    if _runs(pid, options):
+        return None
+    if options & os.WNOWAIT and pid in _statuses:
+        return _as_waitid(pid, _statuses[pid])
+    return _wait_or_find(pid, lambda: waitid(idtype, ident, options), lambda status: _as_waitid(pid, status))
+
+
+def _runs(pid: int, options: int) -> bool:
+    """Whether a traced child is to be found running; one who would wait for it waits until it is let go."""
     while (let_go := _kept.get(pid)) is not None:
         if options & os.WNOHANG:
-            return (0, 0)
+            return True
         let_go.wait()
+    return False
+
+
+def _wait_or_find(pid: int, wait: Callable[[], T], found: Callable[[int], T]) -> T:
     status = _statuses.pop(pid, None)
     if status is None:
         try:
-            return waitpid(pid, options)
+            return wait()
         except ChildProcessError:
             status = _taken(pid)
             if status is None:
                 raise
     _uninstall_when_idle()
-    return (pid, status)
+    return found(status)
+
+
+def _pid_of(idtype: int, ident: int) -> int | None:
+    """The one child that a waitid names; None if it names several."""
+    if idtype == os.P_PIDFD:
+        try:
+            lines = Path(f"/proc/self/fdinfo/{ident}").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) for line in lines if line.startswith("Pid:")), None)
+    return ident if idtype == os.P_PID else None
+
+
+def _as_waitid(pid: int, status: int) -> os.waitid_result:
+    code = os.waitstatus_to_exitcode(status)
+    how = os.CLD_EXITED if code >= 0 else os.CLD_DUMPED if os.WCOREDUMP(status) else os.CLD_KILLED
+    return os.waitid_result((pid, os.getuid(), signal.SIGCHLD, abs(code), how))
 
 
 def _taken(pid: int) -> int | None:
@@ -69,9 +122,12 @@ def _internal_poll(self: "subprocess.Popen[Any]", *args: Any, **kwargs: Any) -> 
     return _poll(self, *args, _waitpid=_waitpid, **kwargs)
 
 
-def _set_poll(poll: Any) -> None:
+def _set_waits(*, ours: bool) -> None:
+    os.waitpid = _waitpid if ours else waitpid
+    os.wait4 = _waitpid4 if ours else _wait4
+    os.waitid = _waitid if ours else waitid
     # Popen keeps os.waitpid as a default argument, so that replacing that one is not enough.
-    type.__setattr__(subprocess.Popen, "_internal_poll", poll)
+    type.__setattr__(subprocess.Popen, "_internal_poll", _internal_poll if ours else _poll)
 
 
 def is_waited_for(pid: int) -> bool:
@@ -99,8 +155,7 @@ def keep(pid: int) -> None:
             return
         _statuses.pop(pid, None)  # of an earlier child with this pid, which nobody asked for
         _kept[pid] = threading.Event()
-        os.waitpid = _waitpid
-        _set_poll(_internal_poll)
+        _set_waits(ours=True)
 
 
 def let_go(pid: int, status: int | None = None) -> None:
@@ -164,8 +219,7 @@ def open_session() -> None:
     global _sessions  # noqa: PLW0603 - as _kept
     with _lock:
         _sessions += 1
-        os.waitpid = _waitpid
-        _set_poll(_internal_poll)
+        _set_waits(ours=True)
 
 
 def close_session() -> None:
@@ -180,12 +234,10 @@ def hand_over(pid: int, status: int) -> None:
     """The tracer thread had to take the status of a child that it does not trace: somebody's, from a handler."""
     with _lock:
         _statuses[pid] = status
-        os.waitpid = _waitpid
-        _set_poll(_internal_poll)
+        _set_waits(ours=True)
 
 
 def _uninstall_when_idle() -> None:
     with _lock:
         if not _kept and not _statuses and not _sessions:
-            os.waitpid = waitpid
-            _set_poll(_poll)
+            _set_waits(ours=False)

@@ -23,7 +23,7 @@ from ubpx_ptracepp.doorbell import Doorbell
 from ubpx_ptracepp.injection import ORIG_RAX, RAX, RIP, wait_for
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
-from ubpx_ptracepp.parenthood import KeptChildren, waitpid
+from ubpx_ptracepp.parenthood import KeptChildren, waitid, waitpid
 from ubpx_ptracepp.processes import ProcessTable
 from ubpx_ptracepp.requests import (
     PEEK,
@@ -152,7 +152,7 @@ class PtraceTracer(ThreadCommands):
 
     def _gather(self) -> None:
         """Consume every stop there is before any thread goes on: so none starves."""
-        peeked = os.waitid(os.P_ALL, 0, PEEK)
+        peeked = waitid(os.P_ALL, 0, PEEK)
         while peeked is not None:
             tid = peeked.si_pid
             thread = self._threads.get(tid)
@@ -160,7 +160,7 @@ class PtraceTracer(ThreadCommands):
                 self._consume(tid, thread)
             else:
                 self._take_trap(tid, thread)
-            peeked = os.waitid(os.P_ALL, 0, PEEK | os.WNOHANG)
+            peeked = waitid(os.P_ALL, 0, PEEK | os.WNOHANG)
 
     def _take_trap(self, tid: int, thread: PtraceThread) -> None:
         """Make the thread safe before its stop is consumed: from then on our death does no harm."""
