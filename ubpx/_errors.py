@@ -99,6 +99,28 @@ class UnknownModule(SpecError):
         self.module, self.nearest = module, tuple(nearest)
 
 
+class UnreadableModule(SpecError):
+    """A mapped file cannot be read, is not the one that was mapped, or is not a sound ELF file."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read the symbols of {path!r}: {reason}; probe an address (0x...) instead")
+        self.path, self.reason = path, reason
+
+
+class UnboundIfunc(SpecError):
+    """The function's implementation is chosen at run time, and nothing in the process has chosen yet."""
+
+    def __init__(self, spec: str, candidates: Sequence[str]) -> None:
+        if candidates:
+            remedy = f"probe an implementation: {', '.join(candidates)}"
+        else:
+            remedy = "let the program call it once, or probe an address (0x...)"
+        super().__init__(
+            f"{spec!r} has several implementations (IFUNC), and the program has not bound it to one; {remedy}"
+        )
+        self.spec, self.candidates = spec, tuple(candidates)
+
+
 class AddressRefused(UbpxError):
     """No probepoint can be at this address."""
 
@@ -223,9 +245,9 @@ class InternalError(UbpxError):
 
 
 __all__ = [
-    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "ClientQuarantined", "DebugRegistersBusy", "ForeignTrap",
-    "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction",
-    "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy", "PtraceFailed",
-    "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone", "UbpxError", "UnknownModule",
-    "UnknownSymbol", "UsageError",
+    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "ClientQuarantined", "DebugRegistersBusy",
+    "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer",
+    "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy", "PtraceFailed",
+    "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone", "UbpxError", "UnboundIfunc",
+    "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 pyelftools is loaded when the first file is read.
 """
 
+from ubpx._errors import UnboundIfunc, UnreadableModule
 from ubpx.symbols._marker import hookimpl
-from ubpx.symbols.errors import UnboundIfunc, UnreadableModule
 from ubpx.symbols.resolver import SymbolResolver
 from ubpx.symbols.specs import AddressSpec, Spec, SymbolSpec, parse_spec
 

@@ -7,9 +7,9 @@ from typing import BinaryIO, Final, TypeVar
 
 import attrs
 
+from ubpx._errors import UnreadableModule
 from ubpx.core.ports import ProcessView
 from ubpx.symbols.elf import ElfHeaders, ImageReader, read_headers
-from ubpx.symbols.errors import UnreadableModule
 from ubpx.symbols.files import open_mapped
 from ubpx.symbols.lookup import Symbols, read_symbols
 from ubpx.symbols.modules import VDSO, Module

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import attrs
 
-from ubpx.symbols.errors import UnreadableModule
+from ubpx._errors import UnreadableModule
+from ubpx.symbols.names import printable
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -173,7 +174,7 @@ class ImageReader:
 
     def refused(self, reason: str) -> UnreadableModule:
         """The error that says so of this file."""
-        return UnreadableModule(self.path, reason)
+        return UnreadableModule(self.path, printable(reason))
 
 
 def string_at(strings: bytes, offset: int, *, limit: int = MAX_NAME_BYTES) -> str:

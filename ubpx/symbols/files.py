@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ubpx._errors import UnreadableModule
 from ubpx.core.values import MappedRange
-from ubpx.symbols.errors import UnreadableModule
 
 
 def open_mapped(proc: str, ranges: tuple[MappedRange, ...]) -> BinaryIO:

@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from ubpx._errors import UnboundIfunc, UnreadableModule
 from ubpx.core.values import VirtAddr
-from ubpx.symbols.errors import UnboundIfunc, UnreadableModule
 from ubpx.symbols.loaded import LoadedModule, LoadedModules
 from ubpx.symbols.modules import VDSO
 from ubpx.symbols.names import printable

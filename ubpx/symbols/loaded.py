@@ -7,12 +7,11 @@ from pathlib import Path
 
 import attrs
 
-from ubpx._errors import MemoryFault, SpecError, TargetGone, UnknownModule
+from ubpx._errors import MemoryFault, SpecError, TargetGone, UnknownModule, UnreadableModule
 from ubpx.core.ports import ProcessView
 from ubpx.core.values import MappedRange, VirtAddr
 from ubpx.symbols.cache import ElfCache
 from ubpx.symbols.elf import ElfHeaders
-from ubpx.symbols.errors import UnreadableModule
 from ubpx.symbols.files import is_same_file
 from ubpx.symbols.lookup import Symbols
 from ubpx.symbols.modules import ADDRESS_MASK, VDSO, Module, answers_to, load_biases, modules_of, vdso_biases

@@ -8,12 +8,19 @@ from typing import Final
 
 import attrs
 
-from ubpx._errors import AmbiguousSymbol, NotExecutable, SpecError, UnknownSymbol, UsageError
+from ubpx._errors import (
+    AmbiguousSymbol,
+    NotExecutable,
+    SpecError,
+    UnboundIfunc,
+    UnknownSymbol,
+    UnreadableModule,
+    UsageError,
+)
 from ubpx.core.ports import ProcessView, Refusal
 from ubpx.core.values import Place, VirtAddr
 from ubpx.symbols._marker import hookimpl
 from ubpx.symbols.cache import ElfCache
-from ubpx.symbols.errors import UnboundIfunc, UnreadableModule
 from ubpx.symbols.ifunc import implementation, prefetch
 from ubpx.symbols.loaded import LoadedModule, LoadedModules
 from ubpx.symbols.modules import ADDRESS_MASK

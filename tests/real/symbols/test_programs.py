@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from ubpx._errors import AmbiguousSymbol, NotExecutable, TargetGone, UnknownModule, UnknownSymbol
+from ubpx._errors import AmbiguousSymbol, NotExecutable, TargetGone, UnknownModule, UnknownSymbol, UnreadableModule
 from ubpx.core.values import MappedRange
 from ubpx.symbols import files
-from ubpx.symbols.errors import UnreadableModule
 
 Start = Callable[..., Any]
 Build = Callable[..., Path]

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from ubpx._errors import AmbiguousSymbol, UnknownSymbol
-from ubpx.symbols.errors import UnboundIfunc
+from ubpx._errors import AmbiguousSymbol, UnboundIfunc, UnknownSymbol
 
 Start = Callable[..., Any]
 Build = Callable[..., Path]

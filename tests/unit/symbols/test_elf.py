@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ubpx._errors import SpecError
+from ubpx._errors import SpecError, UnreadableModule
 from ubpx.core.values import parse_maps
 from ubpx.symbols import elf as elf_module
 from ubpx.symbols.elf import ImageReader, Machine, read_headers
-from ubpx.symbols.errors import UnreadableModule
 from ubpx.symbols.lookup import Symbols, read_symbols
 from ubpx.symbols.relocations import read_relocations
 from ubpx.symbols.symtab import Scope, SymbolKind

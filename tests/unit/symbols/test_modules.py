@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 import pytest
 
+from ubpx._errors import UnreadableModule
 from ubpx.core.values import MappedRange, ProcessId, VirtAddr, parse_maps
 from ubpx.symbols.elf import ElfHeaders, ImageReader, Segment, read_headers
-from ubpx.symbols.errors import UnreadableModule
 from ubpx.symbols.files import open_mapped
 from ubpx.symbols.modules import Module, answers_to, load_biases, modules_of
 
