@@ -4,49 +4,90 @@ Many clients put handlers on one program, even at one address, and share the tra
 the out-of-line slot. Start with ``ubpx.attach(pid)`` or ``ubpx.spawn(argv)``.
 """
 
-from ubpx._errors import (
-    AlreadyTraced,
-    AmbiguousSymbol,
-    ClientQuarantined,
-    DebugRegistersBusy,
-    ForeignTrap,
-    InsnRefused,
-    InternalError,
-    KernelThread,
-    MemoryFault,
-    NoSuchProcess,
-    NotAnInstruction,
-    NotExecutable,
-    NoTracer,
-    PermissionRefused,
-    PluginFailed,
-    ProbepointBusy,
-    PtraceFailed,
-    SlotsExhausted,
-    StaleHit,
-    StrategyRefused,
-    TargetGone,
-    UbpxError,
-    UnknownModule,
-    UnknownSymbol,
-    UsageError,
-)
-from ubpx.core.clients import Client
-from ubpx.core.events import Verdict
-from ubpx.core.hits import Hit, Snapshot
-from ubpx.core.holds import Hold
-from ubpx.core.ports import Refusal
-from ubpx.core.probepoints import Lease, LeaseGroup, LeaseState, Probepoint
-from ubpx.core.ubp.plans import Strategy
-from ubpx.target import Session, Target, attach, spawn
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING says, without its import
+if TYPE_CHECKING:
+    from ubpx._errors import (
+        AddressRefused,
+        AlreadyTraced,
+        AmbiguousSymbol,
+        ClientQuarantined,
+        DebugRegistersBusy,
+        ForeignTrap,
+        InsnRefused,
+        InternalError,
+        KernelThread,
+        MemoryFault,
+        NoSuchProcess,
+        NotAnInstruction,
+        NotExecutable,
+        NoTracer,
+        PermissionRefused,
+        PluginFailed,
+        ProbepointBusy,
+        PtraceFailed,
+        SlotsExhausted,
+        SpecError,
+        StaleHit,
+        StrategyRefused,
+        TargetGone,
+        UbpxError,
+        UnboundIfunc,
+        UnknownModule,
+        UnknownSymbol,
+        UnreadableModule,
+        UsageError,
+    )
+    from ubpx.core.clients import Client
+    from ubpx.core.events import Verdict
+    from ubpx.core.hits import Hit, Snapshot
+    from ubpx.core.holds import Hold
+    from ubpx.core.ports import Refusal
+    from ubpx.core.probepoints import Lease, LeaseGroup, LeaseState, Probepoint
+    from ubpx.core.ubp.plans import Strategy
+    from ubpx.target import Session, Target, attach, spawn
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "Client": "ubpx.core.clients",
+    "Hit": "ubpx.core.hits",
+    "Hold": "ubpx.core.holds",
+    "Lease": "ubpx.core.probepoints",
+    "LeaseGroup": "ubpx.core.probepoints",
+    "LeaseState": "ubpx.core.probepoints",
+    "Probepoint": "ubpx.core.probepoints",
+    "Refusal": "ubpx.core.ports",
+    "Session": "ubpx.target",
+    "Snapshot": "ubpx.core.hits",
+    "Strategy": "ubpx.core.ubp.plans",
+    "Target": "ubpx.target",
+    "Verdict": "ubpx.core.events",
+    "attach": "ubpx.target",
+    "spawn": "ubpx.target",
+}
+"""Where the names are that are no errors. Each is loaded when it is first asked for (PEP 562)."""
+
 __all__ = [
-    "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "DebugRegistersBusy",
-    "ForeignTrap", "Hit", "Hold", "InsnRefused",
-    "InternalError", "KernelThread", "Lease", "LeaseGroup", "LeaseState", "MemoryFault", "NoSuchProcess", "NoTracer",
-    "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint", "ProbepointBusy",
-    "PtraceFailed", "Refusal", "Session", "SlotsExhausted", "Snapshot", "StaleHit", "Strategy", "StrategyRefused",
-    "Target", "TargetGone", "UbpxError", "UnknownModule", "UnknownSymbol", "UsageError", "Verdict", "attach", "spawn",
+    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "DebugRegistersBusy",
+    "ForeignTrap", "Hit", "Hold", "InsnRefused", "InternalError", "KernelThread", "Lease", "LeaseGroup", "LeaseState",
+    "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused",
+    "PluginFailed", "Probepoint", "ProbepointBusy", "PtraceFailed", "Refusal", "Session", "SlotsExhausted",
+    "Snapshot",    "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError", "UnboundIfunc",
+    "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "attach", "spawn",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:  # a checker that saw these would believe in any name
+
+    def __getattr__(name: str) -> object:
+        """A public name, loaded when it is first asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value: object = getattr(import_module(_HOMES.get(name, "ubpx._errors")), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """The public names, loaded or not."""
+        return sorted({*globals(), *__all__})
