@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import signal
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -58,3 +60,17 @@ def test_vfork_in_flight_at_the_attach(target_program: StartProgram) -> None:
         program.tell("q")
         assert target.wait(timeout=10) == 0
         assert lease.hits == 1
+
+
+def test_detach_while_a_child_that_shares_the_memory_is_on_its_way_to_exec() -> None:
+    """Invariant: whichever thread unmaps the slots, the child's or the parent's, the program lives on unharmed."""
+    for _ in range(5):
+        target = ubpx.spawn(["sh", "-c", "echo 1; sleep 0.05; echo 2; sleep 0.05; exit 4"], stdout=subprocess.DEVNULL)
+        hits = queue.SimpleQueue[object]()
+        target.client("one").probe("libc:write", hits.put)
+        target.resume()
+        hits.get(timeout=30)
+        hits.get(timeout=30)  # what follows next is a vfork
+        target.detach()
+        assert target.popen is not None
+        assert target.popen.wait(30) == 4
