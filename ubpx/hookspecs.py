@@ -3,21 +3,25 @@
 Three kinds. *Notify* hooks tell a client what happens to its target, and *stop* hooks ask it what is to
 happen next to a thread that has stopped. Both are called for one client at a time: for plugins that were
 activated by name (``ubpx.attach(pid, plugins=[...])``) and for clients that brought hooks of their own
-(``target.client(name, hooks=...)``). *Ask* hooks extend ubpx itself (tracers, resolvers); plugins that
-implement them always load. Any hook may be implemented with any subset of its arguments.
+(``target.client(name, hooks=...)``). *Ask* hooks extend ubpx itself (tracers, resolvers, commands); plugins
+that implement them always load. Any hook may be implemented with any subset of its arguments.
 
 Isolation: an exception in a notify or stop hook is logged and counts, like one in a handler, against this
 client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
 and give a handler.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pluggy
 
 from ubpx.core.events import Verdict
-from ubpx.core.ports import ClientApi, ProcessView, Refusal, Tracer
-from ubpx.core.values import Place, ProcessId, ThreadId, VirtAddr
+from ubpx.core.ports import ClientApi, ProcessView, Refusal, Sink, Tracer
+from ubpx.core.values import Diagnosis, Place, ProcessId, ThreadId, VirtAddr
+
+if TYPE_CHECKING:
+    import click
 
 hookspec = pluggy.HookspecMarker("ubpx")
 hookimpl = pluggy.HookimplMarker("ubpx")
@@ -356,5 +360,42 @@ class AskHooks:
             unless all are its own.
         Raises: an error of ubpx's own tree reaches the caller as it is (for a glob: UnknownModule, UnknownSymbol,
             UsageError); anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_diagnose(self, pid: ProcessId | None) -> Diagnosis | None:
+        """Say whether a process can be attached to and, if not, why and what to do.
+
+        When: at ``ubpx doctor``.
+        Where: in the main thread; nothing is stopped, and nothing may be: it reads, and touches no process.
+        Arguments: ``pid`` is the process's, any number; None asks about the machine.
+        Returns: a Diagnosis, or None to let another plugin answer; the first answer counts. Of a tracer
+            it says what its attaching would.
+        Raises: any error of ubpx's own tree ends the command as it is; anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_commands(self) -> "Sequence[click.Command] | None":
+        """Add commands to ``ubpx``.
+
+        When: at ``ubpx --help``, shell completion, and a command that ubpx itself does not have.
+        Where: in the main thread; nothing is traced.
+        Returns: click commands with names, or None; those of all plugins are united. A name that is taken, by
+            ubpx or by a plugin asked before, is left out with a warning.
+        Raises: an exception, or an answer that is none, is logged; this plugin's commands are left out.
+        Since: 0.1.
+        """
+
+    @hookspec
+    def ubpx_sinks(self) -> "Mapping[str, Callable[[], Sink]] | None":
+        """Offer output formats for ``ubpx trace --format NAME``.
+
+        When: at ``ubpx trace``, before anything is started or attached.
+        Where: in the main thread; nothing is traced.
+        Returns: by name, what makes a Sink, or None; it is called once, for the format asked for. Those
+            of all plugins are united; a name that is taken (``text`` and ``json`` are) is left out with a warning.
+        Raises: an exception, or an answer that is none, is logged; this plugin's formats are left out.
         Since: 0.1.
         """

@@ -1,7 +1,7 @@
 """Builds a plugin manager on request; nothing is global, nothing loads at import."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
@@ -24,6 +24,12 @@ def _hook_names(specs: type) -> frozenset[str]:
 NOTIFY_HOOKS: Final = _hook_names(hookspecs.NotifyHooks)
 STOP_HOOKS: Final = _hook_names(hookspecs.StopHooks)
 ASK_HOOKS: Final = _hook_names(hookspecs.AskHooks)
+
+
+def load(entry: EntryPoint) -> Any:
+    """The plugin that an entry point names; a class is called once. Raises whatever loading it raises."""
+    found = entry.load()
+    return found() if isinstance(found, type) else found
 
 
 @attrs.frozen
@@ -61,8 +67,7 @@ class Plugins:
 
     def _load(self, entry: EntryPoint) -> None:
         try:
-            found = entry.load()
-            self.register(found() if isinstance(found, type) else found, entry.name)
+            self.register(load(entry), entry.name)
         except Exception as error:  # noqa: BLE001 - a broken plugin must not break those who do not use it
             self._broken[entry.name] = f"{type(error).__name__}: {error}"
             _log.warning("plugin %r could not be loaded", entry.name, exc_info=error)
@@ -98,6 +103,17 @@ class Plugins:
             raise
         except Exception as error:
             raise PluginFailed(hook, f"{type(error).__name__}: {error}") from error
+
+    def ask_each(self, hook: str) -> Iterator[tuple[str, Any]]:
+        """Call an ask hook of one plugin after the other: names and answers. One that raises is logged and left out."""
+        for name, plugin in self._found.items():
+            others = [other for other in self._providers.get_plugins() if other is not plugin]
+            try:
+                answers = self._providers.subset_hook_caller(hook, others)()
+            except Exception as error:  # noqa: BLE001 - a broken plugin must not break the others
+                _log.warning("plugin %r failed in %s", name, hook, exc_info=error)
+            else:
+                yield from ((name, answer) for answer in answers)
 
     def names(self) -> tuple[str, ...]:
         """Of all that loaded."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequen
 from typing import Any, NamedTuple, Protocol
 
 from ubpx._errors import UbpxError
-from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import HitRecord, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 
 
 class Memory(Protocol):
@@ -90,6 +90,29 @@ class ClientApi(Protocol):
 
     def close(self) -> None:
         """Give everything back and leave."""
+        ...
+
+
+class Sink(Protocol):
+    """One output format of ``ubpx trace``: makes text, writes nothing. One object for each trace.
+
+    Each text ends its own lines. Names come from the program: what could control a terminal must be escaped.
+    """
+
+    def begin(self) -> str:
+        """What precedes the first hit."""
+        ...
+
+    def hit(self, record: HitRecord) -> str:
+        """One hit."""
+        ...
+
+    def counts(self, counts: Mapping[str, int]) -> str:
+        """Hits by spec; with ``--count`` instead of the three others."""
+        ...
+
+    def end(self) -> str:
+        """What follows the last hit."""
         ...
 
 

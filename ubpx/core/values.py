@@ -1,5 +1,6 @@
 """Values that every part speaks: addresses, identities, instructions."""
 
+from enum import StrEnum
 from typing import NewType, Protocol
 
 import attrs
@@ -120,3 +121,53 @@ class Place:
     """Where the enclosing symbol starts: decoding from here proves an instruction's start."""
     symbol_end: VirtAddr | None
     """Behind the enclosing symbol's last byte; None, like ``symbol_start``, outside any symbol."""
+
+
+@attrs.frozen(kw_only=True)
+class HitRecord:
+    """One hit as ``ubpx trace`` shows it."""
+
+    time: float
+    """Of the arrival, in seconds since 1970 UTC."""
+    pid: ProcessId
+    tid: ThreadId
+    symbol: str
+    """The spec that was asked for."""
+    address: VirtAddr
+    args: tuple[int, ...]
+    """The arguments that the calling convention passes in registers, unsigned."""
+
+
+class Severity(StrEnum):
+    """What a finding means for attaching."""
+
+    FINE = "FINE"
+    WARNING = "WARNING"
+    """Attaching works; something else may not."""
+    REFUSAL = "REFUSAL"
+    """Attaching does not work."""
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One thing that a diagnosis has looked at."""
+
+    severity: Severity
+    what: str
+    """What was found, for people."""
+    remedy: str
+    """What to do about it; "" where all is fine."""
+
+
+@attrs.frozen(kw_only=True)
+class Diagnosis:
+    """Whether a process can be attached to, found out by reading alone."""
+
+    subject: str
+    """What was looked at: ``4711 (nginx)``, or the machine."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def attachable(self) -> bool:
+        """Whether nothing speaks against it."""
+        return all(finding.severity is not Severity.REFUSAL for finding in self.findings)
