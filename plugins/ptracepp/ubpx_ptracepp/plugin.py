@@ -1,10 +1,11 @@
 """What the entry point names."""
 
+from ubpx.core.values import Diagnosis, ProcessId
 from ubpx.hookspecs import hookimpl
 
 
 class PtraceppPlugin:
-    """Offers the ptrace tracer to every session."""
+    """Offers the ptrace tracer to every session, and tells ``ubpx doctor`` what it would meet."""
 
     @hookimpl
     def ubpx_open_tracer(self) -> object:
@@ -12,3 +13,10 @@ class PtraceppPlugin:
         from ubpx_ptracepp.tracer import PtraceTracer
 
         return PtraceTracer()
+
+    @hookimpl
+    def ubpx_diagnose(self, pid: ProcessId | None) -> Diagnosis:
+        """By reading /proc alone."""
+        from ubpx_ptracepp.diagnosis import diagnose
+
+        return diagnose(pid)

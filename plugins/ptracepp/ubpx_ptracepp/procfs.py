@@ -11,6 +11,9 @@ from ubpx.core.values import MappedRange, ProcessId, VirtAddr, parse_maps
 _PF_KTHREAD: Final = 0x0020_0000  # <linux/sched.h>
 _ELF_MACHINES: Final = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _AT_ENTRY: Final = 9
+CAP_SYS_PTRACE: Final = 19
+NO_PTRACE: Final = 3
+"""The value of kernel.yama.ptrace_scope that forbids it to all."""
 
 
 def status(tid: int) -> dict[str, str]:
@@ -158,22 +161,59 @@ def _ancestors() -> set[int]:
 
 
 def explain_refusal(pid: int) -> PermissionRefused:
-    """Why the kernel said EPERM to PTRACE_SEIZE, as far as can be told by reading."""
-    fields = status(pid)
-    scope = _yama_scope()
-    owner = fields.get("Uid", "?").split()[0]
-    if scope == 3:
+    """Why the kernel does not let us trace the process, as far as can be told by reading."""
+    scope = yama_scope()
+    if scope == NO_PTRACE:
         return PermissionRefused(pid, "kernel.yama.ptrace_scope is 3", "no process may be traced until a reboot")
-    if owner != str(os.geteuid()):
-        return PermissionRefused(pid, f"it belongs to user {owner}", "run ubpx as that user or as root")
-    if scope in (1, 2):
-        return PermissionRefused(
-            pid, f"kernel.yama.ptrace_scope is {scope}", "run as root, or start the program with ubpx"
-        )
-    return PermissionRefused(pid, "the kernel's ptrace access check failed (set-uid, not dumpable)", "run ubpx as root")
+    cause, way = _cause(pid, scope)
+    remedy = _remedy(status(os.getpid()))
+    return PermissionRefused(pid, cause, f"{way}, or {remedy}" if way else remedy)
 
 
-def _yama_scope() -> int:
+def _cause(pid: int, scope: int) -> tuple[str, str]:
+    """In the kernel's order of asking: what it objects to, and a way round that needs no privilege, or ""."""
+    fields = status(pid)
+    uids, gids = fields.get("Uid", "?").split()[:3], fields.get("Gid", "?").split()[:3]
+    if set(uids) != {str(os.getuid())}:
+        whose = f"user {uids[0]}" if len(set(uids)) == 1 else f"user {uids[0]} and has set its user id (set-uid)"
+        return f"it belongs to {whose}", "run ubpx as that user"
+    if set(gids) != {str(os.getgid())}:
+        return f"it runs with group {gids[0]}", "run ubpx with that group"
+    if _capabilities(fields) & ~_capabilities(status(os.getpid())):
+        return "it has capabilities that ubpx has not", ""
+    if not _is_dumpable(pid, uids[1]):
+        return "it is not dumpable (PR_SET_DUMPABLE, or its program may not be read)", ""
+    if scope:
+        return f"kernel.yama.ptrace_scope is {scope}", "start the program with ubpx"
+    return "a security module or another user namespace forbids it", ""
+
+
+def _remedy(ours: Mapping[str, str]) -> str:
+    if os.geteuid() == 0 and not has_capability(ours, CAP_SYS_PTRACE):
+        return "give ubpx the capability CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)"
+    return "run ubpx as root"
+
+
+def _capabilities(fields: Mapping[str, str]) -> int:
+    """The permitted ones, as the kernel's bit mask."""
+    return int(fields.get("CapPrm", "0"), 16)
+
+
+def has_capability(fields: Mapping[str, str], number: int) -> bool:
+    """Whether a capability, by its number in <linux/capability.h>, is effective."""
+    return bool(int(fields.get("CapEff", "0"), 16) >> number & 1)
+
+
+def _is_dumpable(pid: int, effective_uid: str) -> bool:
+    """The files of a process that is not belong to root (proc(5))."""
+    try:
+        return str(os.stat(f"/proc/{pid}/maps").st_uid) == effective_uid
+    except OSError:
+        return True
+
+
+def yama_scope() -> int:
+    """kernel.yama.ptrace_scope; 0 where there is no Yama."""
     try:
         return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii"))
     except (OSError, ValueError):
