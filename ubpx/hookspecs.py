@@ -392,7 +392,7 @@ class AskHooks:
     def ubpx_sinks(self) -> "Mapping[str, Callable[[], Sink]] | None":
         """Offer output formats for ``ubpx trace --format NAME``.
 
-        When: at ``ubpx trace``, before anything is started or attached.
+        When: at ``ubpx trace --format NAME``, where NAME is none of ubpx's own, before anything is started or attached.
         Where: in the main thread; nothing is traced.
         Returns: by name, what makes a Sink, or None; it is called once, for the format asked for. Those
             of all plugins are united; a name that is taken (``text`` and ``json`` are) is left out with a warning.

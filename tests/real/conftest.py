@@ -8,8 +8,9 @@ import re
 import select
 import signal
 import subprocess
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -280,6 +281,10 @@ class StartProgram:
             program.expect("ready")
         return program
 
+    def build(self, name: str) -> Path:
+        """Its path, for what starts it otherwise."""
+        return build(name)
+
     def spawned(
         self, spawn: Callable[..., ubpx.Target], name: str, *args: object, **options: Any
     ) -> tuple[ubpx.Target, Program]:
@@ -310,3 +315,38 @@ def target_program(_programs: list[Program]) -> StartProgram:
 def eventually_fixture() -> Callable[..., bool]:
     """``eventually(condition, timeout=...)``: whether it comes true in time."""
     return eventually
+
+
+class PluginDirectory:
+    """Plugins for a Python that is started with this environment: found by dist-info directories, as installed ones."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """With the directory before everything else."""
+        return {**os.environ, "PYTHONPATH": str(self._directory)}
+
+    def install(self, name: str, source: str) -> None:
+        """A distribution NAME 1.5, whose entry point NAME is the class Plugin of its one module."""
+        (self._directory / f"{name}.py").write_text(textwrap.dedent(source))
+        self._describe(name, f"[ubpx]\n{name} = {name}:Plugin\n")
+
+    def hide(self, name: str) -> None:
+        """Shadow an installed distribution by one that has no entry points."""
+        self._describe(name, "")
+
+    def _describe(self, name: str, entry_points: str) -> None:
+        metadata = self._directory / f"{name}-1.5.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+        (metadata / "entry_points.txt").write_text(entry_points)
+
+
+@pytest.fixture
+def plugin_directory(tmp_path: Path) -> PluginDirectory:
+    """An empty one."""
+    directory = tmp_path / "plugins"
+    directory.mkdir()
+    return PluginDirectory(directory)

@@ -1,49 +1,40 @@
-"""The command group: options for all commands, and how errors are told."""
+"""The commands of ``ubpx``: their options, and what they give to whoever does the work."""
+
+import io
+import sys
+from collections.abc import Sequence
 
 import click
 
-from ubpx._errors import UbpxError
-from ubpx.cli.text import printable
+from ubpx.cli.group import WRONG, UbpxGroup, complain
 
 # What a command needs is imported when it runs, so that --help and shell completion stay quick.
 
-
-class OneLineErrors(click.Group):
-    """Tells an error that carries its own explanation in one line; any other is a bug and shows its traceback."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the command; an UbpxError ends it with exit status 1."""
-        try:
-            return super().invoke(ctx)
-        except UbpxError as error:
-            if ctx.params["debug"]:
-                raise
-            click.echo(f"ubpx: {printable(str(error))}", err=True)
-            ctx.exit(1)
+__all__ = ["app", "main"]
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+def example(*lines: str) -> str:
+    """What stands below a command's help; the first character keeps click from making a paragraph of it."""
+    return "\n  ".join(("\b\nExample:", *lines))
+
+
+@click.group(cls=UbpxGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="ubpx", message="%(prog)s %(version)s")
 def app(*, debug: bool) -> None:
     """Share breakpoints and probes in running Linux programs among many clients."""
-    del debug  # OneLineErrors reads it
+    del debug  # the group reads it
 
 
-@app.command()
+@app.command(epilog=example("ubpx demo", "ubpx demo --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.pass_context
 def demo(context: click.Context, *, as_json: bool) -> None:
-    r"""Show two clients that share one probepoint of a running program.
+    """Show two clients that share one probepoint of a running program.
 
     Starts a program of several threads, attaches to it while it runs, and lets the plugins hitcount
     and argwatch probe the same libc function. Then compares what they counted with what the
     program counted itself. Exit status 1 if a call was missed or the program was harmed.
-
-    \b
-    Example:
-      ubpx demo
-      ubpx demo --json
     """
     from ubpx.cli.demo.report import as_json_text, print_report
     from ubpx.cli.demo.run import run_demo
@@ -53,9 +44,107 @@ def demo(context: click.Context, *, as_json: bool) -> None:
         click.echo(as_json_text(result))
     else:
         print_report(result)
-    context.exit(0 if result.ok else 1)
+    context.exit(0 if result.ok else WRONG)
+
+
+@app.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog=example("ubpx trace -e libc:write -- ls", "ubpx trace -e libc:malloc -e libc:free --count -p 4711"),
+)
+@click.option("-e", "specs", metavar="SPEC", multiple=True, required=True, help="What to probe; may be repeated.")
+@click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), help="Attach to this process.")
+@click.option("-o", "path", metavar="FILE", type=click.Path(dir_okay=False), help="Write there.")
+@click.option("--count", is_flag=True, help="Only count, and print the counts at the end.")
+@click.option("--format", "format_name", metavar="NAME", help="text (as without), json, or a plugin's.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--with", "plugins", metavar="PLUGIN", multiple=True, help="Activate a client plugin too.")
+@click.argument("command", metavar="[-- CMD...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def trace(
+    context: click.Context,
+    *,
+    specs: Sequence[str],
+    pid: int | None,
+    path: str | None,
+    count: bool,
+    format_name: str | None,
+    as_json: bool,
+    plugins: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Print the calls of functions in a program.
+
+    CMD is started and traced to its end, through every exec; Ctrl-C reaches it. With -p a running
+    process is traced until it ends, or until Ctrl-C, which leaves it running on as before.
+
+    A SPEC is MODULE:SYMBOL[+OFFSET], SYMBOL (in the main program) or 0xADDRESS. One whose module is
+    not mapped yet waits for it.
+
+    What is traced goes to stderr, so that CMD's own output stays clean; with -p to stdout; with -o
+    to a file. The object that --count --json makes is the last line of stdout (with -o in the file too).
+
+    Exit status 0 whatever CMD returned, 1 if something was lost or a SPEC never armed.
+    """
+    if (pid is None) == (not command):
+        raise click.UsageError("Say what to trace: either -p PID or -- CMD", context)
+    if as_json and format_name not in {None, "json"}:
+        raise click.UsageError(f"--json and --format {format_name} exclude each other", context)
+    from contextlib import ExitStack
+
+    from ubpx.cli.extensions import find_sink
+    from ubpx.cli.trace.output import file_output, standard_error, standard_output
+    from ubpx.cli.trace.run import TraceRequest, run_trace
+
+    name = "json" if as_json else format_name or "text"
+    sink = find_sink(name)()
+    request = TraceRequest(specs=tuple(dict.fromkeys(specs)), pid=pid, command=command, plugins=plugins, counting=count)
+    with ExitStack() as open_files:
+        if path is not None:
+            output = open_files.enter_context(file_output(path))
+        else:
+            output = standard_error() if pid is None else standard_output()
+        counts_to = [output]
+        if name == "json":
+            counts_to = [standard_output()] if path is None else [output, standard_output()]
+        losses = run_trace(request, sink, output, counts_to=counts_to)
+    for loss in losses:
+        complain(loss)
+    context.exit(WRONG if losses else 0)
+
+
+@app.command(epilog=example("ubpx plugins", "ubpx plugins --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list instead of the table.")
+def plugins(*, as_json: bool) -> None:
+    """List the installed plugins.
+
+    Where each is from, and what it does.
+    """
+    from ubpx.cli.plugins import as_json_text, as_text, installed
+
+    reports = installed()
+    click.echo(as_json_text(reports) if as_json else as_text(reports))
+
+
+@app.command(epilog=example("ubpx doctor", "ubpx doctor -p 4711"))
+@click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), help="Ask about this process.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor(context: click.Context, *, pid: int | None, as_json: bool) -> None:
+    """Say whether a process can be attached to.
+
+    If not: why, and what to do. It reads, and touches nothing: the process is not stopped, and gets
+    no signal. Without -p it looks at this machine. Exit status 1 if one cannot attach.
+    """
+    from ubpx.cli.doctor import as_json_text, as_text, diagnose
+
+    diagnosis = diagnose(pid)
+    click.echo(as_json_text(diagnosis) if as_json else as_text(diagnosis))
+    context.exit(0 if diagnosis.attachable else WRONG)
 
 
 def main() -> None:
     """Run the ``ubpx`` command with the process's arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="ubpx")

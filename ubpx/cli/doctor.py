@@ -1,0 +1,71 @@
+"""``ubpx doctor``: asks the tracer what it would say, and adds what ubpx itself knows of the machine."""
+
+import json
+import platform
+from typing import Final
+
+import attrs
+
+from ubpx._errors import NoTracer, UbpxError
+from ubpx.cli.text import printable
+from ubpx.core.plugins import Plugins
+from ubpx.core.ubp.decode import default_decoder
+from ubpx.core.values import Diagnosis, Finding, ProcessId, Severity
+
+_MARKS: Final = {Severity.FINE: "ok", Severity.WARNING: "warning", Severity.REFUSAL: "no"}
+
+
+def diagnose(pid: int | None) -> Diagnosis:
+    """Of the process or, without one, of this machine. Raises NoTracer for a process that nobody could trace."""
+    found: Diagnosis | None = Plugins().ask("ubpx_diagnose", pid=None if pid is None else ProcessId(pid))
+    if pid is not None:
+        if found is None:
+            raise NoTracer
+        return found
+    if found is None:
+        found = Diagnosis(subject="any process", findings=(refusal(NoTracer()),))
+    return attrs.evolve(found, findings=(python(), decoder(), *found.findings))
+
+
+def refusal(error: UbpxError) -> Finding:
+    """The error as a finding: its message ends with what to do."""
+    what, _, remedy = str(error).rpartition("; ")
+    return Finding(severity=Severity.REFUSAL, what=what, remedy=remedy)
+
+
+def python() -> Finding:
+    """Which Python runs us."""
+    return Finding(
+        severity=Severity.FINE, what=f"{platform.python_implementation()} {platform.python_version()}", remedy=""
+    )
+
+
+def decoder() -> Finding:
+    """Which disassembler tells where instructions end."""
+    try:
+        name = type(default_decoder()).__name__.removesuffix("Decoder").lower()
+    except UbpxError as error:
+        return refusal(error)
+    return Finding(severity=Severity.FINE, what=f"instructions are decoded by {name}", remedy="")
+
+
+def as_json_text(diagnosis: Diagnosis) -> str:
+    """One JSON object."""
+    return json.dumps(
+        {
+            "subject": diagnosis.subject,
+            "attachable": diagnosis.attachable,
+            "findings": [attrs.asdict(finding) for finding in diagnosis.findings],
+        }
+    )
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """The answer, then what it rests on, a line for each finding and one for each remedy."""
+    answer = "can attach to" if diagnosis.attachable else "cannot attach to"
+    told = [f"{answer} {printable(diagnosis.subject)}"]
+    for finding in diagnosis.findings:
+        told.append(f"  {_MARKS[finding.severity]}: {printable(finding.what)}")
+        if finding.remedy:
+            told.append(f"    what to do: {printable(finding.remedy)}")
+    return "\n".join(told)

@@ -1,0 +1,1 @@
+"""``ubpx trace``: every hit of some places, or how many there were."""
