@@ -72,8 +72,8 @@ __all__ = [
     "ForeignTrap", "Hit", "Hold", "InsnRefused", "InternalError", "KernelThread", "Lease", "LeaseGroup", "LeaseState",
     "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused",
     "PluginFailed", "Probepoint", "ProbepointBusy", "PtraceFailed", "Refusal", "Session", "SlotsExhausted",
-    "Snapshot",    "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError", "UnboundIfunc",
-    "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "attach", "spawn",
+    "Snapshot", "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError",
+    "UnboundIfunc", "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "attach", "spawn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a checker that saw these would believe in any name
