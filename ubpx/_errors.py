@@ -20,6 +20,14 @@ class StaleHit(UsageError):
         super().__init__("this hit is over: its handler has returned; keep hit.snapshot() instead")
 
 
+class UnknownRegister(UsageError, AttributeError):
+    """No register has this name. An AttributeError too, so that ``hasattr(hit.regs, name)`` answers."""
+
+    def __init__(self, architecture: str, register: object, known: Sequence[str]) -> None:
+        super().__init__(f"{architecture} has no register {register!r}; it has {', '.join(known)}")
+        self.register, self.known = register, tuple(known)
+
+
 class NoSuchProcess(UbpxError):
     """No process has this pid."""
 
@@ -65,7 +73,7 @@ class TargetGone(UbpxError):
             how = f"was killed by signal {-status}"
         else:
             how = f"exited with status {status}"
-        super().__init__(f"process {pid} {how}; start it again")
+        super().__init__(f"process {pid} {how}; attach to one that runs")
         self.pid, self.status = pid, status
 
 
@@ -249,5 +257,5 @@ __all__ = [
     "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer",
     "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy", "PtraceFailed",
     "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone", "UbpxError", "UnboundIfunc",
-    "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError",
+    "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError",
 ]  # fmt: skip

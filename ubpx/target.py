@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
+from ubpx.core.checks import check_duration, check_flag, check_names, check_pid, check_seconds
 from ubpx.core.clients import Client, check_priority
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.deadlines import DEADLINE_S
@@ -72,13 +73,12 @@ def spawn(
 
 def _alone(deadline: float, make: Callable[["Session"], "Target"]) -> "Target":
     session = Session(deadline=deadline)
+    session._ends_with_target = True
     try:
-        target = make(session)
+        return make(session)
     except BaseException:
         session.close()
         raise
-    target._owns_session = True
-    return target
 
 
 class Session:
@@ -90,10 +90,9 @@ class Session:
     """
 
     def __init__(self, *, deadline: float = DEADLINE_S, switch_interval: float | None = SWITCH_INTERVAL_S) -> None:
-        if not deadline > 0:
-            raise UsageError(f"deadline={deadline!r}; give the seconds that a handler may run, more than 0")
-        if switch_interval is not None and not switch_interval > 0:
-            raise UsageError(f"switch_interval={switch_interval!r}; give seconds, more than 0, or None")
+        check_duration("deadline", deadline)
+        if switch_interval is not None:
+            check_duration("switch_interval", switch_interval)
         self._plugins: Final = Plugins()
         tracer: Tracer | None = self._plugins.ask("ubpx_open_tracer")
         if tracer is None:
@@ -105,13 +104,14 @@ class Session:
         self._loop.responsiveness.interval_s = switch_interval
         self._targets: Final[list[Target]] = []
         self._closed = False
+        self._ends_with_target = False
+        """Whether it was made for one target."""
         self._maker: Final = os.getpid()
         atexit.register(self.close)
 
     def attach(self, pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
         """As ``ubpx.attach``, in this session."""
-        if isinstance(pid, bool) or not isinstance(pid, int):
-            raise UsageError(f"a pid is an int, not {pid!r}")
+        check_pid(pid)
         active = self._activate(plugins, slots)
         target = Target(self, None, kill_on_exit=False)
         desk = target._desk
@@ -135,6 +135,7 @@ class Session:
         **popen_options: Any,
     ) -> "Target":
         """As ``ubpx.spawn``, in this session."""
+        check_flag("kill_on_exit", kill_on_exit)
         active = self._activate(plugins, slots)
         launch = self._tracer.launch(argv, popen_options)
         if launch.pid is None:
@@ -173,8 +174,7 @@ class Session:
             raise UsageError("the session is closed; make another")
         if slots not in ("auto", "none"):
             raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
-        if isinstance(names, str):
-            raise UsageError(f"plugins={names!r}; give a list of names: plugins=[{names!r}]")
+        check_names("plugins", names)
         return [self._plugins.activate(name) for name in names]
 
     def _resolve(self, spec: str | int, process: TracedProcess) -> Place:
@@ -251,7 +251,6 @@ class Target:
         )
         self._popen = popen
         self._kill_on_exit: Final = kill_on_exit
-        self._owns_session = False
         self._detached = False
 
     @property
@@ -332,6 +331,8 @@ class Target:
 
         None if ``timeout`` seconds were not enough. Raises UsageError from a handler, and after a detach.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         if self._session._loop.is_current:
             raise UsageError("target.wait() from a handler would wait for itself; return a verdict instead")
         self._check_attached()
@@ -358,27 +359,31 @@ class Target:
     def detach(self) -> None:
         """Leave the process as if nobody had been there; from a handler: after the hit. Again: does nothing."""
         loop = self._session._loop
-        if loop.is_current:
-            if loop.coordinator.reception.serving is not None:
-                loop.post(self._leave)
-            else:
-                self._leave()
+        if loop.is_current and loop.coordinator.reception.serving is not None:
+            loop.post(self.detach)
             return
         self._leave()
-        if self._owns_session:
+        if self._session._ends_with_target:
             self._session.close()
 
     def _leave(self) -> None:
         if self._detached:
             return
         if self._desk.process is not None and not self._process.ended.is_set():
-            coordinator = self._session._loop.coordinator
-            self._session._loop.run(lambda: coordinator.detach(self._process))
+            self._detach_process()
         self._detached = True
         with contextlib.suppress(ValueError):
             self._session._targets.remove(self)
         if self._popen is not None and self._popen.poll() is None:
             threading.Thread(target=self._popen.wait, name=f"ubpx-reaper-{self.pid}", daemon=True).start()
+
+    def _detach_process(self) -> None:
+        loop = self._session._loop
+        try:
+            loop.run(lambda: loop.coordinator.detach(self._process))
+        except UsageError:
+            if not self._process.ended.is_set():  # else a handler's detach was quicker, and the session is closed
+                raise
 
     def _check_attached(self) -> None:
         if self._detached or (self._process.ended.is_set() and self._process.status is None):

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
 from ubpx._errors import ClientQuarantined, UsageError
+from ubpx.core.checks import check_flag, is_int, is_text
 from ubpx.core.holds import Hold, Parting
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup
 from ubpx.core.values import ThreadId, Watched
@@ -83,6 +84,8 @@ class Client:
         self.check_live()
         _check_handler(handler, place)
         check_priority(priority)
+        for flag, value in (("exclusive", exclusive), ("assume_boundary", assume_boundary), ("defer", defer)):
+            check_flag(flag, value)
         options = {
             "strategy": strategy,
             "exclusive": exclusive,
@@ -153,6 +156,8 @@ class Client:
         Raises UsageError for a tid that is not the target's, ClientQuarantined, TargetGone.
         """
         self.check_live()
+        if thread is not None:
+            _check_tid(thread)
         return self._desk.hold(self, None if thread is None else ThreadId(thread))
 
     def step(self, thread: int, registers: Mapping[str, int] | None = None, *, signal: int | None = None) -> None:
@@ -162,6 +167,7 @@ class Client:
         Raises UsageError if the client does not hold the thread or it has not stopped yet.
         """
         self.check_live()
+        _check_tid(thread)
         self._desk.step(self, ThreadId(thread), Parting(registers=registers or {}, signal=signal))
 
     def catch_signals(self, signals: Iterable[int] | None) -> None:
@@ -233,8 +239,13 @@ class Client:
 
 def check_priority(priority: object) -> None:
     """Raises UsageError unless it can be compared with others' priorities."""
-    if priority is not None and not isinstance(priority, int):
+    if priority is not None and not is_int(priority):
         raise UsageError(f"priority={priority!r}; give an integer, a higher one runs earlier")
+
+
+def _check_tid(tid: object) -> None:
+    if not is_int(tid):
+        raise UsageError(f"{tid!r} is no tid; give one of target.threads()")
 
 
 def _check_handler(handler: object, place: str | int) -> None:
@@ -251,8 +262,8 @@ class Roster:
 
     def join(self, client: Client) -> None:
         """Raises UsageError if a living client has the name."""
-        if not client.name:
-            raise UsageError("a client needs a name, so that others can be told who holds what")
+        if not is_text(client.name) or not client.name:
+            raise UsageError(f"{client.name!r} is no name; a client needs a name that others can be told")
         if client.name in self._clients:
             raise UsageError(f"a client named {client.name!r} is already here; choose another name, or close that one")
         self._clients[client.name] = client

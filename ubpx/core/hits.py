@@ -6,7 +6,8 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from ubpx._errors import StaleHit, UsageError
+from ubpx._errors import StaleHit, UnknownRegister, UsageError
+from ubpx.core.checks import is_int, is_text
 from ubpx.core.ports import Memory, TracedThread
 from ubpx.core.registers import RegisterLayout, WordRegisters
 from ubpx.core.ubp.plans import Architecture
@@ -14,6 +15,13 @@ from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
 _WORD_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ARGUMENTS_IN_SNAPSHOT: Final = 6
+
+
+def as_word(name: str, value: object) -> int:
+    """What a register holds after ``value`` was written: its lowest 64 bits. Raises UsageError unless it is an int."""
+    if not isinstance(value, int):
+        raise UsageError(f"register {name} cannot be {value!r}; write an int")
+    return value & _WORD_MASK
 
 
 class Surroundings(Protocol):
@@ -58,16 +66,16 @@ class HitRegisters:
         if hit._thread is None:
             raise StaleHit
         layout = hit._surroundings.layout
-        position = layout.index.get(name)
+        position = layout.index.get(name) if is_text(name) else None
         if position is None:
-            raise AttributeError(f"{layout.architecture} has no register {name!r}; it has {', '.join(layout.names)}")
+            raise UnknownRegister(layout.architecture, name, layout.names)
         return hit._thread.words[position]
 
     def __setitem__(self, name: str, value: int) -> None:
         self[name]  # an unknown name and a stale hit raise
         if self._hit._writes is None:
             self._hit._writes = {}
-        self._hit._writes[name] = value & _WORD_MASK
+        self._hit._writes[name] = as_word(name, value)
 
     def __getattr__(self, name: str) -> int:
         return self[name]
@@ -92,8 +100,8 @@ class HitArguments:
 
     def __getitem__(self, index: int) -> int:
         thread = self._hit._live()
-        if index < 0:
-            raise UsageError(f"hit.args[{index}]: arguments are counted from 0; nobody knows how many there are")
+        if not is_int(index) or index < 0:
+            raise UsageError(f"hit.args[{index!r}]: arguments are counted from 0; nobody knows how many there are")
         around = self._hit._surroundings
         return around.architecture.argument(index, WordRegisters(thread.words, around.layout), around.memory)
 

@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Final
 
 from ubpx._errors import SlotsExhausted, TargetGone, UsageError
+from ubpx.core.checks import is_int
+from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
@@ -15,6 +17,7 @@ from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
 _WORTH_QUIESCING: Final = 512
 """So many retired slots are worth a stop of all threads."""
+_HIGHEST_SIGNAL: Final = 64
 _LEAVING: Final = frozenset({State.EXITING, State.GONE})
 _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 
@@ -83,12 +86,13 @@ class Keeper:
         if thread is None or not any(hold.owner == owner for hold in self.holds.on(process.pid, tid)):
             raise UsageError(f"client {owner!r} does not hold thread {tid}; hold it before it steps")
         self._stopped(tid)
+        parting = self._checked(thread, parting)
         thread.step_clients += (owner,)
         thread.stepped_by = owner
         if parting.signal is not None:
             self._exchange_signal(thread, parting.signal)
         if parting.registers or thread.arrival is not None:
-            self._write(thread, parting.registers)
+            self.write_registers(thread, parting.registers)
         self.refresh(thread)
 
     def step_is_done(self, thread: Thread) -> None:
@@ -120,10 +124,11 @@ class Keeper:
 
     def _give_along(self, tid: ThreadId, parting: Parting) -> None:
         thread = self._stopped(tid)
+        parting = self._checked(thread, parting)
         if parting.signal is not None:
             self._exchange_signal(thread, parting.signal)
         if parting.registers:
-            self._write(thread, parting.registers)
+            self.write_registers(thread, parting.registers)
 
     def _exchange_signal(self, thread: Thread, signal: int) -> None:
         if thread.pending:
@@ -133,12 +138,18 @@ class Keeper:
         elif signal:  # only from a signal's own stop could it go along
             self._tracer.send_signal(thread.port, signal)
 
-    def _write(self, thread: Thread, registers: Mapping[str, int]) -> None:
+    def _checked(self, thread: Thread, parting: Parting) -> Parting:
+        """What can be given along, whole; raises UsageError before any of it is given."""
+        registers, signal = parting.registers, parting.signal
+        if not isinstance(registers, Mapping):
+            raise UsageError(f"registers={registers!r}; give a mapping from names to ints")
         known = thread.process.space.layout.index
         unknown = [name for name in registers if name not in known]
         if unknown:
             raise UsageError(f"no register is named {unknown[0]!r}; there are {', '.join(known)}")
-        self.write_registers(thread, registers)
+        if signal is not None and not (is_int(signal) and 0 <= signal <= _HIGHEST_SIGNAL):
+            raise UsageError(f"signal={signal!r}; give a signal's number, 0 for none, or leave it out")
+        return Parting(registers={name: as_word(name, value) for name, value in registers.items()}, signal=signal)
 
     def refresh_process(self, pid: ProcessId) -> None:
         process = self._tracees.processes.get(pid)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import attrs
 
 from ubpx._errors import UbpxError, UsageError
+from ubpx.core.checks import check_bytes, check_span
 from ubpx.core.ports import Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
 from ubpx.core.registers import RegisterLayout
@@ -79,6 +80,7 @@ class HidingMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes; raises MemoryFault."""
+        check_span(address, size)
         before = self._patches.overlapping(address, size)
         data = self._raw.read(address, size)
         patched = self._patches.overlapping(address, size)
@@ -95,17 +97,20 @@ class HidingMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
+        check_bytes(data)
         with self.writing:
             self._refuse_patched(address, len(data))
             self._raw.write(address, data)
 
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
+        check_bytes(data)
         with self.writing:
             self._refuse_patched(address, len(data))
             self._raw.patch(address, data)
 
     def _refuse_patched(self, address: int, size: int) -> None:
+        check_span(address, size)
         for patch in self._patches.overlapping(address, size):
             raise UsageError(f"a probe stands at {patch.address:#x}; release its leases before writing there")
 

@@ -20,11 +20,33 @@ def _checked(argv: object) -> list[str]:
     raise UsageError(f"argv is {argv!r}; give a list of strings: the program, then its arguments")
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """What Popen would answer with a TypeError of its own, or take for something else."""
+    for stream in ("stdin", "stdout", "stderr"):
+        value = options.get(stream)
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not (value is None or is_number or hasattr(value, "fileno")):
+            raise UsageError(f"{stream}={value!r}; give a file, a descriptor or subprocess.PIPE, or leave it out")
+    cwd, env = options.get("cwd"), options.get("env")
+    if not (cwd is None or _is_text(cwd)):
+        raise UsageError(f"cwd={cwd!r}; give the path of a directory, or leave it out")
+    if env is not None and not isinstance(env, Mapping):
+        raise UsageError(f"env={env!r}; give a mapping from names to values, or leave it out")
+    for name, value in (env or {}).items():
+        if not (_is_text(name) and _is_text(value)):
+            raise UsageError(f"env has {name!r}: {value!r}; names and values are strings")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | bytes | os.PathLike)
+
+
 class Launch:
     """One program about to start. Used by the thread that asked for it, except ``pid``."""
 
     def __init__(self, argv: Sequence[str], options: Mapping[str, Any]) -> None:
         self._argv: Final = _checked(argv)
+        _check_options(options)
         announce, self._announced = os.pipe()[::-1]
         self._gate, self._go = os.pipe()
         self._announce: Final = announce
@@ -65,7 +87,13 @@ class Launch:
         for descriptor in (self._announced, self._gate, self._go):
             os.close(descriptor)
         if self._popen is None:
-            cause = self._error
-            what = cause.strerror if isinstance(cause, OSError) and cause.strerror else repr(cause)
-            raise UsageError(f"cannot start {self._argv[0]!r}: {what}; check its path and permissions") from cause
+            raise UsageError(f"cannot start {self._argv[0]!r}: {self._why()}") from self._error
         return self._popen
+
+    def _why(self) -> str:
+        error, cwd = self._error, self._options.get("cwd")
+        if not isinstance(error, OSError) or not error.strerror:
+            return f"{error!r}; check its arguments, env and streams"
+        if cwd is not None and error.filename == cwd:
+            return f"its directory {os.fspath(cwd)!r} cannot be entered: {error.strerror}; check cwd"
+        return f"{error.strerror}; check its path and permissions"
