@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
 from ubpx.core.checks import check_duration, check_flag, check_names, check_pid, check_seconds
@@ -27,20 +27,31 @@ from ubpx.core.spaces import TracedProcess
 from ubpx.core.ubp import architecture
 from ubpx.core.values import Place, ProcessId, ThreadId
 
+if TYPE_CHECKING:
+    from pluggy import PluginManager
+
 SlotPolicy = Literal["auto", "none"]
 
 
 def attach(
-    pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto", deadline: float = DEADLINE_S
+    pid: int,
+    *,
+    plugins: Sequence[str] = (),
+    slots: SlotPolicy = "auto",
+    deadline: float = DEADLINE_S,
+    host: "PluginManager | None" = None,
 ) -> "Target":
     """Trace a running process, in a session of its own; the program runs on.
 
     ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots;
-    ``deadline`` is how long a handler may run, in seconds.
+    ``deadline`` is how long a handler may run, in seconds; ``host`` is the plugin manager of an application
+    whose plugins may be activated beside the installed ones.
     Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone, NoTracer,
     PluginFailed, UsageError; the process is then as it was.
     """
-    return _alone(deadline, lambda session: session.attach(pid, plugins=plugins, slots=slots))
+    return _alone(
+        Session(deadline=deadline, host=host), lambda session: session.attach(pid, plugins=plugins, slots=slots)
+    )
 
 
 def spawn(
@@ -55,24 +66,24 @@ def spawn(
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
     deadline: float = DEADLINE_S,
+    host: "PluginManager | None" = None,
 ) -> "Target":
     """Start a program, in a session of its own; it stands at its entry point, its libraries mapped.
 
     It starts at the first ``target.resume()`` or ``target.wait()``. ``env`` to ``stderr`` are
-    ``subprocess.Popen``'s; with ``kill_on_exit`` leaving the ``with`` kills it.
+    ``subprocess.Popen``'s; with ``kill_on_exit`` leaving the ``with`` kills it. The others are ``attach``'s.
     Raises UsageError if it cannot be started, NoTracer, PluginFailed.
     """
     streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
     return _alone(
-        deadline,
+        Session(deadline=deadline, host=host),
         lambda session: session.spawn(
             argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, **streams
         ),
     )
 
 
-def _alone(deadline: float, make: Callable[["Session"], "Target"]) -> "Target":
-    session = Session(deadline=deadline)
+def _alone(session: "Session", make: Callable[["Session"], "Target"]) -> "Target":
     session._ends_with_target = True
     try:
         return make(session)
@@ -86,14 +97,21 @@ class Session:
 
     ``deadline`` is how long a handler may run, in seconds. ``switch_interval`` is the interpreter's (see
     sys.setswitchinterval) while probes are armed, in seconds, so that a hit need not wait long for a Python
-    thread of yours that computes; None leaves it alone.
+    thread of yours that computes; None leaves it alone. ``host`` is the plugin manager of an application whose
+    plugins may be activated beside the installed ones.
     """
 
-    def __init__(self, *, deadline: float = DEADLINE_S, switch_interval: float | None = SWITCH_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        *,
+        deadline: float = DEADLINE_S,
+        switch_interval: float | None = SWITCH_INTERVAL_S,
+        host: "PluginManager | None" = None,
+    ) -> None:
         check_duration("deadline", deadline)
         if switch_interval is not None:
             check_duration("switch_interval", switch_interval)
-        self._plugins: Final = Plugins()
+        self._plugins: Final = Plugins(host=host)
         tracer: Tracer | None = self._plugins.ask("ubpx_open_tracer")
         if tracer is None:
             raise NoTracer

@@ -42,12 +42,14 @@ class ClientPlugin:
 
 
 def client_plugin(plugin: Any, name: str) -> ClientPlugin:
-    """The client hooks that an object implements; raises PluginFailed if one of them is not as specified."""
+    """The client hooks that an object implements; raises PluginFailed if a hook of its is not as specified."""
     alone = pluggy.PluginManager("ubpx")  # one for each: events go to one client at a time
     alone.add_hookspecs(hookspecs.NotifyHooks)
     alone.add_hookspecs(hookspecs.StopHooks)
+    alone.add_hookspecs(hookspecs.AskHooks)
     try:
         alone.register(plugin, name)
+        alone.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginFailed(name, str(error)) from error
     callers = {hook: getattr(alone.hook, hook) for hook in NOTIFY_HOOKS | STOP_HOOKS}
@@ -55,40 +57,63 @@ def client_plugin(plugin: Any, name: str) -> ClientPlugin:
 
 
 class Plugins:
-    """The plugins of one session. Owned by the Session."""
+    """The plugins of one session: the installed ones, and those of a ``host`` application. Owned by the Session.
 
-    def __init__(self, entries: Sequence[EntryPoint] | None = None) -> None:
+    Of what is registered with the host's plugin manager only plugins with hooks of ubpx count, under their names there.
+    """
+
+    def __init__(
+        self, entries: Sequence[EntryPoint] | None = None, *, host: pluggy.PluginManager | None = None
+    ) -> None:
         self._providers = pluggy.PluginManager("ubpx")
         self._providers.add_hookspecs(hookspecs.AskHooks)
         self._found: dict[str, Any] = {}
         self._broken: dict[str, str] = {}
         for entry in entry_points(group=GROUP) if entries is None else entries:
             self._load(entry)
+        if host is not None:
+            self._adopt(host)
+
+    def _adopt(self, host: pluggy.PluginManager) -> None:
+        """Take over the host's; they are asked before the installed ones."""
+        if not isinstance(host, pluggy.PluginManager):
+            raise UsageError(f"host={host!r}; give the pluggy.PluginManager of the application")
+        for name, plugin in host.list_name_plugin():
+            if plugin is None or not any(self._providers.parse_hookimpl_opts(plugin, each) for each in dir(plugin)):
+                continue
+            try:
+                self.register(plugin, name)
+            except pluggy.PluginValidationError as error:
+                self._give_up(name, error)
 
     def _load(self, entry: EntryPoint) -> None:
         try:
             self.register(load(entry), entry.name)
         except Exception as error:  # noqa: BLE001 - a broken plugin must not break those who do not use it
-            self._broken[entry.name] = f"{type(error).__name__}: {error}"
-            _log.warning("plugin %r could not be loaded", entry.name, exc_info=error)
+            self._give_up(entry.name, error)
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        self._broken[name] = f"{type(error).__name__}: {error}"
+        _log.warning("plugin %r could not be loaded", name, exc_info=error)
 
     def register(self, plugin: Any, name: str) -> None:
         """Add a plugin as if it were installed; its client hooks still wait for ``activate``."""
         if name in self._found:
-            raise UsageError(f"two plugins are named {name!r}; uninstall one of them")
+            raise UsageError(f"two plugins are named {name!r}; rename or uninstall one of them")
         self._providers.register(plugin, name)
         self._found[name] = plugin
 
     def activate(self, name: str) -> ClientPlugin:
         """The client plugin of that name.
 
-        Raises PluginFailed if it could not be loaded, UsageError if it is not installed or no client.
+        Raises PluginFailed if it could not be loaded or its hooks fit none of ours, UsageError if nobody has the name,
+        or its plugin is no client.
         """
         if name in self._broken:
             raise PluginFailed(name, self._broken[name])
         if name not in self._found:
             known = ", ".join(sorted(self._found)) or "none"
-            raise UsageError(f"no plugin is named {name!r}; installed are: {known}")
+            raise UsageError(f"no plugin is named {name!r}; there are: {known}")
         found = client_plugin(self._found[name], name)
         if not found.hooks:
             raise UsageError(f"plugin {name!r} implements no client hook; leave it out of plugins=, it loads by itself")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import Any, cast
 
+import pluggy
 import pytest
 
 from ubpx import hookspecs
@@ -91,10 +92,10 @@ def test_plugins_come_from_the_entry_points_of_one_group(monkeypatch: pytest.Mon
 
 def test_unknown_plugins_are_told_which_there_are() -> None:
     plugins = Plugins([])
-    with pytest.raises(UsageError, match="no plugin is named 'x'; installed are: none"):
+    with pytest.raises(UsageError, match="no plugin is named 'x'; there are: none"):
         plugins.activate("x")
     plugins.register(Told(), "told")
-    with pytest.raises(UsageError, match="installed are: told"):
+    with pytest.raises(UsageError, match="there are: told"):
         plugins.activate("x")
     with pytest.raises(UsageError, match="two plugins are named 'told'"):
         plugins.register(Told(), "told")
@@ -186,3 +187,81 @@ def test_every_hook_says_what_a_hook_must_say(name: str) -> None:
         assert "Returns: nothing." in text
         arguments = [each for each in arguments if each not in ("client", "process", "tid", "address")]
     assert not [each for each in arguments if f"``{each}``" not in text]
+
+
+class Misspelt:
+    """A client plugin that would never be told."""
+
+    @hookimpl
+    def ubpx_thread_startd(self) -> None:
+        raise AssertionError
+
+
+class Overreaching:
+    """A client plugin that wants what nobody tells."""
+
+    @hookimpl
+    def ubpx_thread_started(self, weather: str) -> None:
+        raise AssertionError(weather)
+
+
+@pytest.mark.parametrize(("plugin", "said"), [(Misspelt(), "ubpx_thread_startd"), (Overreaching(), "weather")])
+def test_hooks_that_do_not_exist_are_told(plugin: object, said: str) -> None:
+    """Invariant: a misspelt hook or argument is PluginFailed at activation, and never a hook that stays silent."""
+    plugins = Plugins([])
+    plugins.register(plugin, "wrong")
+    with pytest.raises(PluginFailed, match=said):
+        plugins.activate("wrong")
+
+
+class HostOnly:
+    """A plugin of the host's that has nothing to do with ubpx."""
+
+    def ubpx_thread_started(self) -> None:
+        raise AssertionError
+
+
+def test_a_hosts_plugins_with_hooks_of_ours_count() -> None:
+    """Invariant: of the host's plugins those with hooks of ours are known, under their names there."""
+    host = pluggy.PluginManager("another project")
+    told = Told()
+    host.register(told, "told")
+    host.register(HostOnly(), "beside")
+    host.register(Resolver(lambda: "the host's tracer"), "tracer")
+    host.set_blocked("blocked")
+    plugins = Plugins([], host=host)
+    assert plugins.names() == ("told", "tracer")
+    assert plugins.ask("ubpx_open_tracer") == "the host's tracer"
+    plugins.activate("told").hooks["ubpx_client_left"](client=None, name="x")
+    assert told.heard == [("left", "x")]
+
+
+def test_two_plugins_of_one_name_are_a_collision() -> None:
+    """Invariant: neither of two plugins of one name is taken in silence for the other."""
+    host = pluggy.PluginManager("another project")
+    host.register(Told(), "kept")
+    with pytest.raises(UsageError, match="two plugins are named 'kept'"):
+        Plugins([EntryPoint("kept", "collections:OrderedDict", "ubpx")], host=host)
+
+
+def test_a_broken_plugin_of_the_host_breaks_only_who_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Invariant: an ask hook with arguments that nobody gives is logged, and an error for those who activate it."""
+
+    class Broken:
+        @hookimpl
+        def ubpx_open_tracer(self, weather: str) -> str:
+            return weather
+
+    host = pluggy.PluginManager("another project")
+    host.register(Broken(), "broken")
+    plugins = Plugins([], host=host)
+    assert plugins.ask("ubpx_open_tracer") is None
+    assert "plugin 'broken' could not be loaded" in caplog.text
+    with pytest.raises(PluginFailed, match="weather"):
+        plugins.activate("broken")
+
+
+@pytest.mark.parametrize("host", ["application", 5, object])
+def test_a_host_is_a_plugin_manager(host: Any) -> None:
+    with pytest.raises(UsageError, match=r"pluggy\.PluginManager"):
+        Plugins([], host=host)
