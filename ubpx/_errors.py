@@ -25,7 +25,7 @@ class UnknownRegister(UsageError, AttributeError):
 
     def __init__(self, architecture: str, register: object, known: Sequence[str]) -> None:
         super().__init__(f"{architecture} has no register {register!r}; it has {', '.join(known)}")
-        self.register, self.known = register, tuple(known)
+        self.architecture, self.register, self.known = architecture, register, tuple(known)
 
 
 class NoSuchProcess(UbpxError):
@@ -250,6 +250,7 @@ class InternalError(UbpxError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}; this is a bug in ubpx, please report it with ubpx --debug")
+        self.what = what
 
 
 __all__ = [

@@ -295,7 +295,7 @@ class StopHooks:
 
         When: before the thread runs its next instruction; not for a call that does not return.
         Where: in the tracer thread; this thread is stopped, the others run.
-        Arguments: as at its entry; ``result`` is signed, minus the errno where the call failed.
+        Arguments: ``number`` and ``name`` as at its entry; ``result`` is signed, minus the errno where the call failed.
         Returns: a Verdict, or None to abstain; the least permissive of all clients' wins.
         Raises: an exception, or anything else returned, counts against this client alone (see "isolation").
         Since: 0.1.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
-from ubpx.core.checks import check_duration, check_flag, check_names, check_pid, check_seconds
+from ubpx.core.checks import check_duration, check_flags, check_names, check_pid, check_seconds
 from ubpx.core.clients import Client, check_priority
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.deadlines import DEADLINE_S
@@ -153,7 +153,7 @@ class Session:
         **popen_options: Any,
     ) -> "Target":
         """As ``ubpx.spawn``, in this session."""
-        check_flag("kill_on_exit", kill_on_exit)
+        check_flags(kill_on_exit=kill_on_exit)
         active = self._activate(plugins, slots)
         launch = self._tracer.launch(argv, popen_options)
         if launch.pid is None:

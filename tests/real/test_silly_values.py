@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ubpx
+from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +27,8 @@ SILLY: Mapping[str, tuple[object, ...]] = {
     "deadline": (*NO_TIMES, None, 0, 1e20),
     "slots": (None, "some", 5, []),
 }
+NO_SIGNALS: tuple[object, ...] = (5, "SIGUSR1", [[]], ["SIGUSR1"], [0], [65], [9], [True], [1.0])
+NO_CALLS: tuple[object, ...] = (5, "openat", [[]], ["nosuch"], [-1], [True], [1.0])
 NO_NAMES: tuple[object, ...] = (5, "", None, b"x", [], "a\nb")
 
 
@@ -67,6 +71,13 @@ def test_options_of_attach_and_spawn(echo: Program, option: str, value: object) 
     assert option in refused(attach, echo.pid, **{option: value})
     assert option in refused(spawn, ["true"], kill_on_exit=True, **{option: value})
     assert echo.answer(1) == 2
+
+
+def test_the_switch_interval_of_a_session() -> None:
+    """Invariant: it is a time above 0, or None; a session that is refused leaves no thread behind."""
+    for seconds in (*NO_TIMES, 0):
+        assert "switch_interval" in refused(ubpx.Session, switch_interval=seconds)
+    ubpx.Session(switch_interval=None).close()
 
 
 @pytest.mark.parametrize(
@@ -136,12 +147,45 @@ def test_probes_and_holds(target: Any, echo: Program) -> None:
     for option in ("exclusive", "assume_boundary", "defer"):
         for value in ("yes", None, 1):
             assert option in refused(client.probe, "answer", print, **{option: value})
+    for option in ("once", "exclusive", "assume_boundary", "skip_refused"):
+        for value in ("yes", 1):
+            assert option in refused(client.probe_many, ["answer"], print, **{option: value})
+    for places in (5, None, [3.5], [None]):
+        assert refused(client.probe_many, places, print)
     for priority in ("x", 1.5, True):
         assert "priority" in refused(client.probe, "answer", print, priority=priority)
     for tid in (*NO_INTS[:2], b"5", True, 0, -1, 2**70):
         assert "target.threads()" in refused(client.hold, tid)
     assert (client.leases, target.holds()) == ((), ())
     assert client.probe("answer", lambda _: None).hits == 0
+    assert echo.answer(1) == 2
+
+
+def test_hooks_and_catch_sets(target: Any, echo: Program) -> None:
+    """Invariant: hooks that are none, and signals and system calls that do not exist, are refused."""
+
+    class Asked:
+        @hookimpl
+        def ubpx_signal(self) -> None: ...
+
+        @hookimpl
+        def ubpx_syscall_entered(self) -> None: ...
+
+    for hooks in (5, "hooks", object(), int):
+        assert "hook" in refused(target.client, "one", hooks=hooks)
+    assert target.clients() == ()
+    client = target.client("one", hooks=Asked())
+    for signals in NO_SIGNALS:
+        assert "signal" in refused(client.catch_signals, signals)
+    for calls in NO_CALLS:
+        assert re.search("system call|syscalls", refused(client.catch_syscalls, calls))
+    for tid in NO_INTS:
+        assert "tid" in refused(client.step, tid)
+    with client.hold(echo.pid) as hold:
+        for signal in ("x", -1, 65, 1.5, True):
+            assert "signal" in refused(hold.release, signal=signal)
+            assert "signal" in refused(client.step, echo.pid, signal=signal)
+        assert "registers" in refused(client.step, echo.pid, 5)
     assert echo.answer(1) == 2
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ubpx._errors import UsageError
+from ubpx.core.checks import is_int
 from ubpx.core.clients import Client
 from ubpx.core.herald import Herald, Wanted
 
@@ -27,19 +28,22 @@ class Catches:
             raise UsageError(f"client {client.name!r} implements no {hooks[0]}, which would be called for these")
         if wanted is None:
             return None
+        if isinstance(wanted, str) or not isinstance(wanted, Iterable):
+            raise UsageError(f"{wanted!r} is no collection of {what}; give a list, or None for all")
         number = self._signal if what == "signals" else self._syscall
         return frozenset(number(each) for each in wanted)
 
     def _signal(self, wanted: int | str) -> int:
-        if wanted in signal.valid_signals() and wanted != signal.SIGKILL:
+        if is_int(wanted) and wanted in signal.valid_signals() and wanted != signal.SIGKILL:
             return int(wanted)
         raise UsageError(f"{wanted!r} is no signal that can be caught; give numbers, such as signal.SIGUSR1")
 
     def _syscall(self, wanted: int | str) -> int:
-        if isinstance(wanted, int) and wanted >= 0:
+        if isinstance(wanted, str):
+            if wanted in self._numbers:
+                return self._numbers[wanted]
+        elif is_int(wanted) and wanted >= 0:
             return wanted
-        if wanted in self._numbers:
-            return self._numbers[str(wanted)]
         raise UsageError(f"{wanted!r} is no system call; give numbers, or names such as 'openat'")
 
     def any_syscalls(self) -> bool:

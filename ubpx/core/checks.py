@@ -36,10 +36,11 @@ def check_duration(name: str, value: object) -> None:
         raise UsageError(f"{name}={value!r} leaves no time at all; give seconds, more than 0")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Raises UsageError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{name}={value!r}; give True or False")
+def check_flags(**flags: object) -> None:
+    """Raises UsageError unless each is True or False."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}={value!r}; give True or False")
 
 
 def check_names(name: str, value: object) -> None:

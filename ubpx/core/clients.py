@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Final, Protocol, Self
 
 from ubpx._errors import ClientQuarantined, UsageError
-from ubpx.core.checks import check_flag, is_int, is_text
+from ubpx.core.checks import check_flags, is_int, is_text
 from ubpx.core.holds import Hold, Parting
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup
 from ubpx.core.values import ThreadId, Watched
@@ -84,8 +84,7 @@ class Client:
         self.check_live()
         _check_handler(handler, place)
         check_priority(priority)
-        for flag, value in (("exclusive", exclusive), ("assume_boundary", assume_boundary), ("defer", defer)):
-            check_flag(flag, value)
+        check_flags(exclusive=exclusive, assume_boundary=assume_boundary, defer=defer)
         options = {
             "strategy": strategy,
             "exclusive": exclusive,
@@ -122,6 +121,9 @@ class Client:
         self.check_live()
         _check_handler(handler, "probe_many")
         check_priority(priority)
+        check_flags(once=once, exclusive=exclusive, assume_boundary=assume_boundary)
+        if skip_refused is not None:
+            check_flags(skip_refused=skip_refused)
         options = {
             "once": once,
             "strategy": strategy,

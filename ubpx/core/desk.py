@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ubpx._errors import InternalError, TargetGone
+from ubpx._errors import InternalError, TargetGone, UsageError
 from ubpx.core.catches import Catches
 from ubpx.core.clients import Client, ClientState, Roster
 from ubpx.core.coordinator import Coordinator
@@ -85,6 +85,8 @@ class TargetDesk:
         """A new client, with the hooks that an object of its implements; UsageError if a living one has the name."""
         client = Client(name, priority=priority, target=self._target, desk=self)
         plugin = None if hooks is None else client_plugin(hooks, name)
+        if plugin is not None and not plugin.hooks:
+            raise UsageError(f"hooks={hooks!r} has no client hook; mark its methods with ubpx.hookspecs.hookimpl")
         self.loop.run(lambda: self._join(client, plugin))
         return client
 

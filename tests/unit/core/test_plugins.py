@@ -15,7 +15,7 @@ from ubpx import hookspecs
 from ubpx._errors import NoTracer, PluginFailed, UsageError
 from ubpx.core.clients import Client, ClientState
 from ubpx.core.herald import Herald
-from ubpx.core.plugins import ASK_HOOKS, NOTIFY_HOOKS, Plugins
+from ubpx.core.plugins import Plugins
 from ubpx.hookspecs import hookimpl
 
 PARTS = ["When", "Where", "Arguments", "Returns", "Raises", "Since"]
@@ -172,21 +172,23 @@ def test_a_hook_that_succeeds_resets_the_strikes() -> None:
     assert clients["told"].strikes == 0
 
 
-@pytest.mark.parametrize("name", sorted(NOTIFY_HOOKS | ASK_HOOKS))
-def test_every_hook_says_what_a_hook_must_say(name: str) -> None:
+@pytest.mark.parametrize("kind", [hookspecs.NotifyHooks, hookspecs.StopHooks, hookspecs.AskHooks])
+def test_every_hook_says_what_a_hook_must_say(kind: type) -> None:
     """Invariant: when, where, arguments, returns, raises, since, in this order, and every argument is in the text."""
-    kind = hookspecs.NotifyHooks if name in NOTIFY_HOOKS else hookspecs.AskHooks
-    hook = getattr(kind, name)
-    text = inspect.getdoc(hook) or ""
-    found = re.findall(rf"^({'|'.join(PARTS)}):", text, re.MULTILINE)
-    arguments = list(inspect.signature(hook).parameters)[1:]
-    assert found == (PARTS if arguments else [part for part in PARTS if part != "Arguments"])
-    assert text.splitlines()[0].endswith(".")
-    if name in NOTIFY_HOOKS:
-        assert arguments[0] == "client"
-        assert "Returns: nothing." in text
-        arguments = [each for each in arguments if each not in ("client", "process", "tid", "address")]
-    assert not [each for each in arguments if f"``{each}``" not in text]
+    for name, hook in vars(kind).items():
+        if not name.startswith("ubpx_"):
+            continue
+        text = inspect.getdoc(hook) or ""
+        found = re.findall(rf"^({'|'.join(PARTS)}):", text, re.MULTILINE)
+        arguments = list(inspect.signature(hook).parameters)[1:]
+        assert found == (PARTS if arguments else [part for part in PARTS if part != "Arguments"]), name
+        assert text.splitlines()[0].endswith("."), name
+        if kind is not hookspecs.AskHooks:
+            assert arguments[0] == "client", name
+            arguments = [each for each in arguments if each not in ("client", "process", "tid", "address")]
+        if kind is hookspecs.NotifyHooks:
+            assert "Returns: nothing." in text, name
+        assert [each for each in arguments if f"``{each}``" not in text] == [], name
 
 
 class Misspelt:

@@ -1,0 +1,95 @@
+"""The reference is what the code says: generated pages are current, and no hook changes unnoticed."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ubpx
+from ubpx import _errors, hookspecs
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "reference.py"))
+
+# What installed plugins rely on. An argument may be added, for pluggy hands over those that an implementation names;
+# one that is removed or renamed breaks plugins: keep it, and warn (warn_on_impl_args).
+SIGNATURES = {
+    "ubpx_process_attached": ("client", "process"),
+    "ubpx_process_detached": ("client", "process"),
+    "ubpx_process_exited": ("client", "process", "status"),
+    "ubpx_process_execed": ("client", "process", "path"),
+    "ubpx_process_forked": ("client", "process", "child"),
+    "ubpx_module_loaded": ("client", "process", "path", "base"),
+    "ubpx_module_unloaded": ("client", "process", "path", "base"),
+    "ubpx_thread_started": ("client", "process", "tid"),
+    "ubpx_thread_exited": ("client", "process", "tid"),
+    "ubpx_thread_stepped": ("client", "process", "tid", "address"),
+    "ubpx_client_joined": ("client", "name"),
+    "ubpx_client_left": ("client", "name"),
+    "ubpx_client_quarantined": ("client", "name", "reason", "held_s"),
+    "ubpx_probepoint_armed": ("client", "address"),
+    "ubpx_probepoint_disarmed": ("client", "address"),
+    "ubpx_probepoint_lost": ("client", "address", "reason"),
+    "ubpx_collision": ("client", "address", "resource", "winner", "loser"),
+    "ubpx_signal": ("client", "process", "tid", "signal"),
+    "ubpx_syscall_entered": ("client", "process", "tid", "number", "name", "arguments"),
+    "ubpx_syscall_exited": ("client", "process", "tid", "number", "name", "result"),
+    "ubpx_open_tracer": (),
+    "ubpx_resolve_spec": ("spec", "process"),
+    "ubpx_resolve_many": ("specs", "process"),
+    "ubpx_find_loader_stop": ("process",),
+}
+
+
+def hooks() -> dict[str, Any]:
+    """Every hook, by name."""
+    kinds = [kind for name, kind in vars(hookspecs).items() if name.endswith("Hooks")]
+    return {name: hook for kind in kinds for name, hook in vars(kind).items() if name.startswith("ubpx_")}
+
+
+@pytest.mark.parametrize("page", REFERENCE["PAGES"])
+def test_generated_pages_are_current(page: str) -> None:
+    """Invariant: a page of the reference is what its tool makes of the code (tools/reference.py --write)."""
+    assert (ROOT / "docs" / "reference" / page).read_text() == REFERENCE["PAGES"][page]()
+
+
+def test_no_hook_changes_unnoticed() -> None:
+    """Invariant: hooks and their arguments are those that SIGNATURES says; who changes one says so there."""
+    found = {name: tuple(inspect.signature(hook).parameters)[1:] for name, hook in hooks().items()}
+    assert found == SIGNATURES
+
+
+def test_every_hook_and_every_error_has_its_place_in_the_reference() -> None:
+    """Invariant: nothing that a user can meet is left out, and every part of a hook's docstring is shown."""
+    shown = (ROOT / "docs" / "reference" / "hooks.md").read_text()
+    for name, hook in hooks().items():
+        section = shown.partition(f"### {name}\n")[2].partition("\n### ")[0]
+        parts = [part for part in REFERENCE["PARTS"] if f"\n{part}: " in (inspect.getdoc(hook) or "")]
+        assert [part for part in REFERENCE["PARTS"] if f"- **{part}**: " in section] == parts, name
+    errors = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    assert [name for name in _errors.__all__ if f"\n## {name}\n" not in errors] == []
+    raised = [name for name in ubpx.__all__ if issubclass(type(getattr(ubpx, name)), type)]
+    assert [name for name in raised if issubclass(getattr(ubpx, name), Exception) and name not in errors] == []
+
+
+def test_what_an_error_carries_is_there() -> None:
+    """Invariant: each argument that an error is made of can be read from it, under the same name."""
+    every: dict[str, Any] = {name: getattr(_errors, name) for name in _errors.__all__}
+    for name, error in every.items():
+        if "__init__" not in vars(error):
+            continue
+        parameters = inspect.signature(error).parameters
+        given = {each: ANY_VALUE.get(each, "thing") for each in parameters}
+        made = error(**given)
+        assert {each: getattr(made, each) for each in parameters} == given, name
+
+
+ANY_VALUE: dict[str, Any] = {
+    "address": 0x1000, "pid": 5, "status": -9, "tid": 6, "tracer_pid": 7, "size": 8, "found": b"\xcc",
+    "candidates": ("a", "b"), "holders": ("a",), "nearest": ("a",), "known": ("rax",), "allowed": ("STEP",),
+    "error": OSError(1, "no"), "insn": None,
+}  # fmt: skip
