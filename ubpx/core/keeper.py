@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 
-from ubpx._errors import SlotsExhausted, TargetGone, UsageError
+from ubpx._errors import SlotsExhausted, TargetGone, UbpxError, UsageError
 from ubpx.core.checks import is_int
 from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
@@ -52,11 +52,15 @@ class Keeper:
             raise UsageError(f"{thread} is no thread of process {process.pid}; see target.threads()")
         hold = Hold(owner, process.pid, thread, self._release_from_anywhere)
         self.holds.take(hold)
-        self.refresh_process(process.pid)
+        try:
+            self.refresh_process(process.pid)
+        except UbpxError:  # the kernel refused; nobody would have this hold to release
+            self.release_hold(hold)
+            raise
         return hold
 
     def await_hold(self, hold: Hold) -> None:
-        """Serve the program until everything that ``hold`` names has stopped."""
+        """Serve the program until everything that ``hold`` names has stopped; what fails meanwhile ends the hold."""
         process = self._tracees.processes.get(hold.process)
         if process is None:
             return
@@ -65,7 +69,11 @@ class Keeper:
             held = (each for each in process.living() if hold.thread in (None, each.tid))
             return all(each.state in _STOPPED or each is self._tracees.current for each in held)
 
-        self._run_until(stopped)
+        try:
+            self._run_until(stopped)
+        except BaseException:
+            self.release_hold(hold)
+            raise
 
     def _release_from_anywhere(self, hold: Hold, parting: Parting) -> None:
         if not hold.released:
