@@ -44,6 +44,7 @@ def nothing_happens(program: Program) -> Iterator[ubpx.Client]:
     program.assert_untouched(maps)
 
 
+@pytest.mark.contract("error-3")
 def test_pid_that_does_not_exist() -> None:
     """Invariant: a pid that nobody has is NoSuchProcess."""
     ended = subprocess.Popen(["true"])
@@ -70,6 +71,7 @@ def kernel_thread() -> int | None:
     return None
 
 
+@pytest.mark.contract("error-4")
 def test_kernel_thread() -> None:
     """Invariant: a kernel thread is refused as such, by name."""
     pid = kernel_thread()
@@ -81,6 +83,7 @@ def test_kernel_thread() -> None:
     assert refused.value.name == Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+@pytest.mark.contract("error-6")
 def test_already_traced(target_program: StartProgram) -> None:
     """Invariant: of two tracers the second is told who the first is; the first one's process is left alone."""
     tracer = target_program("own_tracer", ready=False)
@@ -133,6 +136,7 @@ def test_exit_races_with_attach(target_program: StartProgram) -> None:
     assert 0 < refused < 200, "one side won every race: the lifetimes do not fit this machine"
 
 
+@pytest.mark.contract("error-7")
 def test_probe_races_with_exit(target_program: StartProgram) -> None:
     """Invariant: a probe in a process that ends meanwhile is armed or refused as TargetGone, never anything else."""
     chance = random.Random(3)
@@ -150,6 +154,7 @@ def test_probe_races_with_exit(target_program: StartProgram) -> None:
         assert program.wait() == turn
 
 
+@pytest.mark.contract("error-8")
 def test_unknown_symbol_names_the_three_nearest(echo: Program) -> None:
     """Invariant: a misspelt symbol is refused with the three names nearest to it."""
     with nothing_happens(echo) as client:
@@ -163,12 +168,14 @@ def test_unknown_symbol_names_the_three_nearest(echo: Program) -> None:
         assert "malloc" in refused.value.nearest
 
 
+@pytest.mark.contract("error-10", "life-18")
 def test_unknown_module(echo: Program) -> None:
     """Invariant: a module that is not mapped is refused if it may not be waited for."""
     with nothing_happens(echo) as client, pytest.raises(ubpx.UnknownModule, match=r"libnone\.so"):
         client.probe("libnone.so:write", lambda _: None, defer=False)
 
 
+@pytest.mark.contract("error-9", "spec-7")
 def test_ambiguous_symbol(target_program: StartProgram) -> None:
     """Invariant: a name with two addresses is refused, and both are listed."""
     program = target_program("twins")
@@ -184,6 +191,7 @@ def test_ambiguous_symbol(target_program: StartProgram) -> None:
 
 
 @pytest.mark.parametrize("strategy", [None, ubpx.Strategy.STEP])
+@pytest.mark.contract("error-11")
 def test_address_that_is_no_code(echo: Program, strategy: ubpx.Strategy | None) -> None:
     """Invariant: data, stack, heap and unmapped addresses are refused as not executable."""
     spaces = {
@@ -200,6 +208,7 @@ def test_address_that_is_no_code(echo: Program, strategy: ubpx.Strategy | None) 
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 9])
+@pytest.mark.contract("error-12", "spec-8")
 def test_address_inside_an_instruction(echo: Program, offset: int) -> None:
     """Invariant: an address that is not an instruction's start is refused, as number and as spec."""
     with nothing_happens(echo) as client:
@@ -231,6 +240,7 @@ def test_refused_instruction(echo: Program, symbol: str) -> None:
     assert f"{refused.value.address:#x}" in str(refused.value)
 
 
+@pytest.mark.contract("error-13")
 def test_system_call_is_never_mishandled(echo: Program) -> None:
     """Invariant: a probe on a syscall instruction is refused with a reason, as long as it is not supported."""
     with nothing_happens(echo) as client:
@@ -259,6 +269,7 @@ def test_popf_is_never_mishandled(target_program: StartProgram) -> None:
         ("probed_indirect", ubpx.Strategy.EMULATE),
     ],
 )
+@pytest.mark.contract("error-14", "lease-6")
 def test_strategy_that_does_not_fit(target_program: StartProgram, symbol: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a forced strategy that cannot be used is refused by name, with those that could be."""
     program = target_program("hot_calls", symbol, 1, 10)
@@ -303,6 +314,7 @@ def test_program_that_cannot_be_started(argv: list[str]) -> None:
         ubpx.spawn(argv)
 
 
+@pytest.mark.contract("error-16")
 def test_foreign_trap(target_program: StartProgram) -> None:
     """Invariant: a trap that somebody else wrote is never adopted."""
     program = target_program("echo")
@@ -313,8 +325,9 @@ def test_foreign_trap(target_program: StartProgram) -> None:
         with Path(f"/proc/{program.pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(address)
             memory.write(b"\xcc")
-            with pytest.raises((ubpx.ForeignTrap, ubpx.InsnRefused)):
+            with pytest.raises(ubpx.ForeignTrap) as refused:
                 client.probe("long_insn", lambda _: None)
+            assert (refused.value.address, refused.value.found) == (address, b"\xcc")
             assert target.memory.read(address, 1) == b"\xcc"
             memory.seek(address)
             memory.write(b"\x48")

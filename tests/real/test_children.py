@@ -17,6 +17,7 @@ EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
 @pytest.mark.parametrize("strategy", EVERY)
+@pytest.mark.contract("life-19", "life-20")
 def test_children_are_harmless(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: every forked, vforked, spawned and cloned child ends as it should; only the parent's calls count."""
     program = target_program("children", 8, 6)
@@ -41,6 +42,7 @@ def test_children_survive_the_detach(target_program: StartProgram) -> None:
 
 @pytest.mark.parametrize("who", ["leader", "other"])
 @pytest.mark.parametrize("strategy", EVERY)
+@pytest.mark.contract("life-15", "life-16", "life-17")
 def test_exec_of_the_target(
     target_program: StartProgram, eventually: Callable[..., bool], who: str, strategy: ubpx.Strategy
 ) -> None:

@@ -21,6 +21,7 @@ def echo(target_program: StartProgram) -> Program:
     return target_program("echo", 2)
 
 
+@pytest.mark.contract("lease-4")
 def test_two_clients_share_one_trap_and_slot(echo: Program) -> None:
     """Invariant: leases at one address are shares of one probepoint: one strategy, one slot, ordered names."""
     with ubpx.attach(echo.pid) as target:
@@ -42,6 +43,7 @@ def test_two_clients_share_one_trap_and_slot(echo: Program) -> None:
         assert list(target.probepoints()) == []
 
 
+@pytest.mark.contract("lease-7", "lease-4")
 def test_handlers_run_by_priority_then_age(echo: Program) -> None:
     """Invariant: the higher priority runs first, then the older lease; a lease may outrank its client."""
     order: list[str] = []
@@ -63,6 +65,7 @@ def test_handlers_run_by_priority_then_age(echo: Program) -> None:
         assert last.probepoint.clients == ("young", "high", "old", "young", "low")
 
 
+@pytest.mark.contract("hit-3", "hit-4")
 def test_hit_tells_where_and_what(echo: Program) -> None:
     """Invariant: a hit shows the probed address as rip, the arguments, the thread, memory, and its own lease."""
     seen: list[tuple[object, ...]] = []
@@ -80,6 +83,7 @@ def test_hit_tells_where_and_what(echo: Program) -> None:
 
 
 @pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.contract("hit-5", "hit-6")
 def test_register_writes_apply_once_after_all_handlers(echo: Program, strategy: ubpx.Strategy | None) -> None:
     """Invariant: later handlers read the values at arrival; the program goes on with what was written."""
     read: list[int] = []
@@ -125,6 +129,7 @@ def test_rip_may_be_written(echo: Program) -> None:
     assert echo.answer(5) == 6
 
 
+@pytest.mark.contract("hit-1", "hit-2")
 def test_hit_is_stale_after_its_handler(echo: Program) -> None:
     """Invariant: a kept hit raises StaleHit; its snapshot stays readable."""
     hits: list[ubpx.Hit] = []
@@ -154,6 +159,7 @@ def test_hit_is_stale_after_its_handler(echo: Program) -> None:
     assert (kept.regs["rdi"], kept.regs["rip"], kept.args[0]) == (5, lease.address, 5)
 
 
+@pytest.mark.contract("error-15")
 def test_exclusive_use_names_the_holder(echo: Program) -> None:
     """Invariant: who asks for exclusive use gets it alone or not at all; the refusal names the holder."""
     with ubpx.attach(echo.pid) as target:
@@ -174,6 +180,7 @@ def test_exclusive_use_names_the_holder(echo: Program) -> None:
         assert (alone.hits, shared.hits) == (0, 1)
 
 
+@pytest.mark.contract("lease-2", "lease-3")
 def test_release_is_idempotent(echo: Program) -> None:
     """Invariant: a second release does nothing, whoever else stands there, in a with or not."""
     with ubpx.attach(echo.pid) as target:
@@ -188,6 +195,7 @@ def test_release_is_idempotent(echo: Program) -> None:
         assert (a.hits, b.hits) == (1, 0)
 
 
+@pytest.mark.contract("client-1", "client-2")
 def test_names_of_living_clients_are_unique(echo: Program) -> None:
     """Invariant: one living client per name; a closed one leaves the name free and its leases released."""
     with ubpx.attach(echo.pid) as target:
@@ -205,6 +213,7 @@ def test_names_of_living_clients_are_unique(echo: Program) -> None:
         assert "same" not in {client.name for client in target.clients()}
 
 
+@pytest.mark.contract("call-2")
 def test_calls_from_any_thread(target_program: StartProgram) -> None:
     """Invariant: clients, probes and releases may come from any thread, many at once, while hits go on."""
     program = target_program("hot_calls", "probed_lea", 4, 2_500)
@@ -232,6 +241,7 @@ def test_calls_from_any_thread(target_program: StartProgram) -> None:
     assert program.tell("q").wait() == 0
 
 
+@pytest.mark.contract("call-4")
 def test_release_and_close_in_a_handler_take_effect_after_the_hit(echo: Program) -> None:
     """Invariant: a handler may end its own lease, its client or another's; this hit still reaches everybody."""
     with ubpx.attach(echo.pid) as target:
@@ -255,6 +265,7 @@ def test_release_and_close_in_a_handler_take_effect_after_the_hit(echo: Program)
         assert all(lease.state == ubpx.LeaseState.RELEASED for lease in leases)
 
 
+@pytest.mark.contract("call-4")
 def test_detach_in_a_handler(echo: Program, eventually: Callable[..., bool]) -> None:
     """Invariant: a handler may leave the target; it takes effect after the hit and the program is untouched."""
     maps = echo.maps()
@@ -267,6 +278,7 @@ def test_detach_in_a_handler(echo: Program, eventually: Callable[..., bool]) -> 
     assert lease.hits == 1
 
 
+@pytest.mark.contract("call-3", "call-5")
 def test_probe_in_a_handler_and_no_wait_there(echo: Program) -> None:
     """Invariant: from a handler probe works at once; wait, which could never end, is a UsageError."""
     with ubpx.attach(echo.pid) as target:

@@ -36,6 +36,7 @@ def end(
 
 @pytest.mark.parametrize(("how", "status"), ENDS)
 @pytest.mark.parametrize("probed", [True, False], ids=["probed", "attached"])
+@pytest.mark.contract("life-7", "child-1")
 def test_traced_child_reports_its_true_status(
     target_program: StartProgram, how: str | signal.Signals, status: int, *, probed: bool
 ) -> None:
@@ -55,6 +56,7 @@ def test_traced_child_reports_its_true_status(
 
 
 @pytest.mark.parametrize(("how", "status"), ENDS)
+@pytest.mark.contract("child-1")
 def test_popen_may_wait_first(target_program: StartProgram, how: str | signal.Signals, status: int) -> None:
     """Invariant: it makes no difference to the truth who asks first, the parent or the tracer."""
     program = target_program("echo", 3)
@@ -67,6 +69,7 @@ def test_popen_may_wait_first(target_program: StartProgram, how: str | signal.Si
 
 
 @pytest.mark.parametrize(("how", "status"), ENDS)
+@pytest.mark.contract("child-1")
 def test_child_reports_its_true_status_after_detach(
     target_program: StartProgram, how: str | signal.Signals, status: int
 ) -> None:
@@ -112,6 +115,7 @@ def test_parent_may_ask_while_the_leader_hits(target_program: StartProgram) -> N
         assert target.wait(timeout=10) == 7
 
 
+@pytest.mark.contract("child-1")
 def test_untraced_children_keep_their_statuses(target_program: StartProgram) -> None:
     """Invariant: children that ubpx has nothing to do with are never reaped by it, while hits pour in or not."""
     program = target_program("hot_calls", "probed_lea", 2, 4_000)
@@ -131,6 +135,7 @@ def test_untraced_children_keep_their_statuses(target_program: StartProgram) -> 
     assert program.tell("q").wait() == 0
 
 
+@pytest.mark.contract("life-7")
 def test_attached_process_that_is_no_child(target_program: StartProgram) -> None:
     """Invariant: of a process that is somebody else's child ubpx knows the true status too."""
     parent = target_program("grandchild", 7, ready=False)

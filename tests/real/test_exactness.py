@@ -69,6 +69,7 @@ def assert_exact(
 
 @pytest.mark.parametrize("strategy", BOTH)
 @pytest.mark.parametrize("threads", [4, 32])
+@pytest.mark.contract("lease-8")
 def test_two_clients_count_every_call(target_program: StartProgram, threads: int, strategy: ubpx.Strategy) -> None:
     """Invariant: of THREADS x 10,000 calls without a lock each of two clients sees every one, once."""
     assert_exact(target_program, "probed_lea", strategy, threads=threads, calls=10_000)
@@ -106,6 +107,7 @@ def test_default_strategy_is_exact_and_changes_nothing(target_program: StartProg
         "probed_jcc", "probed_jmp", "probed_pushf", "probed_redzone",
     ],
 )  # fmt: skip
+@pytest.mark.contract("lease-6")
 def test_forced_strategy_is_exact_or_refused(
     target_program: StartProgram, symbol: str, strategy: ubpx.Strategy
 ) -> None:

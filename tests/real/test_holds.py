@@ -28,6 +28,7 @@ EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
         ("probed_push", ubpx.Strategy.EMULATE),
     ],
 )
+@pytest.mark.contract("verdict-3", "hold-2")
 def test_held_thread_waits_while_others_hit(
     target_program: StartProgram, eventually: Callable[..., bool], symbol: str, strategy: ubpx.Strategy
 ) -> None:
@@ -62,6 +63,7 @@ def test_held_thread_waits_while_others_hit(
 
 
 @pytest.mark.parametrize("strategy", EVERY)
+@pytest.mark.contract("hold-5")
 def test_release_may_write_registers(
     target_program: StartProgram, eventually: Callable[..., bool], strategy: ubpx.Strategy
 ) -> None:
@@ -78,6 +80,7 @@ def test_release_may_write_registers(
     assert program.answer(1) == 2
 
 
+@pytest.mark.contract("verdict-1", "verdict-5")
 def test_least_permissive_verdict_wins(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: one client's HOLD holds, whatever the others say before or after it."""
     program = target_program("echo", 1)
@@ -93,6 +96,7 @@ def test_least_permissive_verdict_wins(target_program: StartProgram, eventually:
         assert program.number("answer") == 2
 
 
+@pytest.mark.contract("hold-4")
 def test_thread_runs_when_nobody_holds_it(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: of two holds of one thread the first release changes nothing, the second lets it run."""
     program = target_program("echo", 1)
@@ -118,6 +122,7 @@ def test_thread_runs_when_nobody_holds_it(target_program: StartProgram, eventual
         assert seen == 2
 
 
+@pytest.mark.contract("verdict-4")
 def test_process_is_held_whole(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: HOLD_PROCESS stops every thread until it is released."""
     program = target_program("echo", 4)
@@ -137,6 +142,7 @@ def test_process_is_held_whole(target_program: StartProgram, eventually: Callabl
         assert eventually(lambda: busy.hits > hits)
 
 
+@pytest.mark.contract("hold-1", "hold-2")
 def test_client_takes_a_hold_unasked(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: client.hold stops one thread, or all, wherever they are; releasing lets them run, no hit is lost."""
     program = target_program("echo", 2)
@@ -164,6 +170,7 @@ def test_client_takes_a_hold_unasked(target_program: StartProgram, eventually: C
 
 
 @pytest.mark.parametrize("end", ["close", "quarantine", "detach"])
+@pytest.mark.contract("hold-3")
 def test_hold_ends_with_its_client(target_program: StartProgram, eventually: Callable[..., bool], end: str) -> None:
     """Invariant: the death of a client ends its holds, and a detach all of them."""
     program = target_program("echo", 1)

@@ -115,6 +115,7 @@ def test_a_hosts_plugin_acts_only_where_it_is_named(logbook: pluggy.PluginManage
     assert logbook.get_plugin("answers").seen == [9]  # type: ignore[union-attr]
 
 
+@pytest.mark.contract("life-4")
 def test_a_spawned_program_has_the_hosts_clients_from_its_start(
     logbook: pluggy.PluginManager, target_program: StartProgram
 ) -> None:

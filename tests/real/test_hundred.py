@@ -47,6 +47,7 @@ def come_and_go(target_program: StartProgram, times: int) -> None:
     assert program.wait() == 0, "a thread saw an error that it would not have seen alone"
 
 
+@pytest.mark.contract("life-13", "life-14")
 def test_fifty_visits_leave_no_trace(target_program: StartProgram) -> None:
     """Invariant: after each of fifty visits under load text, mappings and threads are as before, and it lives."""
     come_and_go(target_program, 50)

@@ -27,6 +27,7 @@ def fail(_: ubpx.Hit) -> NoReturn:
 
 
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.contract("lease-8")
 def test_handler_that_raises_harms_no_other(echo: Program, strategy: ubpx.Strategy) -> None:
     """Invariant: the others see the hit in which one raises; it counts as a hit and an error of that one."""
     with ubpx.attach(echo.pid) as target:
@@ -39,6 +40,7 @@ def test_handler_that_raises_harms_no_other(echo: Program, strategy: ubpx.Strate
         assert ill.state == ubpx.LeaseState.ARMED
 
 
+@pytest.mark.contract("failure-3", "failure-4", "failure-5", "error-22")
 def test_three_failures_in_a_row_quarantine(echo: Program) -> None:
     """Invariant: the third exception in a row ends all of the client's leases, and only its; it may not come back."""
     with ubpx.attach(echo.pid) as target:
@@ -58,6 +60,7 @@ def test_three_failures_in_a_row_quarantine(echo: Program) -> None:
         assert "RuntimeError" in refused.value.reason
 
 
+@pytest.mark.contract("failure-1")
 def test_three_in_a_row_over_all_handlers(echo: Program) -> None:
     """Invariant: failures are counted over all of a client's handlers, and a success anywhere resets them."""
     with ubpx.attach(echo.pid) as target:
@@ -71,6 +74,7 @@ def test_three_in_a_row_over_all_handlers(echo: Program) -> None:
         assert second.state == ubpx.LeaseState.QUARANTINED
 
 
+@pytest.mark.contract("failure-2")
 def test_success_resets_the_count(echo: Program) -> None:
     """Invariant: a client that fails twice and succeeds once, for ever, is not quarantined."""
     turn = 0
@@ -89,6 +93,7 @@ def test_success_resets_the_count(echo: Program) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.contract("failure-6")
 def test_exits_count_as_exceptions(echo: Program, kind: type[BaseException]) -> None:
     """Invariant: KeyboardInterrupt and SystemExit from a handler end neither the tracer nor the embedding program."""
 
@@ -125,6 +130,7 @@ def test_what_a_handler_returns_must_be_a_verdict(echo: Program) -> None:
         assert (lease.hits, lease.errors, well.errors) == (2, 2, 0)
 
 
+@pytest.mark.contract("failure-7")
 def test_python_handler_that_overruns_is_interrupted(echo: Program) -> None:
     """Invariant: Python code past the deadline is interrupted, counts as failed, and the program goes on."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.real.conftest import StartProgram
 
 
+@pytest.mark.contract("life-2", "life-3")
 def test_spawned_program_stands_at_its_entry_point(target_program: StartProgram) -> None:
     """Invariant: spawn returns with the libraries mapped and not one instruction of main run; wait starts it."""
     target, program = target_program.spawned(ubpx.spawn, "hot_calls", "probed_lea", 3, 200)
@@ -36,6 +37,7 @@ def test_spawned_program_stands_at_its_entry_point(target_program: StartProgram)
         assert target.wait(timeout=10) == 0
 
 
+@pytest.mark.contract("life-3")
 def test_resume_starts_a_spawned_program(target_program: StartProgram) -> None:
     """Invariant: the first resume starts the program; a second one does no harm."""
     target, program = target_program.spawned(ubpx.spawn, "echo")
@@ -63,6 +65,7 @@ def test_spawn_runs_constructors_under_probes(target_program: StartProgram) -> N
 
 
 @pytest.mark.parametrize(("order", "status"), [("q\n", 0), ("x 7\n", 7)])
+@pytest.mark.contract("life-7", "life-8")
 def test_wait_tells_how_it_ended(target_program: StartProgram, order: str, status: int) -> None:
     """Invariant: wait is None while the program runs, then its exit status, again and again."""
     program = target_program("echo", 2)
@@ -90,6 +93,7 @@ def test_wait_from_several_threads(target_program: StartProgram) -> None:
         assert told == [3, 3, 3, 3]
 
 
+@pytest.mark.contract("life-12")
 def test_kill_on_exit_kills_and_reaps(target_program: StartProgram) -> None:
     """Invariant: with kill_on_exit nothing of the program is left, no zombie either."""
     target, program = target_program.spawned(ubpx.spawn, "echo", 3, kill_on_exit=True)
@@ -110,6 +114,7 @@ def test_kill_on_exit_before_the_start(target_program: StartProgram) -> None:
     assert not program.exists
 
 
+@pytest.mark.contract("life-10")
 def test_spawned_program_lives_on(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: leaving the with lets a spawned program run on, started or not; it is reaped when it ends."""
     for start_it in (True, False):
@@ -124,6 +129,7 @@ def test_spawned_program_lives_on(target_program: StartProgram, eventually: Call
         assert eventually(lambda program=program: not program.exists), "not reaped"
 
 
+@pytest.mark.contract("life-11", "life-13", "life-14")
 def test_left_target_is_as_before(target_program: StartProgram) -> None:
     """Invariant: after a detach the program is untouched, leases are RELEASED, and their hits stay readable."""
     program = target_program("echo", 3)
@@ -141,6 +147,7 @@ def test_left_target_is_as_before(target_program: StartProgram) -> None:
     lease.release()
 
 
+@pytest.mark.contract("life-9")
 def test_left_target_answers_no_more(target_program: StartProgram) -> None:
     """Invariant: after a detach every call that needs the target is a UsageError, but detach and release."""
     program = target_program("echo")
@@ -161,6 +168,7 @@ def test_left_target_answers_no_more(target_program: StartProgram) -> None:
     client.close()
 
 
+@pytest.mark.contract("life-11")
 def test_body_exception_propagates(target_program: StartProgram) -> None:
     """Invariant: the body's exception comes out of the with as it is, and the program lives."""
     program = target_program("echo", 2)
@@ -179,6 +187,7 @@ def test_body_exception_propagates(target_program: StartProgram) -> None:
     assert program.answer(2) == 3
 
 
+@pytest.mark.contract("life-5")
 def test_several_processes_in_one_session(target_program: StartProgram) -> None:
     """Invariant: targets of one session share nothing but the tracer thread: clients, hits and ends are their own."""
     programs = [target_program("hot_calls", "probed_lea", 4, 500 * (n + 1)) for n in range(3)]

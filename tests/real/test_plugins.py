@@ -19,6 +19,7 @@ def echo(target_program: StartProgram) -> Program:
     return target_program("echo", 2)
 
 
+@pytest.mark.contract("life-4")
 def test_no_client_plugin_acts_unasked(echo: Program) -> None:
     """Invariant: installed client plugins have no client, and arm nothing, on a target that did not name them."""
     installed = {point.name for point in entry_points(group="ubpx")}
@@ -31,6 +32,7 @@ def test_no_client_plugin_acts_unasked(echo: Program) -> None:
     echo.assert_untouched(maps)
 
 
+@pytest.mark.contract("life-4", "client-3")
 def test_named_plugins_have_their_own_clients(echo: Program) -> None:
     """Invariant: each plugin that is named has one client, named after it, and no other has."""
     with ubpx.attach(echo.pid, plugins=["argwatch"]) as target:

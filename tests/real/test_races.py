@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 import ubpx
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def test_target_killed_while_it_maps_or_unmaps_slots(target_program: StartProgra
         assert program.wait() == -signal.SIGKILL
 
 
+@pytest.mark.contract("life-20")
 def test_vfork_in_flight_at_the_attach(target_program: StartProgram) -> None:
     """Invariant: a child that shares the memory since before the attach is stepped over, and not counted."""
     program = target_program("vfork_in_flight")

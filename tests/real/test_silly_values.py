@@ -102,6 +102,7 @@ def test_options_of_spawn(options: Mapping[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("argv", [[], "ls", None, ["a\0b"], [""], ["/does/not/exist"], ["/etc/passwd"]])
+@pytest.mark.contract("error-2")
 def test_argv(argv: Any) -> None:
     """Invariant: a program that cannot be started is a UsageError that names it."""
     assert repr(argv[0] if isinstance(argv, list) and argv else argv) in refused(ubpx.spawn, argv)
@@ -114,6 +115,7 @@ def test_timeout(target: Any) -> None:
     assert target.wait(0) is None
 
 
+@pytest.mark.contract("error-18")
 def test_memory(target: Any, echo: Program) -> None:
     """Invariant: neither what is no address, nor a size out of all proportion, nor text reaches the memory."""
     place = target.client("one").probe("long_insn", lambda _: None).address
@@ -221,6 +223,7 @@ def test_registers_at_a_release(target: Any, echo: Program, eventually: Callable
     assert echo.number("answer") == 7
 
 
+@pytest.mark.contract("error-7")
 def test_what_is_gone_is_not_told_to_start_again(target: Any, echo: Program) -> None:
     """Invariant: the message of TargetGone fits somebody else's process too."""
     client = target.client("one")

@@ -54,6 +54,7 @@ def test_version_and_help() -> None:
     assert "demo" in helped.output
 
 
+@pytest.mark.contract("import-7")
 def test_help_loads_nothing_heavy() -> None:
     """Invariant: --help and shell completion wait for no disassembler, ELF reader, table printer or tracer."""
     code = (
@@ -66,6 +67,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr == "\n"
 
 
+@pytest.mark.contract("command-8")
 def test_an_error_is_one_line_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: exit status 1, no traceback, and nothing that could control the terminal."""
     demo_that(monkeypatch, ubpx.UnknownSymbol("libc:\x1b[2Jevil\n", []))
@@ -76,6 +78,7 @@ def test_an_error_is_one_line_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None
     assert outcome.stderr.count("\n") == 1
 
 
+@pytest.mark.contract("command-8")
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ubpx.NoTracer()
     demo_that(monkeypatch, error)

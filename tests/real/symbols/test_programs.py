@@ -114,6 +114,7 @@ def test_a_stripped_program_has_no_symbols_but_its_addresses_stand(build: Build,
 TWIN = 'static KEPT int twin(int a) {{ return a + {0}; }}\nvoid tell_{1}(void) {{ tell("{1}", twin); }}\n'
 
 
+@pytest.mark.contract("spec-7")
 def test_two_static_functions_of_one_name_are_ambiguous(build: Build, start: Start) -> None:
     """Invariant: both addresses are listed, with the files that they come from; each works as an address."""
     sources = {
@@ -167,6 +168,7 @@ def test_labels_of_assembler_are_symbols(build: Build, start: Start) -> None:
     assert program.resolve(said["sizeless"] + 1).name == "labels:sizeless+0x1"
 
 
+@pytest.mark.contract("spec-2")
 def test_a_module_with_a_slash_is_one_file(build: Build, start: Start, tmp_path: Path) -> None:
     """Invariant: a path means the mapped file by device and inode: links lead to it, a copy does not."""
     path = build("plain", {"plain.c": PLAIN})

@@ -42,6 +42,7 @@ int main(int c, char **v) {
 
 
 @pytest.mark.parametrize("strip", [(), ("-s",)], ids=["full", "stripped"])
+@pytest.mark.contract("spec-4")
 def test_a_version_is_chosen_as_the_dynamic_linker_chooses(build: Build, start: Start, strip: tuple[str, ...]) -> None:
     """Invariant: @VERSION picks that version, no version the default one, and a hidden one only if it is alone."""
     sources = {"versioned.c": VERSIONED, "script": SCRIPT}
@@ -79,6 +80,7 @@ LINKAGES = {
 
 
 @pytest.mark.parametrize("linkage", LINKAGES)
+@pytest.mark.contract("spec-5")
 def test_an_ifunc_of_the_program_is_its_implementation(build: Build, start: Start, linkage: str) -> None:
     """Invariant: an IFUNC's place is the function that runs, with that function's bounds, not its resolver."""
     text = (
@@ -98,6 +100,7 @@ def test_an_ifunc_of_the_program_is_its_implementation(build: Build, start: Star
 
 
 @pytest.mark.parametrize("binding", ["now", "lazy"])
+@pytest.mark.contract("spec-5")
 def test_an_ifunc_of_a_library_is_what_the_programs_got_holds(build: Build, start: Start, binding: str) -> None:
     """Invariant: another module's GOT word tells the implementation, in a stripped library too."""
     library = build("libchoosing.so", {"choosing.c": CHOOSING}, "-shared", "-fPIC", "-s")
@@ -154,6 +157,7 @@ def python(start: Start) -> Any:
     return start(sys.executable, "-c", PYTHON)
 
 
+@pytest.mark.contract("spec-3", "spec-5")
 def test_libc_of_a_running_python(python: Any) -> None:
     """Invariant: libc's functions, IFUNCs among them, are where dlsym finds them, by each of libc's names."""
     for name in ("write", "strlen", "memcpy", "getpid", "malloc"):

@@ -91,6 +91,7 @@ def test_views_kept_beyond_the_hit_refuse(hit: Hit, use: Callable[[Any, Any], ob
     assert hit._writes is None
 
 
+@pytest.mark.contract("hit-2")
 def test_snapshot_outlives_the_hit(hit: Hit, thread: TracedThread) -> None:
     """Invariant: a snapshot is plain values, untouched by what the thread does later, and cannot be changed."""
     kept = hit.snapshot()
@@ -104,6 +105,7 @@ def test_snapshot_outlives_the_hit(hit: Hit, thread: TracedThread) -> None:
         kept.tid = 5  # type: ignore[misc, assignment]
 
 
+@pytest.mark.contract("hit-7", "hit-11")
 def test_arguments_are_read_when_asked_for(hit: Hit, memory: CountingMemory) -> None:
     """Invariant: hit.args reads no memory for registers, and the stack only for the argument asked for."""
     assert [hit.args[index] for index in range(6)] == [1, 2, 3, 4, 5, 6]

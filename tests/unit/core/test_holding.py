@@ -161,6 +161,7 @@ def test_a_handler_holds_another_thread_which_stops_soon(world: World) -> None:
     assert world.fake.thread(PID).condition == "RUNNING"
 
 
+@pytest.mark.contract("hold-3", "hold-4")
 def test_a_clients_end_ends_its_holds(world: World) -> None:
     """Invariant: what a closed client held runs again, unless another holds it too."""
     world.attach(101)

@@ -69,6 +69,7 @@ def test_a_process_ends_with_its_last_thread(world: World, leader_first: bool) -
         world.client("b")
 
 
+@pytest.mark.contract("child-1")
 def test_our_own_child_is_left_to_its_parent(world: World) -> None:
     """Invariant: the embedding program's own child is detached at its exit event, its status unread."""
     world.attach(own_child=True)
@@ -103,6 +104,7 @@ def options() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("child_first", [False, True])
+@pytest.mark.contract("life-19")
 def test_a_forked_child_is_cleaned_and_let_go(world: World, child_first: bool) -> None:
     """Invariant: before its first instruction a child has no trap of ours, of those removed meanwhile neither."""
     client = world.attach().client("a")
@@ -140,6 +142,7 @@ def test_a_trap_that_was_removed_after_the_fork_is_cleaned_too(world: World) -> 
     assert memory_of(world, CHILD).read(VirtAddr(PUSH), 1) == b"\x55"
 
 
+@pytest.mark.contract("life-20")
 def test_a_child_that_shares_memory_is_stepped_over_and_not_counted(world: World) -> None:
     """Invariant: a vfork child passes traps silently, until it execs; then it is let go and its parent runs."""
     lease = world.attach().client("a").probe(NOP, ignore)
@@ -160,6 +163,7 @@ def test_a_child_that_shares_memory_is_stepped_over_and_not_counted(world: World
     assert lease.hits == 1
 
 
+@pytest.mark.contract("life-20")
 def test_a_vfork_child_may_exit(world: World) -> None:
     world.attach()
     world.fake.fork(PID, CHILD, vfork=True)
@@ -196,6 +200,7 @@ def test_a_task_that_died_before_it_appeared(world: World) -> None:
 
 
 @pytest.mark.parametrize("by_leader", [True, False])
+@pytest.mark.contract("life-15", "life-16", "life-17")
 def test_exec_makes_specs_pending_and_addresses_lost(world: World, by_leader: bool) -> None:
     """Invariant: leases given by a spec arm again at the new program's entry; hits go on; addresses are LOST."""
     world.symbols["program:nop"] = NOP

@@ -144,6 +144,7 @@ def test_a_repeated_instruction_is_stepped_until_it_is_done(world: World) -> Non
 
 
 @pytest.mark.parametrize("place", [LEA, NOP, CALL])
+@pytest.mark.contract("verdict-2")
 def test_verdict_step_tells_who_asked(world: World, place: int) -> None:
     """Invariant: STEP runs the one instruction, tells the asking client alone where the thread is, and goes on."""
     asking = next(each for each in world.attach().desk.roster.living() if each.name == "recorder")

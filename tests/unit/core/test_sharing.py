@@ -99,6 +99,7 @@ def test_probing_in_a_handler_works_at_once(world: World) -> None:
     assert made[0].hits == 1
 
 
+@pytest.mark.contract("hit-5", "hit-6")
 def test_writes_apply_once_and_the_earlier_wins(world: World) -> None:
     """Invariant: later handlers read the values at arrival; a collision is told to the two concerned."""
     world.attach()
@@ -212,6 +213,7 @@ def test_an_overwritten_trap_is_lost(world: World) -> None:
     world.memory.patch(VirtAddr(LEA), original)
 
 
+@pytest.mark.contract("slots-1", "slots-2")
 def test_slots_may_be_forbidden(world: World) -> None:
     """Invariant: with slots="none" no memory is mapped, and only EMULATE and INLINE are left."""
     client = world.attach(slots_allowed=False).client("a")

@@ -11,12 +11,14 @@ FROM_LEAST_PERMISSIVE = [Verdict.HOLD_PROCESS, Verdict.HOLD, Verdict.STEP, Verdi
 
 
 @pytest.mark.parametrize("given", list(product(Verdict, repeat=3)))
+@pytest.mark.contract("verdict-5")
 def test_least_permissive_wins(given: tuple[Verdict, ...]) -> None:
     """Invariant: HOLD_PROCESS before HOLD before STEP before RESUME, in any order of handlers."""
     wanted = next(each for each in FROM_LEAST_PERMISSIVE if each in given)
     assert {merge_verdicts(order) for order in permutations(given)} == {wanted}
 
 
+@pytest.mark.contract("verdict-1")
 def test_a_thread_that_nobody_wants_anything_of_goes_on() -> None:
     assert merge_verdicts([]) is Verdict.RESUME
 

@@ -56,6 +56,7 @@ def test_modules_are_files_with_code_and_the_vdso() -> None:
         ("", "libc.so.6", None, 0),
     ],
 )
+@pytest.mark.contract("spec-3")
 def test_a_name_means_the_library_with_or_without_its_version(
     wanted: str, name: str, soname: str | None, rank: int
 ) -> None:

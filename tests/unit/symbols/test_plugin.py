@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pluggy
+import pytest
 
 from ubpx import hookspecs
 from ubpx.symbols.resolver import SymbolResolver
@@ -19,6 +20,7 @@ def test_the_resolver_answers_its_hooks() -> None:
     assert {hook.name for hook in hooks} == {"ubpx_resolve_spec", "ubpx_resolve_many", "ubpx_find_loader_stop"}
 
 
+@pytest.mark.contract("import-7")
 def test_importing_loads_no_elf_library() -> None:
     """Invariant: pyelftools is loaded at the first file, never at import."""
     program = "import sys, ubpx.symbols; sys.exit('elftools' in sys.modules)"

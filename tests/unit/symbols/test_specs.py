@@ -67,6 +67,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", GOOD)
+@pytest.mark.contract("spec-1")
 def test_a_good_spec_means_what_the_grammar_says(text: str) -> None:
     """Invariant: each form of the grammar is parsed into its parts."""
     assert parse_spec(text) == GOOD[text]

@@ -168,6 +168,7 @@ def test_what_is_not_emulated_is_a_usage_error(emulate: Callable[..., Outcome], 
         emulate(text)
 
 
+@pytest.mark.contract("hit-7")
 def test_arguments_follow_the_calling_convention(x86: X86_64, memory: MakeMemory) -> None:
     """Invariant: six registers, then the stack behind the return address, unsigned."""
     stack = memory({SP: b"".join(n.to_bytes(8, "little") for n in (0xDEAD, 7, 2**64 - 1))})
