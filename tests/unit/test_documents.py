@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def test_every_hook_and_every_error_has_its_place_in_the_reference() -> None:
     assert [name for name in _errors.__all__ if f"\n## {name}\n" not in errors] == []
     raised = [name for name in ubpx.__all__ if issubclass(type(getattr(ubpx, name)), type)]
     assert [name for name in raised if issubclass(getattr(ubpx, name), Exception) and name not in errors] == []
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    """Invariant: a link to a file of ours names one that is there."""
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/*/README.md")]
+    links = [(each, link) for each in documents for link in re.findall(r"\]\(([^)#:\s]+)\)", each.read_text())]
+    assert [f"{each.name}: {link}" for each, link in links if not (each.parent / link).exists()] == []
+    assert len(links) > 10
 
 
 def test_what_an_error_carries_is_there() -> None:
