@@ -217,11 +217,20 @@ class Session:
         return tuple(self._targets)
 
     def close(self) -> None:
-        """Detach from every target, and end the tracer thread; from a handler: after the hit. Again: does nothing."""
+        """Detach from every target and end the tracer thread; from a handler or hook: after it. Again: does nothing."""
         if self._closed or os.getpid() != self._maker:  # a forked copy of the program has no tracer thread
             return
-        if self._loop.is_current and self._loop.coordinator.reception.serving is not None:
-            self._loop.post(self.close)
+        self._later_in_tracer_thread(self._end)
+
+    def _later_in_tracer_thread(self, end: Callable[[], None]) -> None:
+        """Now; in the tracer thread, once the event is over that is being handled: it is about a thread of ours."""
+        if self._loop.is_current:
+            self._loop.post(end)
+        else:
+            end()
+
+    def _end(self) -> None:
+        if self._closed:
             return
         for target in self.targets:
             target._leave()
@@ -375,14 +384,14 @@ class Target:
         return self._process.status
 
     def detach(self) -> None:
-        """Leave the process as if nobody had been there; from a handler: after the hit. Again: does nothing."""
-        loop = self._session._loop
-        if loop.is_current and loop.coordinator.reception.serving is not None:
-            loop.post(self.detach)
-            return
+        """Leave the process as if nobody had been there; from a handler or hook: after it. Again: does nothing."""
+        if not self._detached:
+            self._session._later_in_tracer_thread(self._end)
+
+    def _end(self) -> None:
         self._leave()
         if self._session._ends_with_target:
-            self._session.close()
+            self._session._end()
 
     def _leave(self) -> None:
         if self._detached:

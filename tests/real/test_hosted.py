@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 import pytest
 
 import ubpx
+from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,3 +131,36 @@ def test_a_spawned_program_has_the_hosts_clients_from_its_start(
         program.tell("q\n")
         assert target.wait(10) == 0
     assert logbook.get_plugin("answers").seen == [3]  # type: ignore[union-attr]
+
+
+class Leaver:
+    """A client plugin that leaves its target in a hook."""
+
+    def __init__(self, hook: str) -> None:
+        self.clients: list[Any] = []
+
+        def leave(client: Any) -> None:
+            self.clients.append(client)
+            client.target.detach()
+
+        setattr(self, hook, hookimpl(leave))
+
+
+@pytest.mark.contract("call-4")
+@pytest.mark.parametrize("hook", ["ubpx_process_attached", "ubpx_thread_started", "ubpx_thread_exited"])
+def test_a_plugin_may_leave_in_a_hook(
+    target_program: StartProgram, eventually: Callable[..., bool], caplog: pytest.LogCaptureFixture, hook: str
+) -> None:
+    """Invariant: a detach in a hook takes effect after the event, ends the session, and harms nobody."""
+    program = target_program("hot_calls", "probed_lea", 4, 200, "late")
+    leaver = Leaver(hook)
+    host = pluggy.PluginManager(PROJECT)
+    host.register(leaver, "leaver")
+    target = ubpx.attach(program.pid, host=host, plugins=["leaver"])
+    lease = None if hook == "ubpx_process_attached" else target.client("one").probe("probed_lea", lambda _: None)
+    assert program.tell("g").number("calls") == 800
+    assert eventually(lambda: "ubpx-tracer" not in {thread.name for thread in threading.enumerate()})
+    assert lease is None or lease.state is ubpx.LeaseState.RELEASED
+    assert leaver.clients
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    assert program.tell("q").wait() == 0
