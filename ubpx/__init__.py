@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UbpxError,
         UnboundIfunc,
         UnknownModule,
+        UnknownRegister,
         UnknownSymbol,
         UnreadableModule,
         UsageError,
@@ -73,7 +74,8 @@ __all__ = [
     "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused",
     "PluginFailed", "Probepoint", "ProbepointBusy", "PtraceFailed", "Refusal", "Session", "SlotsExhausted",
     "Snapshot", "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError",
-    "UnboundIfunc", "UnknownModule", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "attach", "spawn",
+    "UnboundIfunc", "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError",
+    "Verdict", "attach", "spawn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a checker that saw these would believe in any name

@@ -61,6 +61,7 @@ def trace(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.contract("command-4")
 def test_a_shim_that_execs_several_times_is_counted_through_them_all() -> None:
     """Invariant: leases arm again at each exec; the one object is the last line of stdout; CMD's output is its own."""
     script = "exec sh -c 'exec sh -c \"echo one; echo two\"'"
@@ -79,6 +80,7 @@ def test_python_is_traced_whatever_starts_it() -> None:
     assert json.loads(counts)["counts"]["libc.so.6:write"] >= 1
 
 
+@pytest.mark.contract("command-1", "command-5")
 def test_lines_go_to_stderr_and_the_programs_output_stays_clean() -> None:
     """Invariant: stdin, stdout and stderr of CMD are ours; exit status 0 whatever it returned."""
     outcome = trace("-e", "libc:write", "--", "sh", "-c", "read line; echo $line; echo e >&2; exit 3", input="in\n")
@@ -89,6 +91,7 @@ def test_lines_go_to_stderr_and_the_programs_output_stays_clean() -> None:
     assert len(ours) == 2
 
 
+@pytest.mark.contract("command-1", "command-3")
 def test_json_lines_have_the_fields_of_a_hit(built: Callable[[str], str], tmp_path: Path) -> None:
     """Invariant: with -o the lines are in the file, whole; each has exactly the promised fields."""
     file = tmp_path / "lines"
@@ -164,6 +167,7 @@ def to_us_alone(running: subprocess.Popen[str]) -> None:
     running.send_signal(signal.SIGINT)
 
 
+@pytest.mark.contract("command-6")
 @pytest.mark.parametrize("send", [to_group, to_us_alone])
 def test_ctrl_c_reaches_the_command_once_and_the_trace_ends_with_it(start: Any, send: Any) -> None:
     """Invariant: whether sent to the group (by a terminal) or to us alone, CMD gets the signal exactly once."""
@@ -188,6 +192,7 @@ def test_ctrl_c_ends_a_command_that_does_not_catch_it(start: Any, send: Any) -> 
     assert running.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.contract("command-2", "command-7")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_running_process_is_traced_live_and_left_unharmed(
     start: Any, target_program: StartProgram, number: int
@@ -249,6 +254,7 @@ def test_an_output_that_cannot_be_written_leaves_the_command_alone(tmp_path: Pat
     assert "no/file (No such file or directory); " in outcome.stderr
 
 
+@pytest.mark.contract("command-5")
 def test_a_spec_whose_module_never_came_is_told(built: Callable[[str], str]) -> None:
     """Invariant: what never armed is status 1, by name and with the reason; the others are counted."""
     outcome = trace("-e", "libnone:f", "-e", "answer", "--count", "--", built("echo"), input="1\nq\n")

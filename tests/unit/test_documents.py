@@ -19,6 +19,9 @@ REFERENCE: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "reference.py"))
 # What installed plugins rely on. An argument may be added, for pluggy hands over those that an implementation names;
 # one that is removed or renamed breaks plugins: keep it, and warn (warn_on_impl_args).
 SIGNATURES = {
+    "ubpx_diagnose": ("pid",),
+    "ubpx_commands": (),
+    "ubpx_sinks": (),
     "ubpx_process_attached": ("client", "process"),
     "ubpx_process_detached": ("client", "process"),
     "ubpx_process_exited": ("client", "process", "status"),
