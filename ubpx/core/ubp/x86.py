@@ -135,6 +135,8 @@ def refusal(encoding: Encoding) -> str | None:
 
 
 def _refusal_of_prefixes(encoding: Encoding) -> str | None:
+    if not encoding.prefixes:
+        return None
     kind = insn_class(encoding)
     if LOCK in encoding.prefixes and kind is not InsnClass.PLAIN:
         return _NOT_AN_INSTRUCTION
@@ -159,6 +161,8 @@ def _refusal_of_opcode(encoding: Encoding) -> str | None:
 
 def _refusal_of_group(encoding: Encoding) -> str | None:
     """The refusals that hang on ModRM."""
+    if encoding.modrm is None:
+        return None
     group = encoding.opcode_map, encoding.opcode, encoding.reg
     if group in _REFUSED_GROUPS:
         return _REFUSED_GROUPS[group]
@@ -172,6 +176,8 @@ def _refusal_of_group(encoding: Encoding) -> str | None:
 
 def _privileged_by_prefix(encoding: Encoding) -> bool:
     """What only the kernel may execute and shares its opcode with what anybody may."""
+    if encoding.opcode_map == 0:
+        return False
     prefixes = encoding.prefixes
     match encoding.opcode_map, encoding.opcode:
         case 1, 0x01:  # setssbsy, rmpquery; else serialize, rdpru
