@@ -11,7 +11,7 @@ from ubpx.core.keeper import Keeper, Move
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.sites import SilentSites
-from ubpx.core.spaces import AddressSpace, Thread, TracedProcess, Tracees
+from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId
@@ -104,6 +104,8 @@ class Census:
         process = self._tracees.processes.get(event.process)
         if process is not None:
             thread = self.adopt(port, process)
+            if event.group_signal:
+                thread.group_stopped, thread.stop = True, StopKind.GROUP
             listener = self._tracees.listeners.get(process.pid)
             if listener is not None:
                 listener.thread_started(process, port.tid)

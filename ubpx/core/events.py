@@ -97,6 +97,8 @@ class ThreadAppeared(StopEvent):
     parent: ProcessId
     """The traced process that made it."""
     shares_memory: bool
+    group_signal: int = 0
+    """What put the process into the group-stop that the thread was born into; 0: into none."""
 
 
 @attrs.frozen

@@ -13,10 +13,14 @@ from ubpx.testing.stage import Stage
 class Life(Stage):
     """The part of a Stage that makes and ends threads; any thread may call its methods."""
 
-    def clone(self, tid: int, child: int, *, child_first: bool = False) -> None:
-        """The thread makes another; ``child_first``: the new one is seen before its maker's event."""
-        maker = self._threads[ThreadId(tid)]
-        act = partial(self._make_task, maker, FakeThread(ThreadId(child), maker.pid), child_first=child_first)
+    def clone(self, tid: int, child: int, *, child_first: bool = False, group_signal: int = 0) -> None:
+        """The thread makes another; ``child_first``: the new one is seen before its maker's event.
+
+        ``group_signal``: the process is being stopped by it, and the new thread is born into that.
+        """
+        maker, newborn = self._threads[ThreadId(tid)], FakeThread(ThreadId(child), self._threads[ThreadId(tid)].pid)
+        newborn.group_signal = group_signal
+        act = partial(self._make_task, maker, newborn, child_first=child_first)
         self._tell(tid, "clone", act)
 
     def fork(self, tid: int, child: int, *, child_first: bool = False, vfork: bool = False, lost: bool = False) -> None:
@@ -80,7 +84,7 @@ class Life(Stage):
     def _appear(self, thread: FakeThread, parent: ProcessId, *, shares_memory: bool) -> None:
         thread.traced = True
         self._born(thread)
-        appeared = events.ThreadAppeared(thread, thread.pid, parent, shares_memory)
+        appeared = events.ThreadAppeared(thread, thread.pid, parent, shares_memory, thread.group_signal)
         self._stopped(thread, Stop.PLAIN, appeared)
 
     def _make_task(self, maker: FakeThread, child: FakeThread, *, child_first: bool) -> None:

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import attrs
+
 from ubpx import TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
@@ -311,7 +313,10 @@ class PtraceTracer(ThreadCommands):
             self._tasks.add([thread])
             self._queue.append(self._exec_event(thread, event_message(tid) or tid))
             return
-        self._appear(self._tasks.appeared(tid, pid))
+        event = self._tasks.appeared(tid, pid)
+        if event is not None and os.WSTOPSIG(status) != signal.SIGTRAP:
+            event = attrs.evolve(event, group_signal=os.WSTOPSIG(status))
+        self._appear(event)
 
     def _appear(self, event: events.ThreadAppeared | None) -> None:
         if event is not None and event.shares_memory and event.process != event.parent:

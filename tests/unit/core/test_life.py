@@ -371,3 +371,14 @@ def test_a_program_that_is_killed_before_its_child_appears(world: World) -> None
         world.fake.kill(PID)
     world.fake.idle()
     assert world.process.status == -signal.SIGKILL
+
+
+def test_a_thread_that_is_born_into_a_group_stop(world: World) -> None:
+    """Invariant: a thread made while its process is being stopped does not run before the stop ends."""
+    world.attach()
+    world.fake.clone(PID, 101, group_signal=signal.SIGSTOP)
+    world.fake.idle()
+    assert world.fake.thread(101).condition == "LISTENING"
+    world.fake.continue_process(PID)
+    world.fake.idle()
+    assert world.fake.thread(101).condition == "RUNNING"
