@@ -33,9 +33,9 @@ def visit(program: Program, turn: int) -> int:
     return sum(hits)
 
 
-def come_and_go(target_program: StartProgram, times: int) -> None:
+def come_and_go(target_program: StartProgram, times: int, *how: str) -> None:
     """Attach and detach so often; after each the program is as it was."""
-    program = target_program("hundred")
+    program = target_program("hundred", *how)
     maps = program.maps()
     hits, before = 0, program.tell("p").number("progress")
     for turn in range(times):
@@ -83,9 +83,22 @@ def test_it_ends_well_while_traced(target_program: StartProgram) -> None:
     assert program.wait() == 0
 
 
+def test_twenty_visits_of_a_hundred_hot_threads(target_program: StartProgram) -> None:
+    """Invariant: the same where all of a hundred threads run into the traps all the time."""
+    come_and_go(target_program, 20, "hot")
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("turn", range(20))
 def test_fifty_visits_again_and_again(target_program: StartProgram, turn: int) -> None:
     """Invariant: leaving no trace is no luck: twenty times the same."""
     assert turn >= 0
     come_and_go(target_program, 50)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("turn", range(5))
+def test_two_hundred_visits_of_a_hundred_hot_threads(target_program: StartProgram, turn: int) -> None:
+    """Invariant: two hundred visits, forty to each program, leave no trace in a hundred hot threads."""
+    assert turn >= 0
+    come_and_go(target_program, 40, "hot")
