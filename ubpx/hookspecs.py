@@ -134,12 +134,13 @@ class NotifyHooks:
         """
 
     @hookspec
-    def ubpx_thread_exited(self, client: ClientApi, process: ProcessView, tid: ThreadId) -> None:
+    def ubpx_thread_exited(self, client: ClientApi, process: ProcessView, tid: ThreadId, status: int) -> None:
         """A thread is about to exit.
 
         When: at its exit event; its memory and registers are still there.
         Where: in the tracer thread; this thread is stopped, the others run.
-        Arguments: ``tid`` as the tracer numbers it.
+        Arguments: ``tid`` as the tracer numbers it; ``status`` is what the thread exits with, or the negative
+            number of the signal that kills it (all threads that an exec replaces are killed).
         Returns: nothing.
         Raises: an exception counts against this client alone (see "isolation").
         Since: 0.1.

@@ -106,10 +106,7 @@ class Census:
             thread = self.adopt(port, process)
             if event.group_signal:
                 thread.group_stopped, thread.stop = True, StopKind.GROUP
-            listener = self._tracees.listeners.get(process.pid)
-            if listener is not None:
-                listener.thread_started(process, port.tid)
-            self._move(thread, Input.APPEARED)
+            self._started(thread)
             return
         if event.shares_memory:
             child = TracedProcess(event.process, parent.space, self._tracer, silent=True)
@@ -124,6 +121,16 @@ class Census:
         self._tracer.detach(port)
         self._tracer.forget(port)
         self.end_if_empty(parent)
+
+    def _started(self, thread: Thread) -> None:
+        listener = self._tracees.listeners.get(thread.process.pid)
+        before, self._tracees.current = self._tracees.current, thread
+        try:
+            if listener is not None:
+                listener.thread_started(thread.process, thread.tid)
+            self._move(thread, Input.APPEARED)
+        finally:
+            self._tracees.current = before
 
     def _tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
         listener = self._tracees.listeners.get(parent.pid)

@@ -217,7 +217,7 @@ class Coordinator:
         process.last_status = event.status
         listener = self._listeners.get(process.pid)
         if listener is not None:
-            listener.thread_exited(process, thread.tid)
+            listener.thread_exited(process, thread.tid, event.status)
         self._move(thread, Input.EXITING)
         if process.own_child and int(thread.tid) == process.pid:
             # Its parent is in our own process: whoever waits for it must find its exit status.

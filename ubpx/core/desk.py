@@ -276,9 +276,9 @@ class TargetDesk:
         """A new thread."""
         self._herald.tell("ubpx_thread_started", process=process, tid=tid)
 
-    def thread_exited(self, process: TracedProcess, tid: ThreadId) -> None:
+    def thread_exited(self, process: TracedProcess, tid: ThreadId, status: int) -> None:
         """A thread is about to exit."""
-        self._herald.tell("ubpx_thread_exited", process=process, tid=tid)
+        self._herald.tell("ubpx_thread_exited", process=process, tid=tid, status=status)
 
     def forked(self, process: TracedProcess, child: ProcessId) -> None:
         """A child, cleaned or stepped over."""

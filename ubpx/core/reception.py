@@ -132,6 +132,9 @@ class HitReception:
         for name, answer in wanted:
             if answer >= Verdict.HOLD and answer is verdict:
                 whole = verdict is Verdict.HOLD_PROCESS
+                if thread.stepped_by == name:  # it wants the thread as it stands now; its step is over
+                    thread.stepped_by = None
+                thread.step_clients = tuple(client for client in thread.step_clients if client != name)
                 self._keeper.take_hold(name, thread.process, None if whole else thread.tid)
 
     def write_registers(self, thread: Thread, registers: Mapping[str, int]) -> None:

@@ -323,6 +323,44 @@ def test_a_step_delivers_the_signal_that_is_due(world: World) -> None:
     assert len(hooks.stepped) == 1
 
 
+def test_a_hold_at_the_fault_of_a_step_ends_the_step(world: World) -> None:
+    """Invariant: a client that answers HOLD while it steps the thread has it as it stands: nothing is delivered."""
+    hooks = Asked(Verdict.HOLD)
+    client = world.attach().client("a", hooks=hooks)
+    client.hold(PID)
+    world.fake.signal(PID, int(signal.SIGSEGV), code=1, in_step=True)
+    client.step(PID)
+    world.fake.idle()
+    assert hooks.asked == [(PID, signal.SIGSEGV)]
+    assert hooks.stepped == []
+    assert world.fake.thread(PID).condition == "STOPPED"
+    for hold in world.holds():
+        hold.release()
+    world.fake.idle()
+    assert delivered(world) == [signal.SIGSEGV]
+    assert world.fake.thread(PID).condition == "RUNNING"
+
+
+def test_a_hook_holds_a_new_thread_before_its_first_instruction(world: World) -> None:
+    """Invariant: client.hold in ubpx_thread_started returns at once, and the new thread parks where it was born."""
+
+    class Keeper:
+        @hookimpl
+        def ubpx_thread_started(self, client: Any, tid: int) -> None:
+            client.hold(tid)
+
+    world.attach().client("a", hooks=Keeper())
+    world.fake.clone(PID, 101)
+    world.fake.idle()
+    assert world.fake.thread(101).condition == "STOPPED"
+    assert world.fake.actions(101, "resume") == []
+    assert world.fake.thread(PID).condition == "RUNNING"
+    (hold,) = world.holds()
+    hold.release()
+    world.fake.idle()
+    assert world.fake.thread(101).condition == "RUNNING"
+
+
 def test_what_cannot_step(world: World) -> None:
     client = world.attach(101).client("a")
     with pytest.raises(UsageError, match="'a' does not hold thread 101"):

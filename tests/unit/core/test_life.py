@@ -45,7 +45,7 @@ def test_a_thread_exits(world: World) -> None:
     world.attach(101)
     world.fake.exit(101, 7)
     world.fake.idle()
-    assert world.recorder.named("ubpx_thread_exited") == [(101,)]
+    assert world.recorder.named("ubpx_thread_exited") == [(101, 7)]
     assert [thread.tid for thread in world.process.living()] == [PID]
     assert not world.process.ended.is_set()
 
