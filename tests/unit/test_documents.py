@@ -30,7 +30,7 @@ SIGNATURES = {
     "ubpx_module_loaded": ("client", "process", "path", "base"),
     "ubpx_module_unloaded": ("client", "process", "path", "base"),
     "ubpx_thread_started": ("client", "process", "tid"),
-    "ubpx_thread_exited": ("client", "process", "tid"),
+    "ubpx_thread_exited": ("client", "process", "tid", "status"),
     "ubpx_thread_stepped": ("client", "process", "tid", "address"),
     "ubpx_client_joined": ("client", "name"),
     "ubpx_client_left": ("client", "name"),
