@@ -263,7 +263,7 @@ class Tracer(Protocol):
         ...
 
     def forget(self, thread: TracedThread) -> None:
-        """The thread is gone; drop the record."""
+        """The thread is gone or left; drop the record. With a process's last its parent may wait for it again."""
         ...
 
     def fetch(self, thread: TracedThread) -> bool:

@@ -291,11 +291,12 @@ def _exit_status(traced: Traced) -> None:
     traced.memory.read(program.writable, 16)
     if tracer.is_own_child(program.pid):
         tracer.detach(traced.thread)
+        tracer.forget(traced.thread)
         expect(program.exit_status(), 7)
     else:
         tracer.resume(traced.thread)
         expect(traced.next(events.ThreadGone).status, 7)
-    tracer.forget(traced.thread)
+        tracer.forget(traced.thread)
 
 
 def _killed(traced: Traced) -> None:
