@@ -222,6 +222,15 @@ def test_a_refused_probe_leaves_nothing(start: Start, symbol: str, error: type[u
     assert program.ends_well()
 
 
+@pytest.mark.parametrize(("strategy", "reason"), [(Strategy.INLINE, "does not serve"), (Strategy.EMULATE, "emulate")])
+def test_a_strategy_that_does_not_serve_is_refused(start: Start, strategy: Strategy, reason: str) -> None:
+    """Invariant: the refusal names what would do, and why the strategy does not, whichever layer says so."""
+    program = start("callers", 1, 1)
+    with attached(program) as counter, pytest.raises(ubpx.StrategyRefused, match=reason) as refusal:
+        counter.probe("probed_lea", [strategy])
+    assert refusal.value.allowed == (Strategy.BOOST, Strategy.STEP)
+
+
 def test_one_address_is_probed_once(start: Start) -> None:
     """Invariant: a trap that stands is nobody's to overwrite, our own neither (S9)."""
     program = start("callers", 1, 1)

@@ -83,7 +83,7 @@ class BareUbp:
         possible = [each for each in analysis.strategies if each in SERVED]
         strategy = next((each for each in possible if each in allowed), None)
         if strategy is None:
-            reason = " and ".join(dict.fromkeys(analysis.refusals[each] for each in allowed))
+            reason = " and ".join(analysis.refusals.get(each, "this program does not serve it") for each in allowed)
             raise StrategyRefused(address, " or ".join(allowed), possible, reason)
         slot = self._copy(thread, analysis) if Strategy.STEP in possible else None
         probe = Probe(analysis, self._architecture.trap(analysis), strategy, slot)
