@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,3 +113,15 @@ def test_leave_a_program_without_leader(target_program: StartProgram) -> None:
             target.client("one").probe("probed_brief", lambda _: None)
     assert program.tell("g").number("calls") == 1_000
     assert program.tell("q").wait() == 7
+
+
+def test_exit_while_others_are_in_handlers(target_program: StartProgram) -> None:
+    """Invariant: a thread that ends the whole process finds others served by handlers, and its status is told."""
+    for _ in range(10):
+        program = target_program("echo", 3)
+        with ubpx.attach(program.pid) as target:
+            lease = target.client("slow").probe("busy", lambda _: time.sleep(0.01))
+            program.tell("x 7\n")
+            assert target.wait(timeout=20) == 7
+            assert lease.errors == 0
+        assert program.wait() == 7

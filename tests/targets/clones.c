@@ -1,13 +1,14 @@
 /* clones SORT ROUNDS: three threads call a probed function while the leader makes children of one sort, each of
  * which calls it too: vm (CLONE_VM alone), parent (CLONE_PARENT), files (CLONE_FILES|CLONE_FS), pidns (a pid
  * namespace of its own), nested (a CLONE_VM child that makes a thread, a fork and a vfork itself), untraced
- * (CLONE_UNTRACED). The program runs under a parent of its own, which is the one to reap CLONE_PARENT's.
+ * (CLONE_UNTRACED), traceme (a vfork child that asks its parent to trace it). The program runs under a parent of its own, which is the one to reap CLONE_PARENT's.
  * Protocol: "worker=PID", "ready", byte, "calls=N" (of the parent's threads), "statuses=well", byte, exit 0. */
 #include "common.h"
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -69,6 +70,12 @@ static int nested_body(void *stack)
     _exit(result);
 }
 
+static int traceme_body(void *unused)
+{
+    (void)unused;
+    _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 ? calls_of_child() : 1);
+}
+
 static void reap(pid_t child, int expected)
 {
     int status;
@@ -108,6 +115,8 @@ static void one_child(const char *sort, char *stacks)
         reap(make(child_body, stacks, CLONE_NEWPID | CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
     } else if (strcmp(sort, "nested") == 0) {
         reap(make(nested_body, stacks, CLONE_VM | SIGCHLD, stacks + STACK), CHILD);
+    } else if (strcmp(sort, "traceme") == 0) {
+        reap(make(traceme_body, stacks, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
     } else if (strcmp(sort, "untraced") == 0) {
         reap(make(child_body, stacks, CLONE_UNTRACED | SIGCHLD, NULL), CHILD);
     } else {
