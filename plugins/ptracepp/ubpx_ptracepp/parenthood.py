@@ -201,7 +201,8 @@ class KeptChildren:
 
     def leader_is_left(self, pid: int) -> None:
         """While other threads of it are traced it stays kept."""
-        self._leaderless.add(pid)
+        if pid in self._pids:
+            self._leaderless.add(pid)
 
     def last_is_left(self, pid: int) -> None:
         """None of its threads is traced any more; how a traced leader ended is told by ``let_go``."""

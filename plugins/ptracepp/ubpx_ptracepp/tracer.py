@@ -322,6 +322,8 @@ class PtraceTracer(ThreadCommands):
         if event is not None and event.shares_memory and event.process != event.parent:
             self._processes.share(event.process, event.parent)
         self._enqueue(event)
+        if event is not None:
+            self._forget_if_left(event.parent)  # it may have waited for this one alone
 
     def _enqueue(self, event: Any) -> None:
         if event is not None:
