@@ -70,6 +70,12 @@ class Attachment:
         for hold in holds[:1]:
             hold.release(registers, signal=signal)
 
+    def let_go_unseen(self, tid: int) -> None:
+        """The same, for a thread whose further stops are told to nobody."""
+        self.settle()
+        self._inbox.remove(lambda report: report.tid == tid and report.kind in STOPS)
+        self.let_go(tid, {}, None)
+
     def step(self, tid: int, registers: Mapping[str, int], signal: int | None) -> None:
         """Let a held thread run one instruction."""
         self.client.step(tid, registers, signal=signal)

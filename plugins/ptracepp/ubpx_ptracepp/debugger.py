@@ -82,10 +82,11 @@ class Ptrace(python_ptrace.PtraceDebugger):  # type: ignore[misc]
         with translating():
             if attachment is None:
                 attachment = self._join(pid)
-            process = self._list(attachment, pid, parent=parent, was_attached=is_attached)
-            if not process.is_stopped:
-                attachment.hold(pid)  # again, if it has just joined: the same stop
-                process.stop_at()
+            elif not self.is_stopped(pid):
+                attachment.hold(pid)
+        process = self._list(attachment, pid, parent=parent, was_attached=is_attached)
+        if not process.is_stopped:
+            process.stop_at()
         return process
 
     def _join(self, pid: int) -> Attachment:
@@ -120,7 +121,7 @@ class Ptrace(python_ptrace.PtraceDebugger):  # type: ignore[misc]
             if process.is_stopped and attachment.has_thread(process.pid):
                 with translating(process):
                     process.let_go()
-                    attachment.let_go(process.pid, {}, None)
+                    attachment.let_go_unseen(process.pid)
             self._forget(process)
             return
         with translating(process):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ptrace import debugger as python_ptrace
 from ptrace.binding import REGISTER_NAMES, ptrace_registers_t
 from ptrace.cpu_info import CPU_WORD_SIZE
-from ptrace.debugger import ProcessError
+from ptrace.debugger import ProcessError, ProcessExit
 from ptrace.error import PtraceError
 
 import ubpx
@@ -182,7 +182,7 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
             ) from None
 
     def terminate(self, wait_exit: bool = True) -> bool:
-        """Kill a program that was started for us; whether it has gone."""
+        """Kill a program that was started for us, and see it to its end; whether it has gone."""
         if not self.running or not self.was_attached:
             return True
         try:
@@ -190,8 +190,8 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
         except PtraceError as error:
             if error.errno != errno.ESRCH:
                 raise
-        if wait_exit:
-            self.waitExit()
+        while wait_exit and not isinstance(self.waitEvent(), ProcessExit):
+            continue
         return wait_exit
 
     # Events -------------------------------------------------------------------------------
