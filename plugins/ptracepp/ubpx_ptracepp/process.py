@@ -63,7 +63,7 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
         """The address of the breakpoint that it is stopped at."""
         self._at_signal = False
         self._owed = 0
-        """How often its user must continue it for threads that it has started; it never stopped for them."""
+        """How often its user will continue it for threads that it has started; it never stopped for them."""
 
     @property
     def target(self) -> ubpx.Target:
@@ -77,7 +77,7 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
         self.is_stopped, self._hit, self._at_signal = True, hit, at_signal
 
     def started_another(self) -> None:
-        """Its user is being told of a new thread, after which python-ptrace's must continue both."""
+        """Its user is being told of a new thread, after which users of python-ptrace continue both."""
         self._owed += 1
 
     def is_at(self, address: int) -> bool:
@@ -99,17 +99,14 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
 
         Raises PtraceError (ESRCH) if it is not stopped.
         """
-        if self._owed:
-            self._owed -= 1
-            return
-        if self._prepare():
+        if not self._is_excused() and self._prepare():
             with translating(self):
                 self.attachment.want_no_call_of(self.pid)
             self._leave_stop(signum, self.attachment.let_go)
 
     def syscall(self, signum: int = 0) -> None:
         """Go on to the next system call's entry or exit."""
-        if self._prepare():
+        if not self._is_excused() and self._prepare():
             with translating(self):
                 self.attachment.want_call_of(self.pid, self.debugger.caught_syscalls)
             self._leave_stop(signum, self.attachment.let_go)
@@ -123,6 +120,11 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
             self._leave_stop(0, self.attachment.step)
 
     step = singleStep
+
+    def _is_excused(self) -> bool:
+        """Whether this is a call that it owes for a new thread."""
+        self._owed, owed = max(self._owed - 1, 0), self._owed
+        return owed > 0
 
     def _prepare(self, *, sheltered: bool = False) -> bool:
         """Whether it can be let go now; if it has stopped once more, that is told first."""
@@ -236,7 +238,7 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
     # Memory -------------------------------------------------------------------------------
 
     def peek(self, address: int, size: int = CPU_WORD_SIZE) -> bytes:
-        """Exactly these bytes of the program's own, whoever's trap stands there. Raises PtraceError (EIO)."""
+        """Exactly these bytes of the program's own, whoever's trap stands there. Raises PtraceError (EIO, ESRCH)."""
         with translating(self):
             return self.target.memory.read(_checked(self, address), size)
 
@@ -311,6 +313,8 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
 
 
 def _checked(process: PtraceProcess, address: int) -> int:
+    if not process.running:
+        raise PtraceError(f"thread {process.pid} is traced no more", errno=errno.ESRCH, pid=process.pid)
     if address < 0:
         raise ProcessError(process, f"{address} is no address; give one that is not negative")
     if address > _WORD_MASK >> 1:

@@ -24,6 +24,8 @@ from ubpx_ptracepp import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.api.conftest import Expect
     from tests.real.conftest import Program, StartProgram
 
@@ -119,7 +121,9 @@ def test_a_program_is_started_stopped_and_ended(expect: Expect, capfd: pytest.Ca
     process.detach()
 
 
-def test_quit_kills_what_was_started_and_leaves_the_rest(target_program: StartProgram) -> None:
+def test_quit_kills_what_was_started_and_leaves_the_rest(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
     """Invariant: after quit() nothing is traced; started programs have ended, others run on."""
     program = target_program("echo", 2)
     maps = program.maps()
@@ -128,7 +132,7 @@ def test_quit_kills_what_was_started_and_leaves_the_rest(target_program: StartPr
     ptrace.attach(program.pid)
     ptrace.quit()
     assert len(ptrace) == 0
-    assert not os.path.exists(f"/proc/{started.pid}")
+    assert eventually(lambda: not os.path.exists(f"/proc/{started.pid}"))
     program.assert_untouched(maps)
     assert program.tell("q\n").wait() == 0
 
