@@ -121,6 +121,28 @@ def test_a_program_is_started_stopped_and_ended(expect: Expect, capfd: pytest.Ca
     process.detach()
 
 
+def test_threads_are_added_one_by_one(expect: Expect, target_program: StartProgram) -> None:
+    """Invariant: as under python-ptrace each thread can be added, is stopped then, and is let go by its own cont."""
+    program = target_program("hot_calls", "probed_lea", 4, 5)
+    with Ptrace() as ptrace:
+        leader = ptrace.attach(program.pid)
+        for tid in leader.target.threads():
+            process = ptrace.addProcess(tid, is_attached=False, parent=leader, is_thread=True)
+            assert (process.pid, process.is_thread) == (tid, tid != program.pid)
+            assert process.getInstrPointer()
+        assert len(ptrace) == 5
+        leader.createBreakpoint(expect.address(leader.target, "probed_lea"))
+        program.tell("g")
+        for process in ptrace:
+            assert process.isTraced()
+            process.cont()
+        expect.next(ptrace).process.singleStep()
+        leader.detach()
+        assert len(ptrace) == 0
+    assert program.number("calls") == 20
+    assert program.tell("q").wait() == 0
+
+
 def test_quit_kills_what_was_started_and_leaves_the_rest(
     target_program: StartProgram, eventually: Callable[..., bool]
 ) -> None:
@@ -148,8 +170,9 @@ def test_a_killed_program_is_told_of(expect: Expect, target_program: StartProgra
         assert isinstance(event, ProcessExit)
         assert (event.signum, event.exitcode) == (signal.SIGKILL, None)
         breakpoint_.desinstall()
-        with pytest.raises(PtraceError):
-            process.peek(breakpoint_.address)
+        for request in (process.peek, process.createBreakpoint):
+            with pytest.raises(PtraceError, match="is traced no more"):
+                request(breakpoint_.address)
 
 
 def test_every_request_of_python_ptrace_goes_through_ubpx() -> None:
