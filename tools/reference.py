@@ -57,7 +57,9 @@ def _definition(name: str, arguments: Sequence[str], result: str) -> Iterator[st
 
 
 def _type_name(annotation: Any) -> str:
-    return "None" if annotation is None else re.sub(r"\bubpx\.[\w.]+\.(?=\w)", "", inspect.formatannotation(annotation))
+    if annotation is None or isinstance(annotation, str):
+        return str(annotation)
+    return re.sub(r"\bubpx\.[\w.]+\.(?=\w)", "", inspect.formatannotation(annotation))
 
 
 def _parts(text: str) -> tuple[str, Mapping[str, str]]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from ubpx.core.events import Verdict
 from ubpx.core.ports import ClientApi, ProcessView, Refusal, Sink, Tracer
 from ubpx.core.values import Diagnosis, Place, ProcessId, ThreadId, VirtAddr
 
 if TYPE_CHECKING:
     import click
+
+    from ubpx.core.events import Verdict
 
 hookspec = pluggy.HookspecMarker("ubpx")
 hookimpl = pluggy.HookimplMarker("ubpx")
@@ -250,7 +251,7 @@ class StopHooks:
     """A thread has stopped for something; each client says what happens to it next."""
 
     @hookspec
-    def ubpx_signal(self, client: ClientApi, process: ProcessView, tid: ThreadId, signal: int) -> Verdict | None:
+    def ubpx_signal(self, client: ClientApi, process: ProcessView, tid: ThreadId, signal: int) -> "Verdict | None":
         """A signal is about to be delivered to a thread.
 
         When: before the program sees it, SIGKILL excepted; a signal that arrives while an instruction is being
@@ -274,7 +275,7 @@ class StopHooks:
         number: int,
         name: str,
         arguments: tuple[int, ...],
-    ) -> Verdict | None:
+    ) -> "Verdict | None":
         """A thread is about to make a system call.
 
         When: before the kernel looks at it. Only calls in the client's catch set, which is all of them until it
@@ -291,7 +292,7 @@ class StopHooks:
     @hookspec
     def ubpx_syscall_exited(
         self, client: ClientApi, process: ProcessView, tid: ThreadId, number: int, name: str, result: int
-    ) -> Verdict | None:
+    ) -> "Verdict | None":
         """A system call of a thread has ended.
 
         When: before the thread runs its next instruction; not for a call that does not return.

@@ -117,7 +117,7 @@ def test_the_core_knows_no_symbols() -> None:
 def test_the_resolver_is_a_plugin_of_ubpx_itself() -> None:
     (entry,) = [each for each in entry_points(group="ubpx") if each.name == "symbols"]
     assert entry.dist is not None
-    assert (entry.dist.name, entry.value.partition(":")[0]) == ("ubpx", "ubpx.symbols.resolver")
+    assert (entry.dist.name, entry.value.partition(":")[0]) == ("ubpx", "ubpx.symbols.plugin")
 
 
 @pytest.mark.contract("import-7")

@@ -8,7 +8,6 @@ import click
 
 from ubpx._errors import UsageError
 from ubpx.cli.logs import tell_logs
-from ubpx.cli.trace.formats import OwnFormats
 from ubpx.core.plugins import Plugins
 from ubpx.core.ports import Sink
 
@@ -39,6 +38,8 @@ def find_sink(name: str) -> Callable[[], Sink]:
 
 
 def _ours_then_installed() -> Iterator[Plugins]:
+    from ubpx.cli.trace.formats import OwnFormats
+
     ours = Plugins([])
     ours.register(OwnFormats(), "ubpx")
     yield ours

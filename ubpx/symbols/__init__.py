@@ -1,20 +1,5 @@
-"""Probe specifications and ELF look-up: the plugin that answers ``ubpx_resolve_spec``.
+"""Probe specifications and ELF look-up: the plugin that answers ``ubpx_resolve_spec`` and its kin.
 
-pyelftools is loaded when the first file is read.
+Nothing is imported here: ``plugin`` is found by its entry point, loads ``resolver`` at the first
+question, and that loads pyelftools when the first file is read.
 """
-
-from ubpx._errors import UnboundIfunc, UnreadableModule
-from ubpx.symbols._marker import hookimpl
-from ubpx.symbols.resolver import SymbolResolver
-from ubpx.symbols.specs import AddressSpec, Spec, SymbolSpec, parse_spec
-
-__all__ = [
-    "AddressSpec",
-    "Spec",
-    "SymbolResolver",
-    "SymbolSpec",
-    "UnboundIfunc",
-    "UnreadableModule",
-    "hookimpl",
-    "parse_spec",
-]

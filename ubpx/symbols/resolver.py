@@ -19,7 +19,6 @@ from ubpx._errors import (
 )
 from ubpx.core.ports import ProcessView, Refusal
 from ubpx.core.values import Place, VirtAddr
-from ubpx.symbols._marker import hookimpl
 from ubpx.symbols.cache import ElfCache
 from ubpx.symbols.ifunc import implementation, prefetch
 from ubpx.symbols.loaded import LoadedModule, LoadedModules
@@ -51,13 +50,11 @@ class SymbolResolver:
     def __init__(self) -> None:
         self._cache = ElfCache()
 
-    @hookimpl
-    def ubpx_find_loader_stop(self, process: ProcessView) -> Place | None:
+    def loader_stop(self, process: ProcessView) -> Place | None:
         """Glibc's and musl's loaders have one; a static program has none."""
         return _loader_stop(LoadedModules(process, self._cache))
 
-    @hookimpl
-    def ubpx_resolve_spec(self, spec: str | int, process: ProcessView) -> Place | None:
+    def resolve(self, spec: str | int, process: ProcessView) -> Place:
         """The place that ``spec`` (text as in ``specs``, or an address) means in the process now.
 
         Raises UsageError for text that is no specification; UnknownModule, UnknownSymbol,
@@ -68,10 +65,7 @@ class SymbolResolver:
         modules = LoadedModules(process, self._cache)
         return _place_of(modules, asked)
 
-    @hookimpl
-    def ubpx_resolve_many(
-        self, specs: str | Sequence[str | int], process: ProcessView
-    ) -> Sequence[Place | Refusal] | None:
+    def resolve_many(self, specs: str | Sequence[str | int], process: ProcessView) -> Sequence[Place | Refusal] | None:
         """The places of many specifications and addresses, or of all functions that a glob names."""
         modules = LoadedModules(process, self._cache)
         glob = parse_glob(specs) if isinstance(specs, str) else None

@@ -12,7 +12,7 @@ import pytest
 
 from ubpx._errors import MemoryFault
 from ubpx.core.values import MappedRange, Place, ProcessId, parse_maps
-from ubpx.symbols import SymbolResolver
+from ubpx.symbols.resolver import SymbolResolver
 
 PATIENCE_S: Final = 30.0
 
@@ -72,7 +72,7 @@ class Running:
         return parse_maps(Path(f"/proc/{self.pid}/maps").read_text())
 
     def resolve(self, spec: str | int) -> Place:
-        place = self._resolver.ubpx_resolve_spec(spec, self)
+        place = self._resolver.resolve(spec, self)
         assert place is not None
         return place
 
