@@ -84,6 +84,10 @@ swift.restype = ctypes.c_long
 _checked: Final[Any] = ctypes.PyDLL(None, use_errno=True).ptrace
 _checked.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)
 _checked.restype = ctypes.c_long
+_seize: Final[Any] = ctypes.CDLL(None, use_errno=True).ptrace
+"""Without the interpreter's lock: seizing waits for an exec that another thread of the process has begun."""
+_seize.argtypes = _checked.argtypes
+_seize.restype = ctypes.c_long
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
@@ -113,7 +117,8 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
 
     Raises PtraceFailed for any other error.
     """
-    if _checked(number, tid, address, data) != -1:
+    call = _seize if number == PTRACE_SEIZE else _checked
+    if call(number, tid, address, data) != -1:
         return True
     code = ctypes.get_errno()
     if code == errno.ESRCH:
