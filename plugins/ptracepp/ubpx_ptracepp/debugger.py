@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
+import time
 from typing import TYPE_CHECKING, Final, Self
 
 from ptrace import debugger as python_ptrace
@@ -172,10 +173,10 @@ class Ptrace(python_ptrace.PtraceDebugger):  # type: ignore[misc]
             self.clear_shelf()
         elif pid not in self.dict:
             raise _nothing_to_wait_for(f"thread {pid} is not traced")
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            report = self._inbox.take(
-                lambda each: self._may_take(each, pid), over=lambda: not self.dict, timeout=timeout
-            )
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            report = self._inbox.take(lambda each: self._may_take(each, pid), over=lambda: not self.dict, timeout=left)
             if not self.dict:
                 raise _nothing_to_wait_for("nothing is traced")
             if report is None:
