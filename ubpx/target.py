@@ -220,14 +220,26 @@ class Session:
         """Detach from every target and end the tracer thread; from a handler or hook: after it. Again: does nothing."""
         if self._closed or os.getpid() != self._maker:  # a forked copy of the program has no tracer thread
             return
-        self._later_in_tracer_thread(self._end)
+        self._later_in_tracer_thread(self._end, self.targets)
 
-    def _later_in_tracer_thread(self, end: Callable[[], None]) -> None:
+    def _later_in_tracer_thread(self, end: Callable[[], None], ending: "Sequence[Target]") -> None:
         """Now; in the tracer thread, once the event is over that is being handled: it is about a thread of ours."""
-        if self._loop.is_current:
-            self._loop.post(end)
-        else:
+        if not self._loop.is_current:
             end()
+            return
+        reception = self._loop.coordinator.reception
+        if reception.serving is None:
+            self._loop.post(end)
+        else:  # ends the tracer's wait too: else the handler would run again before the loop gets to its jobs
+            reception.after_hit.append(lambda: self._end_soon(end, ending))
+
+    def _end_soon(self, end: Callable[[], None], ending: "Sequence[Target]") -> None:
+        """Between two events; until then nothing of what ends may come to a handler again."""
+        coordinator = self._loop.coordinator
+        for target in ending:
+            if not target._process.ended.is_set():
+                coordinator.keeper.take_hold("", target._process, None)
+        self._loop.post(end)
 
     def _end(self) -> None:
         if self._closed:
@@ -386,7 +398,7 @@ class Target:
     def detach(self) -> None:
         """Leave the process as if nobody had been there; from a handler or hook: after it. Again: does nothing."""
         if not self._detached:
-            self._session._later_in_tracer_thread(self._end)
+            self._session._later_in_tracer_thread(self._end, (self,))
 
     def _end(self) -> None:
         self._leave()

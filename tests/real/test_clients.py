@@ -278,6 +278,21 @@ def test_detach_in_a_handler(echo: Program, eventually: Callable[..., bool]) -> 
     assert lease.hits == 1
 
 
+@pytest.mark.contract("call-4")
+@pytest.mark.parametrize("whole_session", [False, True])
+def test_detach_in_a_handler_ends_its_hits(whole_session: bool) -> None:
+    """Invariant: a handler that has left the target is not called again, however soon the next thread arrives."""
+    calls = ["python3", "-c", "import os\nfor _ in range(3000): os.getppid()"]
+    with ubpx.Session() as session:
+        target = session.spawn(calls)
+        leave = session.close if whole_session else target.detach
+        lease = target.client("one").probe("libc:getppid", lambda _: leave())
+        target.resume()
+        assert target.popen is not None
+        assert target.popen.wait(timeout=60) == 0
+        assert lease.hits == 1
+
+
 @pytest.mark.contract("call-3", "call-5")
 def test_probe_in_a_handler_and_no_wait_there(echo: Program) -> None:
     """Invariant: from a handler probe works at once; wait, which could never end, is a UsageError."""
