@@ -16,7 +16,7 @@ from ubpx.core.checks import check_duration, check_flags, check_names, check_pid
 from ubpx.core.clients import Client, check_priority
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.deadlines import DEADLINE_S
-from ubpx.core.desk import TargetDesk
+from ubpx.core.desk import STARTER, TargetDesk
 from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import Plugins
@@ -238,7 +238,7 @@ class Session:
         coordinator = self._loop.coordinator
         for target in ending:
             if not target._process.ended.is_set():
-                coordinator.keeper.take_hold("", target._process, None)
+                coordinator.keeper.take_hold(STARTER, target._process, None)
         self._loop.post(end)
 
     def _end(self) -> None:

@@ -353,7 +353,10 @@ def test_permission_refused(echo: Program) -> None:
     """Invariant: another user's process is refused by the kernel, and the refusal says whose it is."""
     command = [sys.executable, "-c", STRANGER, str(echo.pid)]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert outcome.stdout == f"{echo.pid}; it belongs to user 0; run ubpx as that user or as root\n", outcome.stderr
+    assert outcome.stdout.startswith(f"{echo.pid}; "), outcome.stderr
+    assert "user 0" in outcome.stdout
+    assert "run ubpx as root" in outcome.stdout
+    assert outcome.stderr == ""
     assert echo.answer(1) == 2
 
 

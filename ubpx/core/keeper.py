@@ -112,9 +112,10 @@ class Keeper:
         """What a stopped thread has, as the program would see it; raises UsageError if it runs, TargetGone."""
         thread = self._stopped(tid, process)
         layout = process.space.layout
-        if thread.arrival is None and not self._tracer.fetch(thread.port):
+        served = self._is_served(thread)
+        if thread.arrival is None and not served and not self._tracer.fetch(thread.port):
             raise TargetGone(process.pid, None)
-        words = thread.arrival or tuple(thread.port.words)
+        words = tuple(thread.port.words) if served else thread.arrival or tuple(thread.port.words)
         registers = dict(zip(layout.names, words, strict=True))
         code = process.space.slots.code_at(words[layout.pc])
         if code is not None:
@@ -126,9 +127,13 @@ class Keeper:
         thread = self._tracees.threads.get(tid)
         if thread is None or (process is not None and thread.process is not process):
             raise UsageError(f"no thread {tid} is traced here; see target.threads()")
-        if thread.state is not State.PARKED and thread is not self._tracees.current:
+        if thread.state is not State.PARKED and thread is not self._tracees.current and not self._is_served(thread):
             raise UsageError(f"thread {tid} is not stopped; hold it first")
         return thread
+
+    def _is_served(self, thread: Thread) -> bool:
+        """Its handlers run now: it is stopped, and ``words`` are those at arrival."""
+        return self.serving() is thread.port
 
     def _give_along(self, tid: ThreadId, parting: Parting) -> None:
         thread = self._stopped(tid)

@@ -242,7 +242,7 @@ class Registry:
             if lease.exclusive or exclusive:
                 raise ProbepointBusy(address, lease.client.name)
         if strategy is not None and strategy is not probepoint.strategy:
-            reason = f"shared with {', '.join(probepoint.clients)} by {probepoint.strategy}"
+            reason = f"shared with {', '.join(dict.fromkeys(probepoint.clients))} by {probepoint.strategy}"
             raise StrategyRefused(address, strategy, [probepoint.strategy], reason)
 
     def add(self, probepoint: Probepoint) -> None:

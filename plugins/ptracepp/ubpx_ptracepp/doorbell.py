@@ -50,7 +50,8 @@ class Doorbell:
     def close(self) -> None:
         """End it."""
         os.close(self._lifeline)
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        # Once our program has become another user it may not kill it; without its lifeline it ends by itself.
+        with contextlib.suppress(ProcessLookupError, ChildProcessError, PermissionError):
             os.kill(self.pid, signal.SIGKILL)
             while not os.WIFSIGNALED(waitpid(self.pid, WAIT_THREAD)[1]):
                 pass

@@ -361,6 +361,19 @@ def test_a_hook_holds_a_new_thread_before_its_first_instruction(world: World) ->
     assert world.fake.thread(101).condition == "RUNNING"
 
 
+def test_a_handler_may_ask_for_its_threads_registers(world: World) -> None:
+    """Invariant: in a handler the registers of the thread that arrived are those of the hit."""
+    seen: list[tuple[int, int]] = []
+
+    def look(hit: Any) -> None:
+        registers = world.desk.registers(hit.tid)
+        seen.append((registers["rip"], registers["rdi"]))
+
+    world.attach().client("a").probe(LEA, look)
+    world.arrive(PID, LEA, rdi=7)
+    assert seen == [(LEA, 7)]
+
+
 def test_what_cannot_step(world: World) -> None:
     client = world.attach(101).client("a")
     with pytest.raises(UsageError, match="'a' does not hold thread 101"):

@@ -59,7 +59,8 @@ _PRIVILEGED: Final = "only the kernel may execute it"
 _FAR: Final = "a far transfer also loads cs, which a copy or an emulation would have to follow"
 _PORT: Final = "it accesses an I/O port"
 _SYSTEM_CALL: Final = (
-    "the kernel would see, and leave in rcx or on its own stack, the copy's address instead of the program's"
+    "from a copy the kernel would leave the copy's address in rcx or on its own stack; in place the call might wait "
+    "for ever for a thread that is held meanwhile"
 )
 _TRANSACTION: Final = "any trap aborts a hardware transaction, so the program would never get past it"
 _STACK_SEGMENT: Final = "the processor runs it and the next instruction as one, so that it cannot be stepped alone"
