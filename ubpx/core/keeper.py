@@ -229,7 +229,7 @@ class Keeper:
         return thread.state is State.PARKED and self._injectable(thread)
 
     def _injectable(self, thread: Thread) -> bool:
-        if thread.vfork_child is not None or thread.state in _LEAVING:
+        if self._waits(thread) or thread.state in _LEAVING:
             return False
         if thread.pending:
             if not self._is_somebodys(thread):
@@ -241,6 +241,10 @@ class Keeper:
                 return False
             thread.stop = StopKind.PLAIN
         return True
+
+    def _waits(self, thread: Thread) -> bool:
+        """Or would wait as soon as it ran: for a vfork child that has neither exec'd nor exited yet."""
+        return thread.vfork_child in self._tracees.processes
 
     def _is_somebodys(self, thread: Thread) -> bool:
         """Held by a client, not just by us for a moment."""
@@ -268,7 +272,7 @@ class Keeper:
 
     def _can_stop(self, thread: Thread) -> bool:
         """Not on its way out, waiting for a vfork child, or held by somebody."""
-        if thread.state in _LEAVING or thread.vfork_child is not None:
+        if thread.state in _LEAVING or self._waits(thread):
             return False
         if thread.state is State.PARKED:
             return thread.pending > 0 and not self._is_somebodys(thread)

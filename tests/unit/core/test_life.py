@@ -382,3 +382,16 @@ def test_a_thread_that_is_born_into_a_group_stop(world: World) -> None:
     world.fake.continue_process(PID)
     world.fake.idle()
     assert world.fake.thread(101).condition == "RUNNING"
+
+
+def test_a_detach_whose_only_thread_made_a_vfork_child_that_has_gone(world: World) -> None:
+    """Invariant: a thread parked at its vfork unmaps the slots if the child exec'd before the vfork was told."""
+    world.attach().client("a").probe(LEA, ignore)
+    held = world.client("b").hold()
+    world.fake.fork(PID, CHILD, vfork=True, child_first=True)
+    held.release()
+    world.fake.idle()
+    world.fake.exec(CHILD, memory_of(world, PID).copy(), entry=FUNCTION)
+    world.detach()
+    world.fake.idle()
+    assert world.fake.thread(PID).condition == "RUNNING"
