@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ubpx._errors import TargetGone
+from ubpx.core.clients import Client
 from ubpx.core.probepoints import LeaseState
 from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from tests.unit.core.conftest import World
@@ -384,14 +386,23 @@ def test_a_thread_that_is_born_into_a_group_stop(world: World) -> None:
     assert world.fake.thread(101).condition == "RUNNING"
 
 
-def test_a_detach_whose_only_thread_made_a_vfork_child_that_has_gone(world: World) -> None:
-    """Invariant: a thread parked at its vfork unmaps the slots if the child exec'd before the vfork was told."""
-    world.attach().client("a").probe(LEA, ignore)
-    held = world.client("b").hold()
+class HoldsMaker:
+    """Holds the process's leader as soon as it hears of a child."""
+
+    @hookimpl
+    def ubpx_process_forked(self, client: Client) -> None:
+        client.hold(PID)
+
+
+def test_a_vforks_parent_can_be_borrowed_once_its_child_has_gone(world: World) -> None:
+    """Invariant: a thread parked at its vfork maps and unmaps slots if the child has exec'd meanwhile."""
+    world.attach().client("a", hooks=HoldsMaker())
     world.fake.fork(PID, CHILD, vfork=True, child_first=True)
-    held.release()
     world.fake.idle()
     world.fake.exec(CHILD, memory_of(world, PID).copy(), entry=FUNCTION)
-    world.detach()
     world.fake.idle()
+    lease = world.client("b").probe(LEA, ignore)
+    assert lease.probepoint is not None
+    assert lease.probepoint.slot is not None
+    world.detach()
     assert world.fake.thread(PID).condition == "RUNNING"
