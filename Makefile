@@ -41,7 +41,9 @@ bench: ## Measure the cost of a hit against peers
 .PHONY: coverage
 coverage: ## Run the tests with branch coverage
 	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/coverage run $(BIN)/pytest && $(BIN)/coverage combine --quiet && $(BIN)/coverage report
+# An alarm for a handler that overruns may strike inside coverage's own tracer, which then keeps its lock for ever.
+	@cd $(ROOT) && $(BIN)/coverage run $(BIN)/pytest --ignore tests/real/test_isolation.py -k "not blocks_in_c" \
+		&& $(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: lint
 lint: ## Check style, formatting, types and who imports whom
