@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.unit.core.many_places import APART, INSN, PLACES, WIDE
 from ubpx import hookspecs
 from ubpx._errors import UnknownModule
 from ubpx.core.clients import Client
@@ -240,3 +241,15 @@ def world(caplog: pytest.LogCaptureFixture) -> Iterator[World]:
 def make_world() -> type[World]:
     """For tests that need many of them; each must be closed."""
     return World
+
+
+@pytest.fixture
+def wide(make_world: type[World]) -> Iterator[World]:
+    """Attached, with three pages of places that need slots; left as it was."""
+    world = make_world()
+    world.memory.map(WIDE, INSN.ljust(APART, b"\x90") * len(PLACES), permissions="r-xp", path="/lib/wide")
+    before = world.memory.image()
+    world.attach(101, 102)
+    yield world
+    world.close()
+    assert world.memory.image() == before

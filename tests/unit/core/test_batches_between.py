@@ -1,0 +1,129 @@
+"""Many places at once: what comes between, and leases that end at their first hit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.unit.core.many_places import (
+    NOP,
+    PID,
+    PLACES,
+    ignore,
+    standing,
+)
+from ubpx.core.probepoints import LeaseState
+
+if TYPE_CHECKING:
+    from tests.unit.core.conftest import World
+
+
+# What comes between -------------------------------------------------------------------------
+
+
+def test_a_place_that_a_handler_probes_meanwhile_is_shared(wide: World) -> None:
+    """Invariant: while the program is served for an area a handler may probe one of the places: both have it."""
+    other, client = wide.client("other"), wide.client("a")
+    between: list[Any] = []
+
+    def handler(hit: Any) -> None:
+        between.append(other.probe(PLACES[2], ignore, strategy="STEP"))
+
+    other.probe(NOP, handler)
+
+    def job() -> Any:
+        wide.fake.arrive(101, NOP)
+        return client.probe_many(PLACES, ignore)
+
+    group = wide.loop.run(job)
+    wide.fake.idle()
+    assert len(between) == 1
+    assert len(group) == len(PLACES)
+    assert standing(wide) == PLACES
+    assert group[2].probepoint is between[0].probepoint
+    wide.arrive(PID, PLACES[2])
+    wide.fake.end_step(PID)
+    assert (group[2].hits, between[0].hits) == (1, 1)
+
+
+def test_many_may_be_probed_and_released_in_a_handler(wide: World) -> None:
+    client, groups = wide.client("a"), list[Any]()
+
+    def handler(hit: Any) -> None:
+        if groups:
+            groups.pop().release()
+        else:
+            groups.append(client.probe_many(PLACES, ignore))
+
+    client.probe(NOP, handler)
+    wide.arrive(PID, NOP)
+    assert standing(wide) == PLACES
+    wide.arrive(PID, NOP)
+    assert standing(wide) == []
+
+
+# Once ---------------------------------------------------------------------------------------
+
+
+def test_once_runs_each_handler_once_though_several_arrive_together(wide: World) -> None:
+    """Invariant: of several threads in one trap the first is served, and the lease ends; the others pass."""
+    seen: list[int] = []
+    group = wide.client("a").probe_many(PLACES[:3], lambda hit: seen.append(hit.tid), once=True)
+    with wide.fake.together():
+        for tid in (101, PID, 102):
+            wide.fake.arrive(tid, PLACES[1])
+    wide.fake.idle()
+    assert seen == [101]
+    assert [lease.hits for lease in group] == [0, 1, 0]
+    assert [lease.state for lease in group] == [LeaseState.ARMED, LeaseState.RELEASED, LeaseState.ARMED]
+    assert standing(wide) == [PLACES[0], PLACES[2]]
+    assert {wide.fake.thread(tid).condition for tid in (PID, 101, 102)} == {"RUNNING"}
+    assert list(wide.desk.roster.living()[1].leases) == [group[0], group[2]]
+
+
+def test_once_leaves_others_leases(wide: World) -> None:
+    steady = wide.client("steady").probe(PLACES[0], ignore)
+    group = wide.client("a").probe_many([PLACES[0]], ignore, once=True)
+    for _ in range(3):
+        wide.arrive(PID, PLACES[0])
+    assert (steady.hits, group.hits) == (3, 1)
+    assert wide.trap_stands(PLACES[0])
+
+
+def test_once_counts_a_handler_that_raises(wide: World) -> None:
+    """Invariant: its one run is the one that raised."""
+    group = wide.client("a").probe_many(PLACES[:2], lambda _: 1 // 0, once=True)
+    for _ in range(2):
+        wide.arrive(PID, PLACES[0]) if wide.trap_stands(PLACES[0]) else None
+    assert (group[0].hits, group[0].errors, group[0].state) == (1, 1, LeaseState.RELEASED)
+    assert standing(wide) == [PLACES[1]]
+
+
+def test_a_place_may_be_probed_again_in_its_last_hit(wide: World) -> None:
+    """Invariant: a probe in the very hit that ends a lease keeps the trap: nothing is missed after it."""
+    client, again = wide.client("a"), list[Any]()
+    client.probe_many([PLACES[0]], lambda hit: again.append(client.probe(PLACES[0], ignore)), once=True)
+    wide.arrive(PID, PLACES[0])
+    assert wide.trap_stands(PLACES[0])
+    wide.arrive(PID, PLACES[0])
+    assert again[0].hits == 1
+    again[0].release()
+    assert standing(wide) == []
+
+
+def test_once_ends_even_if_a_hit_comes_within_the_hit(wide: World) -> None:
+    """Invariant: when the program is served in the middle of a hit, an ended lease neither runs nor counts again."""
+    client, other = wide.client("a"), wide.client("other", priority=1)
+    seen: list[int] = []
+    group = client.probe_many([PLACES[0]], lambda hit: seen.append(hit.tid), once=True)
+
+    def handler(hit: Any) -> None:
+        if hit.tid == PID:
+            wide.fake.arrive(101, PLACES[0])
+            wide.coordinator.run_until(lambda: bool(seen))
+        else:
+            wide.fake.ring()
+
+    other.probe(PLACES[0], handler)
+    wide.arrive(PID, PLACES[0])
+    assert seen == [101]
+    assert group.hits == 1
