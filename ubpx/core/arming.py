@@ -10,7 +10,6 @@ from typing import Final
 import attrs
 
 from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
-from ubpx.core.ports import Site
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import EntrySite, ProbeSite, Reception
 from ubpx.core.spaces import AddressSpace
@@ -99,40 +98,6 @@ class Armory:
         self._reception: Final = reception
         self._map_area: Final = map_area
 
-    def arm(self, space: AddressSpace, analysis: InsnAnalysis, choice: Choice, pid: ProcessId) -> Probepoint:
-        """Make a probepoint without leases and let its trap stand.
-
-        Raises SlotsExhausted, ForeignTrap, MemoryFault, and then left nothing behind.
-        """
-        patch = space.architecture.trap(analysis)
-        choice, code = self._with_slot(space, analysis, choice, pid)
-        probepoint = Probepoint(space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code)
-        former = space.sites.get(patch.reported_pc)
-        space.registry.add(probepoint)
-        space.sites[patch.reported_pc] = ProbeSite(probepoint, space, self._reception)
-        try:
-            traps.insert(space.raw, patch)
-        except BaseException:
-            space.registry.remove(probepoint)
-            _restore(space.sites, patch.reported_pc, former)
-            if code is not None:
-                space.slots.retire(code)
-            raise
-        space.patches[patch.address] = patch
-        space.former.pop(patch.address, None)
-        return probepoint
-
-    def _with_slot(
-        self, space: AddressSpace, analysis: InsnAnalysis, choice: Choice, pid: ProcessId
-    ) -> tuple[Choice, SlotCode | None]:
-        """The slot that the choice needs; if none can be had, the choice that needs none. Raises SlotsExhausted."""
-        if choice.strategy not in SLOTTED:
-            return choice, None
-        try:
-            return choice, self.occupy_slot(space, analysis, pid)
-        except SlotsExhausted as error:
-            return choice.slotless(error), None
-
     def refresh(self, space: AddressSpace, probepoint: Probepoint) -> None:
         """The probepoint's leases have changed."""
         site = space.sites.get(probepoint.patch.reported_pc)
@@ -178,10 +143,3 @@ class Armory:
         """Take every trap of ours out of a forked copy of ``space``."""
         ours = (*space.patches.values(), *space.former.values())
         traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))  # the child does not run: nobody writes
-
-
-def _restore(sites: dict[int, Site], pc: int, former: Site | None) -> None:
-    if former is None:
-        del sites[pc]
-    else:
-        sites[pc] = former

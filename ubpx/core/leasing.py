@@ -63,20 +63,29 @@ class Leasing:
     def _arm(self, lease: Lease, request: Request, place: Place, process: TracedProcess) -> None:
         space, registry = process.space, process.space.registry
         registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
-        probepoint = registry.at(place.address)
-        fresh = probepoint is None
-        if probepoint is None:
+        fresh = registry.at(place.address) is None
+        if fresh:
             if not request.assume_boundary:
                 for error in boundaries.unproved(space, (place,)).values():
                     raise error
             analysis = arming.analyze(space, place.address)
-            choice = arming.choose(space, analysis, request.strategy)
-            probepoint = self._coordinator.armory.arm(space, analysis, choice, process.pid)
-        registry.grant(lease, probepoint)
-        self._coordinator.armory.refresh(space, probepoint)
+            prospect = batches.Prospect(place.address, analysis, arming.choose(space, analysis, request.strategy))
+            fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
+            if not fresh:  # a handler has probed it while an area was mapped
+                registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
+        probepoint = self._grant(lease, space, place.address)
         if fresh and lease.client is not self._itself:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    def _grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
+        """Let the lease share what was armed there."""
+        probepoint = space.registry.at(address)
+        if probepoint is None:
+            raise InternalError(f"nothing was armed at {address:#x}")
+        space.registry.grant(lease, probepoint)
+        self._coordinator.armory.refresh(space, probepoint)
+        return probepoint
 
     # Many at once -------------------------------------------------------------------------
 
@@ -124,11 +133,8 @@ class Leasing:
         if request.once:
             handler = self._once(process, handler)
         for address, (_, spec) in found.places.items():
-            lease, probepoint = self._new_lease(client, request, handler, spec), space.registry.at(address)
-            if probepoint is None:
-                raise InternalError(f"nothing was armed at {address:#x}")
-            space.registry.grant(lease, probepoint)
-            self._coordinator.armory.refresh(space, probepoint)
+            lease = self._new_lease(client, request, handler, spec)
+            self._grant(lease, space, address)
             self.requests.add(lease, request)
             leases.append(lease)
         return leases

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.unit.core.many_places import (
+    INSN,
     NOP,
     PID,
     PLACES,
@@ -43,6 +46,39 @@ def test_a_place_that_a_handler_probes_meanwhile_is_shared(wide: World) -> None:
     wide.arrive(PID, PLACES[2])
     wide.fake.end_step(PID)
     assert (group[2].hits, between[0].hits) == (1, 1)
+
+
+def test_one_place_that_a_handler_probes_meanwhile_is_shared(wide: World) -> None:
+    """Invariant: the same for a single place: the second finds the first's probepoint, and both count."""
+    other, client = wide.client("other"), wide.client("a")
+    between: list[Any] = []
+    other.probe(NOP, lambda _: between.append(other.probe(PLACES[2], ignore, strategy="STEP")))
+
+    def job() -> Any:
+        wide.fake.arrive(101, NOP)
+        return client.probe(PLACES[2], ignore)
+
+    lease = wide.loop.run(job)
+    wide.fake.idle()
+    assert len(between) == 1
+    assert lease.probepoint is between[0].probepoint
+    wide.arrive(PID, PLACES[2])
+    wide.fake.end_step(PID)
+    assert (lease.hits, between[0].hits) == (1, 1)
+
+
+def test_who_reads_while_a_trap_is_written_never_sees_it(wide: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: a client that reads memory at any moment of a probe sees the program's own bytes."""
+    client, patch = wide.client("a"), wide.memory.patch
+    read: list[bytes] = []
+
+    def reading(address: int, data: bytes) -> None:
+        patch(address, data)
+        read.append(wide.process.memory.read(PLACES[0], 1))
+
+    monkeypatch.setattr(wide.memory, "patch", reading)
+    client.probe(PLACES[0], ignore).release()
+    assert set(read) == {INSN[:1]}
 
 
 def test_many_may_be_probed_and_released_in_a_handler(wide: World) -> None:
