@@ -29,16 +29,9 @@ static int calls_of_child(int status)
     return status;
 }
 
-static void reap(pid_t child, int expected, const char *sort)
+static void reap_one(pid_t child, int expected, const char *sort)
 {
-    int status;
-    if (child < 0)
-        give_up(BAD_SYSCALL, "%s: %s", sort, strerror(errno));
-    pid_t reaped = waitpid(child, &status, __WALL);
-    if (reaped != child)
-        give_up(BAD_SYSCALL, "waitpid of %s: %s", sort, strerror(errno));
-    if (status != expected)
-        give_up(BAD_RESULT, "%s ended with status %#x, not %#x", sort, status, expected);
+    reap(child, expected, sort);
     children++;
 }
 
@@ -50,7 +43,7 @@ static int body_of_clone(void *status)
 static void make_clone(char *stack, int flags, int status, const char *sort)
 {
     pid_t child = clone(body_of_clone, stack + STACK, CLONE_VM | SIGCHLD | flags, (void *)(long)status);
-    reap(child, status << 8, sort);
+    reap_one(child, status << 8, sort);
 }
 
 static void make_fork(int killed)
@@ -62,7 +55,7 @@ static void make_fork(int killed)
             kill(getpid(), SIGKILL);
         _exit(status);
     }
-    reap(child, killed ? SIGKILL : FORKED << 8, "fork");
+    reap_one(child, killed ? SIGKILL : FORKED << 8, "fork");
 }
 
 static void make_vfork(void)
@@ -70,7 +63,7 @@ static void make_vfork(void)
     pid_t child = vfork();
     if (child == 0)
         _exit(calls_of_child(VFORKED));
-    reap(child, VFORKED << 8, "vfork");
+    reap_one(child, VFORKED << 8, "vfork");
 }
 
 static void make_vfork_exec(void)
@@ -81,7 +74,7 @@ static void make_vfork_exec(void)
             execl("/proc/self/exe", "children", "leaf", NULL);
         _exit(1);
     }
-    reap(child, LEAF << 8, "vfork and exec");
+    reap_one(child, LEAF << 8, "vfork and exec");
 }
 
 static void make_spawn(void)
@@ -91,7 +84,7 @@ static void make_spawn(void)
     int error = posix_spawn(&child, "/bin/true", NULL, NULL, argv, environ);
     if (error)
         give_up(BAD_SYSCALL, "posix_spawn: %s", strerror(error));
-    reap(child, 0, "posix_spawn");
+    reap_one(child, 0, "posix_spawn");
 }
 
 static void *parent(void *unused)

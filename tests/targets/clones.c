@@ -76,14 +76,9 @@ static int traceme_body(void *unused)
     _exit(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 ? calls_of_child() : 1);
 }
 
-static void reap(pid_t child, int expected)
+static void reap_clone(pid_t child, int expected)
 {
-    int status;
-    pid_t reaped = waitpid(child, &status, __WALL);
-    if (reaped != child)
-        give_up(BAD_SYSCALL, "waitpid(%d): %s", child, strerror(errno));
-    if (status != expected << 8)
-        give_up(BAD_RESULT, "%d ended with status %#x, not %#x", child, status, expected << 8);
+    reap(child, expected << 8, "a clone");
 }
 
 static pid_t make(int (*body)(void *), char *stack, int flags, void *argument)
@@ -99,26 +94,26 @@ static void one_child(const char *sort, char *stacks)
     if (strcmp(sort, "vm") == 0) {
         pid_t first = make(child_body, stacks, CLONE_VM | SIGCHLD, NULL);
         pid_t second = make(child_body, stacks + STACK, CLONE_VM, NULL); /* no signal at its end */
-        reap(second, CHILD);
-        reap(first, CHILD);
+        reap_clone(second, CHILD);
+        reap_clone(first, CHILD);
     } else if (strcmp(sort, "parent") == 0) {
         make(child_body, stacks, CLONE_PARENT | SIGCHLD, NULL);
         make(child_body, malloc(STACK), CLONE_PARENT | CLONE_VM | SIGCHLD, NULL); /* nobody here knows its end */
     } else if (strcmp(sort, "files") == 0) {
         int next = open("/proc/self/exe", O_RDONLY);
         close(next);
-        reap(make(file_body, stacks, CLONE_FILES | CLONE_FS | SIGCHLD, "/proc/self/exe"), next);
+        reap_clone(make(file_body, stacks, CLONE_FILES | CLONE_FS | SIGCHLD, "/proc/self/exe"), next);
         if (close(next))
             give_up(BAD_RESULT, "what the child opened is not open here");
     } else if (strcmp(sort, "pidns") == 0) {
-        reap(make(child_body, stacks, CLONE_NEWPID | SIGCHLD, NULL), CHILD);
-        reap(make(child_body, stacks, CLONE_NEWPID | CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
+        reap_clone(make(child_body, stacks, CLONE_NEWPID | SIGCHLD, NULL), CHILD);
+        reap_clone(make(child_body, stacks, CLONE_NEWPID | CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
     } else if (strcmp(sort, "nested") == 0) {
-        reap(make(nested_body, stacks, CLONE_VM | SIGCHLD, stacks + STACK), CHILD);
+        reap_clone(make(nested_body, stacks, CLONE_VM | SIGCHLD, stacks + STACK), CHILD);
     } else if (strcmp(sort, "traceme") == 0) {
-        reap(make(traceme_body, stacks, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
+        reap_clone(make(traceme_body, stacks, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL), CHILD);
     } else if (strcmp(sort, "untraced") == 0) {
-        reap(make(child_body, stacks, CLONE_UNTRACED | SIGCHLD, NULL), CHILD);
+        reap_clone(make(child_body, stacks, CLONE_UNTRACED | SIGCHLD, NULL), CHILD);
     } else {
         give_up(2, "no sort %s", sort);
     }

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { BAD_SYSCALL = 3, BAD_RESULT = 4, LONELY = 9, SECONDS_TO_LIVE = 100 };
@@ -48,6 +49,18 @@ static inline void say(const char *format, ...)
     text[length++] = '\n';
     if (write(1, text, length) != length)
         give_up(LONELY, "cannot say %s", strerror(errno));
+}
+
+/* Wait for a child of any sort, which must have been made and end with this wait status. */
+static inline void reap(pid_t child, int expected, const char *sort)
+{
+    int status;
+    if (child < 0)
+        give_up(BAD_SYSCALL, "%s: %s", sort, strerror(errno));
+    if (waitpid(child, &status, __WALL) != child)
+        give_up(BAD_SYSCALL, "waitpid of %s: %s", sort, strerror(errno));
+    if (status != expected)
+        give_up(BAD_RESULT, "%s ended with status %#x, not %#x", sort, status, expected);
 }
 
 /* The next byte from the test; an interrupted read is an error of the tracer. */

@@ -28,15 +28,9 @@ static int call_all(int status)
     return status;
 }
 
-static void reap(pid_t child, int expected, const char *sort)
+static void reap_one(pid_t child, int expected, const char *sort)
 {
-    int status;
-    if (child < 0)
-        give_up(BAD_SYSCALL, "%s: %s", sort, strerror(errno));
-    if (waitpid(child, &status, 0) != child)
-        give_up(BAD_SYSCALL, "waitpid of %s: %s", sort, strerror(errno));
-    if (status != expected)
-        give_up(BAD_RESULT, "%s ended with status %#x, not %#x", sort, status, expected);
+    reap(child, expected, sort);
     children++;
 }
 
@@ -59,39 +53,39 @@ static void make_one(int sort, int status)
     case 0:
         if ((child = fork()) == 0)
             _exit(call_all(status));
-        return reap(child, status << 8, "fork");
+        return reap_one(child, status << 8, "fork");
     case 1:
         if ((child = fork()) == 0) {
             call_all(0);
             execv("/proc/self/exe", argv);
             _exit(2);
         }
-        return reap(child, status << 8, "fork and exec");
+        return reap_one(child, status << 8, "fork and exec");
     case 2:
         if ((child = vfork()) == 0)
             _exit(call_all(status));
-        return reap(child, status << 8, "vfork");
+        return reap_one(child, status << 8, "vfork");
     case 3:
         if ((child = vfork()) == 0) {
             call_all(0);
             execv("/proc/self/exe", argv);
             _exit(2);
         }
-        return reap(child, status << 8, "vfork and exec");
+        return reap_one(child, status << 8, "vfork and exec");
     case 4:
         if (posix_spawn(&child, "/proc/self/exe", NULL, NULL, argv, environ))
             give_up(BAD_SYSCALL, "posix_spawn: %s", strerror(errno));
-        return reap(child, status << 8, "posix_spawn");
+        return reap_one(child, status << 8, "posix_spawn");
     case 5:
         if ((child = fork()) == 0) {
             call_all(0);
             raise(SIGKILL);
         }
-        return reap(child, SIGKILL, "killed fork");
+        return reap_one(child, SIGKILL, "killed fork");
     default:
         if ((child = fork()) == 0)
             _exit(grandparent(status));
-        return reap(child, status << 8, "fork of a fork");
+        return reap_one(child, status << 8, "fork of a fork");
     }
 }
 
