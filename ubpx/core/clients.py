@@ -81,14 +81,12 @@ class Client:
         NotExecutable, NotAnInstruction, InsnRefused, StrategyRefused, ProbepointBusy, ForeignTrap,
         SlotsExhausted, ClientQuarantined, TargetGone, UsageError.
         """
-        self.check_live()
-        _check_handler(handler, place)
-        check_priority(priority)
+        order = self._order(handler, place, priority)
         check_flags(exclusive=exclusive, assume_boundary=assume_boundary, defer=defer)
         options = {
             "strategy": strategy,
             "exclusive": exclusive,
-            "priority": self.priority if priority is None else priority,
+            "priority": order,
             "assume_boundary": assume_boundary,
             "defer": defer,
         }
@@ -118,9 +116,7 @@ class Client:
 
         Client plugins are not told of each place. Raises as ``probe`` does.
         """
-        self.check_live()
-        _check_handler(handler, "probe_many")
-        check_priority(priority)
+        order = self._order(handler, "probe_many", priority)
         check_flags(once=once, exclusive=exclusive, assume_boundary=assume_boundary)
         if skip_refused is not None:
             check_flags(skip_refused=skip_refused)
@@ -128,7 +124,7 @@ class Client:
             "once": once,
             "strategy": strategy,
             "exclusive": exclusive,
-            "priority": self.priority if priority is None else priority,
+            "priority": order,
             "assume_boundary": assume_boundary,
             "skip_refused": skip_refused,
         }
@@ -146,11 +142,15 @@ class Client:
 
         Raises DebugRegistersBusy, ClientQuarantined, TargetGone, UsageError.
         """
-        self.check_live()
-        _check_handler(handler, address)
-        check_priority(priority)
-        order = self.priority if priority is None else priority
+        order = self._order(handler, address, priority)
         return self._desk.watch(self, checked(address, size, access), handler, order)
+
+    def _order(self, handler: object, place: str | int, priority: int | None) -> int:
+        """The priority of a lease that is asked for; raises what ``check_live`` does, UsageError."""
+        self.check_live()
+        _check_handler(handler, place)
+        check_priority(priority)
+        return self.priority if priority is None else priority
 
     def hold(self, thread: int | None = None) -> Hold:
         """Keep one thread (by tid), or the whole process, stopped until the hold is released.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ubpx._errors import UbpxError
-from ubpx.core import events
+from ubpx.core import events, watchpoints
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.departure import Departure
@@ -57,8 +57,8 @@ class Coordinator:
             events.Interrupted: self._on_interrupted,
             events.GroupStopped: self._on_group_stopped,
             events.WatchHit: self._on_watch_hit,
-            events.SyscallEntered: self._on_syscall_entered,
-            events.SyscallExited: self._on_syscall_exited,
+            events.SyscallEntered: self._on_syscall,
+            events.SyscallExited: self._on_syscall,
             events.TaskCreated: self._on_task_created,
             events.Execed: self._on_execed,
             events.ThreadExiting: self._on_exiting,
@@ -99,7 +99,7 @@ class Coordinator:
 
     def _watch(self, thread: Thread) -> None:
         wanted = thread.process.space.watches.watched
-        if thread.watches != wanted and not thread.process.silent and (any(thread.watches) or any(wanted)):
+        if thread.watches != wanted and not thread.process.silent:
             self.tracer.watch(thread.port, wanted)
             thread.watches = wanted
 
@@ -245,7 +245,7 @@ class Coordinator:
             if other is not thread:
                 self._census.forget(other)
         thread.plan = thread.mask = None
-        thread.watches = ()  # the kernel has cleared them
+        thread.watches = watchpoints.NOTHING  # the kernel has cleared them
         thread.deferred.clear()
         thread.pending, thread.group_stopped = 0, False
         self._move(thread, Input.EXECED)
@@ -298,18 +298,15 @@ class Coordinator:
             wanted = self._listeners[process.pid].signalled(process, thread.tid, thread.pending)
             self.reception.obey(thread, wanted)
 
-    def _on_syscall_entered(self, thread: Thread, event: events.SyscallEntered) -> None:
+    def _on_syscall(self, thread: Thread, event: events.SyscallEntered | events.SyscallExited) -> None:
         thread.stop = StopKind.EVENT
         process = thread.process
         listener = self._listeners[process.pid]
-        self.reception.obey(thread, listener.syscall_entered(process, thread.tid, event.number, event.arguments))
-        self._move(thread, Input.SYSCALL)
-
-    def _on_syscall_exited(self, thread: Thread, event: events.SyscallExited) -> None:
-        thread.stop = StopKind.EVENT
-        process = thread.process
-        listener = self._listeners[process.pid]
-        self.reception.obey(thread, listener.syscall_exited(process, thread.tid, event.number, event.result))
+        if isinstance(event, events.SyscallEntered):
+            wanted = listener.syscall_entered(process, thread.tid, event.number, event.arguments)
+        else:
+            wanted = listener.syscall_exited(process, thread.tid, event.number, event.result)
+        self.reception.obey(thread, wanted)
         self._move(thread, Input.SYSCALL)
 
     def _on_watch_hit(self, thread: Thread, event: events.WatchHit) -> None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from ubpx._errors import TargetGone
+from ubpx.core import watchpoints
 from ubpx.core.arming import Armory
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
@@ -62,8 +63,8 @@ class Departure:
     def _clear_threads(self, space: AddressSpace) -> None:
         for thread in self._tracees.threads_in(space):
             self._steps.leave_slot(thread)
-            if any(thread.watches):
-                self._tracer.watch(thread.port, [None] * len(thread.watches))
+            if thread.watches != watchpoints.NOTHING:
+                self._tracer.watch(thread.port, watchpoints.NOTHING)
         if space.slots.areas:
             with self._keeper.stopped_thread(space) as thread:
                 for area in space.slots.areas:

@@ -119,8 +119,7 @@ class Keeper:
         registers = dict(zip(layout.names, words, strict=True))
         code = process.space.slots.code_at(words[layout.pc])
         if code is not None:
-            pc = VirtAddr(words[layout.pc])
-            registers[layout.pc_name] = code.to_origin(pc) or code.origin
+            registers[layout.pc_name] = code.program_pc(VirtAddr(words[layout.pc]))
         return MappingProxyType(registers)
 
     def _stopped(self, tid: ThreadId, process: TracedProcess | None = None) -> Thread:

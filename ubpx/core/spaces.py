@@ -17,7 +17,7 @@ from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
 from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
 from ubpx.core.values import PAGE_SIZE, AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
-from ubpx.core.watchpoints import WatchTable
+from ubpx.core.watchpoints import NOTHING, WatchTable
 
 
 class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
@@ -212,7 +212,7 @@ class Thread:
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
         self.postponed: PostponedSignal | None = None
-        self.watches: tuple[Watched | None, ...] = ()
+        self.watches: tuple[Watched | None, ...] = NOTHING
         """What its debug registers watch."""
         self.held = False
         """Somebody keeps it stopped, or wants to."""

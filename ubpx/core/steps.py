@@ -47,7 +47,7 @@ class Steps:
             return
         analysis = self._analysis_of(space, code)
         if pc != code.slot or analysis is None:
-            set_pc(self._tracer, thread.port, space, code.to_origin(pc) or code.origin)
+            set_pc(self._tracer, thread.port, space, code.program_pc(pc))
             return
         registers = WordRegisters(thread.port.words, space.layout)
         thread.plan = self._architecture.before_step(analysis, code.slot, registers)
@@ -166,7 +166,7 @@ class Steps:
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
         if code is not None:
-            set_pc(self._tracer, thread.port, space, code.to_origin(pc) or code.origin)
+            set_pc(self._tracer, thread.port, space, code.program_pc(pc))
         thread.plan = None
         self._give_back_signals(thread)
 

@@ -11,6 +11,8 @@ from ubpx.core.probepoints import Lease, LeaseState
 from ubpx.core.values import VirtAddr, Watched
 
 REGISTERS: Final = 4
+NOTHING: Final[tuple[Watched | None, ...]] = (None,) * REGISTERS
+"""What is watched where nobody watches anything."""
 _SIZES: Final = (1, 2, 4, 8)
 
 
@@ -67,14 +69,8 @@ class WatchTable:
     """The debug registers of one address space, the same in every thread."""
 
     _registers: list[Watchpoint | None] = attrs.field(factory=lambda: [None] * REGISTERS, init=False)
-
-    def __bool__(self) -> bool:
-        return any(self._registers)
-
-    @property
-    def watched(self) -> tuple[Watched | None, ...]:
-        """What each register watches."""
-        return tuple(each.watched if each else None for each in self._registers)
+    watched: tuple[Watched | None, ...] = attrs.field(default=NOTHING, init=False)
+    """What each register watches; looked at whenever a thread goes on."""
 
     def hit(self, registers: Sequence[int]) -> list[Watchpoint]:
         """The watchpoints of these registers."""
@@ -89,7 +85,7 @@ class WatchTable:
                 holders = sorted({name for each in self._registers if each for name in each.clients})
                 raise DebugRegistersBusy(watched.address, holders)
             point = Watchpoint(watched)
-            self._registers[self._registers.index(None)] = point
+            self._put(self._registers.index(None), point)
         point.leases = tuple(sorted((*point.leases, lease)))
         lease.watchpoint, lease.address, lease.state = point, watched.address, LeaseState.ARMED
         return fresh
@@ -102,8 +98,12 @@ class WatchTable:
         lease.state = state
         point.leases = tuple(each for each in point.leases if each is not lease)
         if not point.leases:
-            self._registers[self._registers.index(point)] = None
+            self._put(self._registers.index(point), None)
         return not point.leases
+
+    def _put(self, number: int, point: Watchpoint | None) -> None:
+        self._registers[number] = point
+        self.watched = tuple(each.watched if each else None for each in self._registers)
 
     def leases(self) -> tuple[Lease, ...]:
         """All of them."""

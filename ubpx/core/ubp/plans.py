@@ -81,6 +81,10 @@ class SlotCode:
         """The program's own address for a PC in the slot; None for a PC that is no boundary."""
         return next((origin for offset, origin in self.places if self.slot + offset == pc), None)
 
+    def program_pc(self, pc: VirtAddr) -> VirtAddr:
+        """The PC that the program must see for a thread anywhere in the slot: before the instruction, or behind."""
+        return self.to_origin(pc) or self.origin
+
     def to_slot(self, address: VirtAddr) -> VirtAddr | None:
         """The place in the slot for one of the program's own addresses."""
         return next((VirtAddr(self.slot + offset) for offset, origin in self.places if origin == address), None)
