@@ -37,6 +37,7 @@ class Desk(Protocol):
     def watch(self, client: "Client", watched: Watched, handler: Handler, priority: int) -> Lease: ...
     def catch(self, client: "Client", what: str, wanted: Iterable[int | str] | None) -> None: ...
     def close(self, client: "Client") -> None: ...
+    def expel(self, client: "Client", reason: str, held_s: float) -> None: ...
     def leases_of(self, client: "Client") -> Sequence[Lease]: ...
 
 
@@ -205,6 +206,13 @@ class Client:
     def close(self) -> None:
         """Give back every lease and hold, and leave. Again: does nothing."""
         self._desk.close(self)
+
+    def expel(self, reason: str, *, held_s: float = 0.0) -> None:
+        """Quarantine it now, for a reason that is not three exceptions; from any thread. Again: does nothing.
+
+        ``held_s`` is for how long it has kept the program waiting, in seconds.
+        """
+        self._desk.expel(self, reason, held_s)
 
     def check_live(self) -> None:
         """Raises ClientQuarantined, or UsageError if it is closed."""

@@ -176,7 +176,7 @@ class Coordinator:
             self.keeper.refresh_process(thread.vfork_child)
 
     def _resume(self, thread: Thread) -> None:
-        thread.site = thread.arrival = None
+        thread.leave_site()
         thread.pending, due = 0, thread.pending
         self._steps.send_postponed(thread)
         self.tracer.resume(thread.port, due)

@@ -116,14 +116,19 @@ class TargetDesk:
         self._herald.tell("ubpx_client_left", name=client.name)
         self._unite_catches()
 
+    def expel(self, client: Client, reason: str, held_s: float) -> None:
+        """See ``Client.expel``."""
+        if client.quarantine(reason):
+            self._after_hit(lambda: self._sweep(client, held_s))
+
     def leases_of(self, client: Client) -> Sequence[Lease]:
         """Armed and pending ones."""
         return (*self._leasing.requests.of(client), *self._watching.of(client))
 
-    def _sweep(self, client: Client) -> None:
+    def _sweep(self, client: Client, held_s: float | None = None) -> None:
         """The client is quarantined: take everything back and tell the others."""
         self._sweep_leases(client, LeaseState.QUARANTINED)
-        held = time.monotonic() - self._coordinator.reception.serving_since
+        held = time.monotonic() - self._coordinator.reception.serving_since if held_s is None else held_s
         self._herald.tell(
             "ubpx_client_quarantined",
             name=client.name,

@@ -1,5 +1,6 @@
 """What a handler gets: the hit, valid until the handler returns."""
 
+import struct
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -85,6 +86,14 @@ class HitRegisters:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._hit._surroundings.layout.names)
+
+    def __bytes__(self) -> bytes:
+        """All at once: 64-bit words in the order of iteration, little-endian; as at arrival."""
+        thread = self._hit._thread
+        if thread is None:
+            raise StaleHit
+        words: Any = thread.words
+        return bytes(words) if isinstance(words, memoryview) else struct.pack(f"<{len(words)}Q", *words)
 
     def __repr__(self) -> str:
         return "<registers " + " ".join(f"{name}={self[name]:#x}" for name in self) + ">"

@@ -23,7 +23,8 @@ _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 
 Move = Callable[[Thread, Input], None]
 RunUntil = Callable[[Callable[[], bool]], None]
-WriteRegisters = Callable[[Thread, Mapping[str, int]], None]
+WriteRegisters = Callable[[Thread, str, Mapping[str, int]], None]
+"""To a stopped thread, in a client's name."""
 
 
 class Keeper:
@@ -35,7 +36,7 @@ class Keeper:
         """Runs a job in the tracer thread, from any; set by the thread that owns us."""
         self.serving: Callable[[], TracedThread | None] = lambda: None
         """The thread whose handlers run now; set by the reception."""
-        self.write_registers: WriteRegisters = lambda _thread, _registers: None
+        self.write_registers: WriteRegisters = lambda _thread, _owner, _registers: None
         """How registers are written to a held thread; set by the reception."""
         self._tracer: Final = tracer
         self._tracees: Final = tracees
@@ -84,7 +85,7 @@ class Keeper:
         if parting != NOTHING and not hold.released:
             if hold.thread is None:
                 raise UsageError("registers and a signal go with the release of one thread's hold only")
-            self._give_along(hold.thread, parting)
+            self._give_along(hold.thread, hold.owner, parting)
         if self.holds.drop(hold):
             self.refresh_process(hold.process)
 
@@ -100,7 +101,7 @@ class Keeper:
         if parting.signal is not None:
             self._exchange_signal(thread, parting.signal)
         if parting.registers or thread.arrival is not None:
-            self.write_registers(thread, parting.registers)
+            self.write_registers(thread, owner, parting.registers)
         self.refresh(thread)
 
     def step_is_done(self, thread: Thread) -> None:
@@ -134,13 +135,13 @@ class Keeper:
         """Its handlers run now: it is stopped, and ``words`` are those at arrival."""
         return self.serving() is thread.port
 
-    def _give_along(self, tid: ThreadId, parting: Parting) -> None:
+    def _give_along(self, tid: ThreadId, owner: str, parting: Parting) -> None:
         thread = self._stopped(tid)
         parting = self._checked(thread, parting)
         if parting.signal is not None:
             self._exchange_signal(thread, parting.signal)
         if parting.registers:
-            self.write_registers(thread, parting.registers)
+            self.write_registers(thread, owner, parting.registers)
 
     def _exchange_signal(self, thread: Thread, signal: int) -> None:
         if thread.pending:

@@ -92,6 +92,8 @@ class HitReception:
 
     def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
         thread.site, thread.arrival = site, tuple(thread.port.words)
+        thread.origin = thread.arrival
+        thread.written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
         registers = self._merge(thread, site.probepoint.address, answers)
         self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
         if registers or thread.tid in site.unlanded:
@@ -120,7 +122,7 @@ class HitReception:
         merged = self._merge(thread, points[0].address, answers)
         self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
         if merged:
-            self.write_registers(thread, merged)
+            self.write_registers(thread, "", merged)
         self._do_what_waited()
 
     def obey(self, thread: Thread, wanted: Wanted) -> None:
@@ -137,16 +139,36 @@ class HitReception:
                 thread.step_clients = tuple(client for client in thread.step_clients if client != name)
                 self._keeper.take_hold(name, thread.process, None if whole else thread.tid)
 
-    def write_registers(self, thread: Thread, registers: Mapping[str, int]) -> None:
-        """Write to a stopped thread that is let go; at an arrival it passes the trap with the new values."""
-        if isinstance(thread.site, ProbeSite) and thread.arrival is not None:
-            thread.plan = None
-            self._land(thread, thread.site, registers)
-            self._plan_step(thread, thread.site, registers)
+    def write_registers(self, thread: Thread, owner: str, registers: Mapping[str, int]) -> None:
+        """Write to a stopped thread that is let go; at an arrival it passes the trap with the new values.
+
+        There they are merged with what the other clients wrote, as if ``owner``'s handler had written them at once.
+        """
+        if isinstance(thread.site, ProbeSite) and thread.origin is not None:
+            site, thread.plan = thread.site, None
+            thread.arrival = thread.origin
+            merged = self._merge_late(thread, site, owner, registers)
+            self._land(thread, site, merged)
+            self._plan_step(thread, site, merged)
             thread.arrival = None
         elif self.tracer.fetch(thread.port):
             put(thread.port.words, thread.process.space.layout, registers)
             self.tracer.store(thread.port)
+
+    def _merge_late(
+        self, thread: Thread, site: ProbeSite, owner: str, registers: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """All that clients wrote at the arrival, in handler order; who is overruled now is told, and by whom."""
+        order = {name: rank for rank, name in reversed(tuple(enumerate(site.probepoint.clients)))}
+        own = {name: value for client, values in thread.written if client == owner for name, value in values.items()}
+        others = [(client, values) for client, values in thread.written if client != owner]
+        written = [*others, (owner, {**own, **registers})]
+        thread.written = sorted(written, key=lambda each: order.get(each[0], len(order)))
+        merged = merge_writes(thread.written)
+        for collision in merged.collisions:
+            if owner in (collision.winner, collision.loser) and collision.register in registers:
+                self._tracees.listeners[thread.process.pid].collided(site.probepoint.address, collision)
+        return merged.registers
 
     def _land(self, thread: Thread, site: ProbeSite, changes: Mapping[str, int]) -> None:
         """Send the thread past the trap again, from its registers at arrival with ``changes``."""

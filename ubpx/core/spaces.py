@@ -190,6 +190,7 @@ class Thread:
         "group_stopped",
         "held",
         "mask",
+        "origin",
         "pending",
         "plan",
         "port",
@@ -203,6 +204,7 @@ class Thread:
         "vfork_child",
         "wanted",
         "watches",
+        "written",
     )  # fmt: skip
 
     def __init__(self, port: TracedThread, process: "TracedProcess") -> None:
@@ -234,12 +236,21 @@ class Thread:
         self.site: Site | None = None
         """Where it arrived last, while it is held there."""
         self.arrival: tuple[int, ...] | None = None
+        """The registers at that arrival, until some were written to it afterwards."""
+        self.origin: tuple[int, ...] | None = None
         """The registers at that arrival."""
+        self.written: Sequence[tuple[str, Mapping[str, int]]] = ()
+        """What clients wrote at that arrival, those too that held the thread first: name, and values by register."""
 
     @property
     def tid(self) -> ThreadId:
         """As the tracer numbers it."""
         return self.port.tid
+
+    def leave_site(self) -> None:
+        """It goes on from where it arrived."""
+        self.site = self.arrival = self.origin = None
+        self.written = ()
 
     @property
     def steps_as_it_is(self) -> bool:

@@ -110,7 +110,7 @@ class Steps:
         due = 0
         if thread.plan is None:
             thread.pending, due = 0, thread.pending
-        thread.site = thread.arrival = None
+        thread.leave_site()
         self.send_postponed(thread)
         self._tracer.step(thread.port, due)
 

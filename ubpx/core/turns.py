@@ -93,7 +93,7 @@ class Turns:
         plan = thread.plan
         patch = space.patches.get(plan.origin) if plan is not None else None
         thread.held = True
-        thread.site = thread.arrival = None
+        thread.leave_site()
         space.turn = thread
         try:
             if patch is not None:

@@ -10,6 +10,7 @@ import pytest
 from ubpx._errors import TargetGone, UsageError
 from ubpx.core.events import Verdict
 from ubpx.core.values import VirtAddr
+from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from tests.unit.core.conftest import World
@@ -59,6 +60,51 @@ def test_a_release_may_write_registers(world: World, place: int, strategy: str |
     if place == PUSH:
         assert (thread["rip"], thread["rsp"]) == (PUSH + 1, STACK + 0xF8)
         assert world.memory.read(VirtAddr(STACK + 0xF8), 8) == (9).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(("place", "strategy"), EVERY)
+@pytest.mark.parametrize("late_first", [False, True])
+def test_the_earlier_handler_stands_whenever_it_answers(
+    world: World, place: int, strategy: str | None, late_first: bool
+) -> None:
+    """Invariant: what is written with a release is merged as if all handlers had written at once."""
+    world.attach().client("early", priority=1).probe(place, hold_leader, strategy=strategy)
+    world.client("late").probe(place, hold_leader, strategy=strategy)
+    thread = world.arrive(PID, place, rsp=STACK + 0x100, rdi=1, rsi=1, rdx=1)
+    holds = {hold.owner: hold for hold in world.holds()}
+    writes = {"early": {"rdi": 7, "rsi": 8}, "late": {"rdi": 70, "rdx": 9}}
+    for owner in ("late", "early") if late_first else ("early", "late"):
+        holds[owner].release(writes[owner])
+    world.fake.idle()
+    assert (thread["rdi"], thread["rsi"], thread["rdx"], thread.condition) == (7, 8, 9, "RUNNING")
+    if place == PUSH:
+        assert (thread["rip"], thread["rsp"]) == (PUSH + 1, STACK + 0xF8)
+
+
+def test_a_handler_that_wrote_at_once_stands_against_a_later_release(world: World) -> None:
+    """Invariant: handler order decides, not who answered first; both are told of the collision."""
+
+    def write(hit: Any) -> None:
+        hit.regs.rdi = 5
+        hit.regs.rsi = 6
+
+    told: list[tuple[str, str, str]] = []
+
+    class Told:
+        @hookimpl
+        def ubpx_collision(self, client: Any, resource: str, winner: str, loser: str) -> None:
+            told.append((client.name, winner, loser))
+            assert resource == "rdi"
+
+    world.attach()
+    world.client("first", priority=2, hooks=Told()).probe(LEA, write)
+    world.client("second", priority=1, hooks=Told()).probe(LEA, hold_leader)
+    thread = world.arrive(PID, LEA, rdi=1, rsi=1, rdx=1)
+    (hold,) = world.holds()
+    hold.release({"rdi": 50, "rdx": 60})
+    world.fake.idle()
+    assert (thread["rdi"], thread["rsi"], thread["rdx"]) == (5, 6, 60)
+    assert told == [("first", "first", "second"), ("second", "first", "second")]
 
 
 def test_registers_need_a_held_stopped_thread(world: World) -> None:
