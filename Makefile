@@ -11,7 +11,7 @@ unexport PYTHONPATH PYTHONHOME
 
 CODE := ubpx plugins examples tests bench tools
 # Where import-linter finds the packages: each distribution in its own directory.
-PACKAGE_ROOTS := .:plugins/ptracepp:examples/hitcount:examples/argwatch:examples/bare_ubp
+PACKAGE_ROOTS := .:plugins/ptracepp:plugins/froggy:examples/hitcount:examples/argwatch:examples/bare_ubp
 EXISTING = $(notdir $(wildcard $(addprefix $(ROOT)/,$(CODE))))
 
 .PHONY: help
@@ -36,7 +36,7 @@ torture: ## Run the long tests
 .PHONY: bench
 bench: ## Measure the cost of a hit against peers
 	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/python bench/run.py
+	@cd $(ROOT) && $(BIN)/python bench/run.py && $(BIN)/python bench/broker.py
 
 .PHONY: coverage
 coverage: ## Run the tests with branch coverage

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         AddressRefused,
         AlreadyTraced,
         AmbiguousSymbol,
+        BrokerGone,
         ClientQuarantined,
         DebugRegistersBusy,
         ForeignTrap,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         InternalError,
         KernelThread,
         MemoryFault,
+        NoBroker,
         NoSuchProcess,
         NotAnInstruction,
         NotExecutable,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         PluginFailed,
         ProbepointBusy,
         PtraceFailed,
+        QuotaExceeded,
         SlotsExhausted,
         SpecError,
         StaleHit,
@@ -39,18 +42,20 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ubpx.core.clients import Client
+    from ubpx.core.deadlines import HandlerOverran, Watchdog
     from ubpx.core.events import Verdict
     from ubpx.core.hits import Hit, Snapshot
     from ubpx.core.holds import Hold
     from ubpx.core.ports import Refusal
     from ubpx.core.probepoints import Lease, LeaseGroup, LeaseState, Probepoint
     from ubpx.core.ubp.plans import Strategy
-    from ubpx.target import Session, Target, attach, spawn
+    from ubpx.target import Session, Target, attach, connect, spawn
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "ubpx.core.clients",
+    "HandlerOverran": "ubpx.core.deadlines",
     "Hit": "ubpx.core.hits",
     "Hold": "ubpx.core.holds",
     "Lease": "ubpx.core.probepoints",
@@ -63,19 +68,22 @@ _HOMES = {
     "Strategy": "ubpx.core.ubp.plans",
     "Target": "ubpx.target",
     "Verdict": "ubpx.core.events",
+    "Watchdog": "ubpx.core.deadlines",
     "attach": "ubpx.target",
+    "connect": "ubpx.target",
     "spawn": "ubpx.target",
 }
 """Where the names are that are no errors. Each is loaded when it is first asked for (PEP 562)."""
 
 __all__ = [
-    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "Client", "ClientQuarantined", "DebugRegistersBusy",
-    "ForeignTrap", "Hit", "Hold", "InsnRefused", "InternalError", "KernelThread", "Lease", "LeaseGroup", "LeaseState",
-    "MemoryFault", "NoSuchProcess", "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused",
-    "PluginFailed", "Probepoint", "ProbepointBusy", "PtraceFailed", "Refusal", "Session", "SlotsExhausted",
-    "Snapshot", "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError",
-    "UnboundIfunc", "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError",
-    "Verdict", "attach", "spawn",
+    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "BrokerGone", "Client", "ClientQuarantined",
+    "DebugRegistersBusy", "ForeignTrap", "HandlerOverran", "Hit", "Hold", "InsnRefused", "InternalError",
+    "KernelThread", "Lease", "LeaseGroup", "LeaseState", "MemoryFault", "NoBroker", "NoSuchProcess", "NoTracer",
+    "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint", "ProbepointBusy",
+    "PtraceFailed", "QuotaExceeded", "Refusal", "Session", "SlotsExhausted", "Snapshot", "SpecError", "StaleHit",
+    "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError", "UnboundIfunc", "UnknownModule",
+    "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "Watchdog", "attach",
+    "connect", "spawn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a checker that saw these would believe in any name

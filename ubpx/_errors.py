@@ -237,6 +237,33 @@ class NoTracer(UbpxError):
         super().__init__("no tracer is installed; install one with: pip install ubpx-ptracepp")
 
 
+class NoBroker(UbpxError):
+    """There is no broker to connect to."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"no broker: {what}; {remedy}")
+        self.what, self.remedy = what, remedy
+
+
+class BrokerGone(UbpxError):
+    """The connection to the broker has ended; it has swept what we had there."""
+
+    def __init__(self, broker: str, reason: str) -> None:
+        super().__init__(f"the broker at {broker} is gone: {reason}; connect again")
+        self.broker, self.reason = broker, reason
+
+
+class QuotaExceeded(UbpxError):
+    """A client in another process may not have more of this."""
+
+    def __init__(self, resource: str, limit: int) -> None:
+        super().__init__(
+            f"the broker gives one connection no more than {limit} {resource}; give some back, or have it started "
+            f"with a higher limit (ubpx serve --help)"
+        )
+        self.resource, self.limit = resource, limit
+
+
 class ClientQuarantined(UbpxError):
     """This client's handlers failed too often; it may not probe again."""
 
@@ -254,9 +281,10 @@ class InternalError(UbpxError):
 
 
 __all__ = [
-    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "ClientQuarantined", "DebugRegistersBusy",
-    "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoSuchProcess", "NoTracer",
-    "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy", "PtraceFailed",
-    "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone", "UbpxError", "UnboundIfunc",
-    "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError",
+    "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "BrokerGone", "ClientQuarantined", "DebugRegistersBusy",
+    "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoBroker", "NoSuchProcess",
+    "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy",
+    "PtraceFailed", "QuotaExceeded", "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone",
+    "UbpxError", "UnboundIfunc", "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule",
+    "UsageError",
 ]  # fmt: skip

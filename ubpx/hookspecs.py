@@ -319,6 +319,33 @@ class AskHooks:
         """
 
     @hookspec(firstresult=True)
+    def ubpx_connect(self, address: "str | int", pid: ProcessId | None, slots: str, read_only: bool) -> object:
+        """Connect to a broker: to the one that listens at a path, or to the one that traces a process.
+
+        When: at ``ubpx.connect``, and at ``ubpx.attach(pid, join=True)`` for a process that a broker traces.
+        Where: in the thread that called it.
+        Arguments: ``address`` is the path of a socket, or a pid; ``pid`` is the target's, where the address is a
+            path: None for the only one that the broker has; ``slots`` is ``ubpx.attach``'s, for a process that the
+            broker attaches to because of this; ``read_only`` gives up the right to change anything.
+        Returns: what has the face of ``ubpx.Target``, or None to let another plugin answer; the first answer counts.
+        Raises: any error of ubpx's own tree reaches the caller as it is (NoBroker, BrokerGone, PermissionRefused,
+            UsageError, and what ``ubpx.attach`` raises); anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_find_broker(self, pid: ProcessId) -> str | None:
+        """Say which broker traces a process.
+
+        When: when a process that is to be attached to is traced already.
+        Where: in the thread that called ``attach``; nothing is stopped for it.
+        Arguments: ``pid`` is the process's.
+        Returns: the path of the broker's socket, or None to let another plugin answer; the first answer counts.
+        Raises: any error of ubpx's own tree reaches the caller as it is; anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
     def ubpx_find_loader_stop(self, process: ProcessView) -> Place | None:
         """Say where a program's dynamic loader comes by when it has mapped or unmapped modules.
 

@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -11,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from ubpx._errors import InternalError, NoTracer, UnknownSymbol, UsageError
+from ubpx._errors import AlreadyTraced, InternalError, NoTracer, UnknownSymbol, UsageError
+from ubpx.brokers import connect_by, naming_broker
 from ubpx.core.checks import check_duration, check_flags, check_names, check_pid, check_seconds
 from ubpx.core.clients import Client, check_priority
 from ubpx.core.coordinator import Coordinator
@@ -26,6 +26,7 @@ from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.ubp import architecture
 from ubpx.core.values import Place, ProcessId, ThreadId
+from ubpx.exits import exit_status
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
@@ -40,18 +41,28 @@ def attach(
     slots: SlotPolicy = "auto",
     deadline: float = DEADLINE_S,
     host: "PluginManager | None" = None,
+    join: bool = False,
 ) -> "Target":
     """Trace a running process, in a session of its own; the program runs on.
 
     ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots;
     ``deadline`` is how long a handler may run, in seconds; ``host`` is the plugin manager of an application
-    whose plugins may be activated beside the installed ones.
+    whose plugins may be activated beside the installed ones. With ``join`` a process that a broker traces is used
+    by way of that broker, whose ``slots`` and ``deadline`` count.
     Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone, NoTracer,
     PluginFailed, UsageError; the process is then as it was.
     """
-    return _alone(
-        Session(deadline=deadline, host=host), lambda session: session.attach(pid, plugins=plugins, slots=slots)
-    )
+    check_flags(join=join)
+    session = Session(deadline=deadline, host=host)
+    try:
+        return _alone(session, lambda session: session.attach(pid, plugins=plugins, slots=slots))
+    except AlreadyTraced as refusal:
+        if not join or refusal.broker is None:
+            raise
+        target: Target = connect_by(
+            session._plugins, plugins, address=refusal.broker, pid=pid, slots=slots, read_only=False
+        )
+        return target
 
 
 def spawn(
@@ -81,6 +92,41 @@ def spawn(
             argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, **streams
         ),
     )
+
+
+def connect(
+    address: "str | os.PathLike[str] | int",
+    *,
+    pid: int | None = None,
+    plugins: Sequence[str] = (),
+    slots: SlotPolicy = "auto",
+    read_only: bool = False,
+    host: "PluginManager | None" = None,
+) -> "Target":
+    """Use a target of a broker's; what this gives has the face of what ``attach`` gives, and detaching leaves it to
+    the others.
+
+    ``address`` is the path of the broker's socket, or the pid of a process that some broker here traces. With a path
+    ``pid`` says which process, one that the broker attaches to then, with ``slots``, if it has not; it may be left out
+    where the broker has just one. With ``read_only`` nothing of the program can be changed. ``plugins`` and ``host``
+    are ``attach``'s: they act here, as clients of the broker.
+    Raises NoBroker, BrokerGone, PermissionRefused, UsageError, PluginFailed, and what ``attach`` raises.
+    """
+    if isinstance(address, os.PathLike):
+        address = os.fspath(address)
+    if not isinstance(address, str):
+        check_pid(address)
+    if pid is not None:
+        check_pid(pid)
+    _check_slots(slots)
+    check_flags(read_only=read_only)
+    target: Target = connect_by(Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only)
+    return target
+
+
+def _check_slots(slots: str) -> None:
+    if slots not in ("auto", "none"):
+        raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
 
 
 def _alone(session: "Session", make: Callable[["Session"], "Target"]) -> "Target":
@@ -139,7 +185,10 @@ class Session:
             for plugin in active:
                 desk.activate(plugin)
 
-        self._loop.run(job)
+        try:
+            self._loop.run(job)
+        except AlreadyTraced as refusal:
+            raise naming_broker(refusal, self._plugins) from refusal
         self._targets.append(target)
         return target
 
@@ -190,8 +239,7 @@ class Session:
     def _activate(self, names: Sequence[str], slots: str) -> list[Any]:
         if self._closed:
             raise UsageError("the session is closed; make another")
-        if slots not in ("auto", "none"):
-            raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
+        _check_slots(slots)
         check_names("plugins", names)
         return [self._plugins.activate(name) for name in names]
 
@@ -255,25 +303,6 @@ class Session:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _peek_exit_status(pid: int, timeout: float | None, *, unless_reaped: int | None) -> int | None:
-    """The exit status of a child of this program, left for its parent to find; None after ``timeout``."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return unless_reaped
-    try:
-        if not select.select([descriptor], [], [], timeout)[0]:
-            return None
-        found = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:
-        return unless_reaped
-    finally:
-        os.close(descriptor)
-    if found is None:
-        return unless_reaped
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 class Target:
@@ -382,18 +411,8 @@ class Target:
         if self._process.failure is not None:
             raise self._process.failure
         self._check_attached()
-        return self._exit_status(None if deadline is None else max(0.0, deadline - time.monotonic()))
-
-    def _exit_status(self, timeout: float | None) -> int | None:
-        """Of a process whose last thread has gone. Our own children's parent may still want it."""
-        if self._popen is not None:
-            try:
-                return self._popen.wait(timeout)
-            except subprocess.TimeoutExpired:
-                return None
-        if self._process.own_child:
-            return _peek_exit_status(self._process.pid, timeout, unless_reaped=self._process.status)
-        return self._process.status
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        return exit_status(self._process, self._popen, left)
 
     def detach(self) -> None:
         """Leave the process as if nobody had been there; from a handler or hook: after it. Again: does nothing."""
@@ -444,4 +463,4 @@ class Target:
         return f"<target {self.pid}>"
 
 
-__all__ = ["Session", "Target", "attach", "spawn"]
+__all__ = ["Session", "Target", "attach", "connect", "spawn"]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
+pytestmark = pytest.mark.over_both
+
 HOOK_PATIENCE_S = 10
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import Program, StartProgram
 
+pytestmark = pytest.mark.over_both
+
 
 @pytest.fixture
 def echo(target_program: StartProgram) -> Program:

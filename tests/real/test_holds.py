@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
+pytestmark = pytest.mark.over_both
+
 EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
@@ -63,7 +65,7 @@ def test_held_thread_waits_while_others_hit(
 
 
 @pytest.mark.parametrize("strategy", EVERY)
-@pytest.mark.contract("hold-5")
+@pytest.mark.contract("hold-5", "hold-6")
 def test_release_may_write_registers(
     target_program: StartProgram, eventually: Callable[..., bool], strategy: ubpx.Strategy
 ) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import Program, StartProgram
 
+pytestmark = pytest.mark.over_both
+
 
 @pytest.fixture
 def echo(target_program: StartProgram) -> Program:
@@ -178,11 +180,14 @@ def test_closing_client_under_load(target_program: StartProgram) -> None:
     assert program.tell("q").wait() == 0
 
 
-def test_tracer_thread_survives_a_storm_of_failures(echo: Program, eventually: Callable[..., bool]) -> None:
+def test_tracer_thread_survives_a_storm_of_failures(echo: Program, eventually: Callable[..., bool], way: str) -> None:
     """Invariant: fifty clients that fail are fifty quarantines and nothing else."""
     with ubpx.attach(echo.pid) as target:
         leases = [target.client(f"ill {n}").probe("busy", fail) for n in range(50)]
         assert eventually(lambda: all(lease.state == ubpx.LeaseState.QUARANTINED for lease in leases))
-        assert [lease.hits for lease in leases] == [3] * 50
+        hits = [lease.hits for lease in leases]
+        assert min(hits) == 3
+        # Threads may arrive while a remote client's third answer is due: they are counted, and wait for it.
+        assert max(hits) <= 3 if way == "attach" else 3 + len(target.threads())
         assert list(target.probepoints()) == []
         assert echo.answer(1) == 2

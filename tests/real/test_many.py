@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
+pytestmark = pytest.mark.over_both
+
 THREADS, CALLS = 4, 2_000
 
 

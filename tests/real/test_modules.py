@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import Program, StartProgram
 
+pytestmark = pytest.mark.over_both
+
 
 class ModuleKeeper:
     """Keeps what it is told of modules."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
+pytestmark = pytest.mark.over_both
+
 EVERY = [
     ("probed_lea", ubpx.Strategy.BOOST),
     ("probed_lea", ubpx.Strategy.STEP),

@@ -13,6 +13,8 @@ from tests.real.conftest import build
 if TYPE_CHECKING:
     from tests.real.conftest import Program, StartProgram
 
+pytestmark = pytest.mark.over_both
+
 THREADS, EACH = 4, 50
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "ubpx": ROOT,
     "ubpx_ptracepp": ROOT / "plugins" / "ptracepp",
+    "ubpx_froggy": ROOT / "plugins" / "froggy",
     "ubpx_hitcount": ROOT / "examples" / "hitcount",
     "ubpx_argwatch": ROOT / "examples" / "argwatch",
     "ubpx_bare_ubp": ROOT / "examples" / "bare_ubp",
@@ -28,7 +29,7 @@ def test_tests_run_against_the_installed_wheel() -> None:
 
 def test_every_plugin_is_found_by_its_entry_point() -> None:
     found = {entry.name: entry for entry in entry_points(group="ubpx")}
-    assert {"symbols", "ptracepp", "hitcount", "argwatch"} <= found.keys()
+    assert {"symbols", "ptracepp", "froggy", "hitcount", "argwatch"} <= found.keys()
     for entry in found.values():
         assert callable(entry.load()), entry
 
@@ -82,6 +83,7 @@ VIOLATIONS = {
     "ubpx/target.py": "import ubpx_hitcount",
     "examples/hitcount/ubpx_hitcount/__init__.py": "from ubpx.core import coordinator",
     "examples/argwatch/ubpx_argwatch/__init__.py": "import ptrace",
+    "plugins/froggy/ubpx_froggy/broker/quotas.py": "from ubpx_froggy import client",
 }
 
 
@@ -91,7 +93,7 @@ def test_a_planted_import_breaks_every_contract(tmp_path: Path) -> None:
     for package, directory in PACKAGES.items():
         shutil.copytree(directory / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file, line in VIOLATIONS.items():
-        planted = tmp_path / file.removeprefix("examples/hitcount/").removeprefix("examples/argwatch/")
+        planted = tmp_path / re.sub("^(examples|plugins)/[^/]*/", "", file)
         planted.write_text(f"{planted.read_text()}\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {line}\n")
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

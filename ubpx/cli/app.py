@@ -26,16 +26,29 @@ def app(*, debug: bool) -> None:
     del debug  # the group reads it
 
 
-@app.command(epilog=example("ubpx demo", "ubpx demo --json"))
+@app.command(epilog=example("ubpx demo", "ubpx demo --json", "ubpx demo --broker"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--broker", "by_broker", is_flag=True, help="Three clients in processes of their own; one is killed.")
 @click.pass_context
-def demo(context: click.Context, *, as_json: bool) -> None:
+def demo(context: click.Context, *, as_json: bool, by_broker: bool) -> None:
     """Show two clients that share one probepoint of a running program.
 
     Starts a program of several threads, attaches to it while it runs, and lets the plugins hitcount
     and argwatch probe the same libc function. Then compares what they counted with what the
     program counted itself. Exit status 1 if a call was missed or the program was harmed.
+
+    With --broker the clients are three processes, and come by a broker: a tracer, a coverage counter and
+    an argument logger, at the same address. The last one is killed amid its hits; the others stay exact.
     """
+    if by_broker:
+        from ubpx.cli.demo import broker, broker_report
+
+        outcome = broker.run_broker_demo()
+        if as_json:
+            click.echo(broker_report.as_json_text(outcome))
+        else:
+            broker_report.print_report(outcome)
+        context.exit(0 if outcome.ok else WRONG)
     from ubpx.cli.demo.report import as_json_text, print_report
     from ubpx.cli.demo.run import run_demo
 
@@ -53,6 +66,7 @@ def demo(context: click.Context, *, as_json: bool) -> None:
 )
 @click.option("-e", "specs", metavar="SPEC", multiple=True, required=True, help="What to probe; may be repeated.")
 @click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), help="Attach to this process.")
+@click.option("--join", is_flag=True, help="With -p: go by way of the broker that traces the process already.")
 @click.option("-o", "path", metavar="FILE", type=click.Path(dir_okay=False), help="Write there.")
 @click.option("--count", is_flag=True, help="Only count, and print the counts at the end.")
 @click.option("--format", "format_name", metavar="NAME", help="text (as without), json, or a plugin's.")
@@ -65,6 +79,7 @@ def trace(
     *,
     specs: Sequence[str],
     pid: int | None,
+    join: bool,
     path: str | None,
     count: bool,
     format_name: str | None,
@@ -87,6 +102,8 @@ def trace(
     """
     if (pid is None) == (not command):
         raise click.UsageError("Say what to trace: either -p PID or -- CMD", context)
+    if join and pid is None:
+        raise click.UsageError("--join goes with -p PID: a program that is started has no broker yet", context)
     if as_json and format_name not in {None, "json"}:
         raise click.UsageError(f"--json and --format {format_name} exclude each other", context)
     from contextlib import ExitStack
@@ -97,7 +114,9 @@ def trace(
 
     name = "json" if as_json else format_name or "text"
     sink = find_sink(name)()
-    request = TraceRequest(specs=tuple(dict.fromkeys(specs)), pid=pid, command=command, plugins=plugins, counting=count)
+    request = TraceRequest(
+        specs=tuple(dict.fromkeys(specs)), pid=pid, command=command, plugins=plugins, counting=count, join=join
+    )
     with ExitStack() as open_files:
         if path is not None:
             output = open_files.enter_context(file_output(path))

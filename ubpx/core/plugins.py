@@ -119,6 +119,11 @@ class Plugins:
             raise UsageError(f"plugin {name!r} implements no client hook; leave it out of plugins=, it loads by itself")
         return found
 
+    def client(self, name: str) -> Any:
+        """The object that ``activate`` takes the hooks from; raises as it does."""
+        self.activate(name)
+        return self._found[name]
+
     def ask(self, hook: str, **arguments: Any) -> Any:
         """Call an ask hook; errors of our own tree pass, others become PluginFailed."""
         caller = getattr(self._providers.hook, hook)

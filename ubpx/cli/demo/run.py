@@ -103,8 +103,16 @@ class DemoProgram:
 
     def run_between_gates(self) -> tuple[int, int]:
         """Open the gates; its own count of calls, and the rounds of its other threads meanwhile."""
+        self.open_gate()
+        return self.await_gate()
+
+    def open_gate(self) -> None:
+        """Let its threads call."""
         self._orders.write("go\n")
         self._orders.flush()
+
+    def await_gate(self) -> tuple[int, int]:
+        """Until they have: its own count of calls, and the rounds of its other threads meanwhile."""
         answer = json.loads(self.listen())
         return answer["calls"], answer["rounds"]
 

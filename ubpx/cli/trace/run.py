@@ -4,6 +4,7 @@ Handlers run in the tracer thread and only hand over what they saw; the main thr
 writes. Where the reader is slower than the program, threads of the program are held until it has caught up.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ class TraceRequest:
     """Client plugins to activate on the target."""
     counting: bool
     """Not every hit, only how many."""
+    join: bool = False
+    """Go by way of the broker that traces the process."""
 
 
 @attrs.frozen
@@ -95,15 +98,16 @@ class Trace:
     def _start(self) -> Target:
         request = self._request
         if request.pid is not None:
-            return attach(request.pid, plugins=request.plugins)
+            return attach(request.pid, plugins=request.plugins, join=request.join)
         return spawn(request.command, plugins=request.plugins, kill_on_exit=True)
 
     def _probe(self, target: Target) -> None:
-        client = target.client(CLIENT)
+        name = f"{CLIENT} {os.getpid()}" if self._request.join else CLIENT
+        client = target.client(name)
         for spec in self._request.specs:
             handler = _count if self._request.counting else self._handler(spec)
             self._leases[spec] = client.probe(spec, handler)
-        self._clients = target.clients()
+        self._clients = [each for each in target.clients() if each.name in {name, *self._request.plugins}]
 
     def _handler(self, spec: str) -> Callable[[Hit], Verdict | None]:
         put, waiting = self._mail.put, self._mail.qsize
@@ -186,7 +190,7 @@ class Trace:
         return missed + [
             f"plugin {client.name!r} was quarantined: {client.reason}; mend it, or leave --with out"
             for client in self._clients
-            if client.state is ClientState.QUARANTINED and client.name != CLIENT
+            if client.state == ClientState.QUARANTINED and client.name in self._request.plugins
         ]
 
 

@@ -1,0 +1,344 @@
+"""The way of a connection's hits: the tracer thread writes and reads it itself while the peer is prompt.
+
+A peer that has not answered after ``patience_s`` does not keep the tracer any longer: its answer is *late*.
+The thread that arrived is held then, in the client's name; the event loop reads the channel, and the hold ends
+when the answer has come. While one answer is late all hits go that way. A peer that answers nothing
+for ``deadline_s`` is evicted.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import Enum
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ubpx import UbpxError
+from ubpx_froggy.failures import as_failure
+from ubpx_froggy.messages import Answer, Ask, Call, Failed, FromPeerOnChannel, Hit, Hook, Raised, Reply
+from ubpx_froggy.wire import REQUEST_BYTES, Framer, Parser, WireError, pack
+
+PATIENCE_S: Final = 0.002
+"""For how long the tracer itself waits for an answer."""
+_TURNS: Final = 10
+"""So many times the patience at most, where a handler asks this and that."""
+_CHUNK: Final = 1 << 16
+_BACKLOG: Final = 4096
+"""Hits that do not fit into the socket's buffer; a peer that lets more of them wait is evicted."""
+_NOW: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+_parse: Final = Parser(FromPeerOnChannel).parse
+
+
+class Unanswered(Enum):
+    """Why there is no answer."""
+
+    LATE = "LATE"
+    """It will come to ``settle``."""
+    GONE = "GONE"
+    """The peer is gone."""
+
+
+class Caller(Protocol):
+    """Who asks by channel: a handler or hook of a remote client."""
+
+    def settle(self, tid: int, answer: Answer | Raised) -> None:
+        """Do what a late answer says; in a worker thread."""
+        ...
+
+
+class Owner(Protocol):
+    """The connection that the channel belongs to."""
+
+    held_s: float
+    """For how long it has kept the program waiting, in seconds, when it is evicted for that."""
+
+    def perform(self, call: Call) -> msgspec.Raw:
+        """Do what the peer asks, and give the reply's value; raises an UbpxError."""
+        ...
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Have a worker thread do it; from any thread."""
+        ...
+
+    def evict(self, reason: str) -> None:
+        """Take back everything, and end; from any thread. Again: does nothing."""
+        ...
+
+    def lost(self) -> None:
+        """The peer has closed the channel; from any thread."""
+        ...
+
+
+class Channel:
+    """One channel. ``call`` belongs to the tracer thread, everything else to the event loop's."""
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        owner: Owner,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        patience_s: float,
+        deadline_s: float,
+    ) -> None:
+        self._socket: Final = connected
+        self._owner: Final = owner
+        self._loop: Final = loop
+        self.deadline_s: Final = deadline_s
+        """For how long a peer that makes no progress is waited for."""
+        self._patience_s: Final = patience_s
+        self._framer: Final = Framer(REQUEST_BYTES)
+        self._lock: Final = threading.Lock()
+        """Guards who reads, what is late, and what is sent."""
+        self._late: Final[dict[int, tuple[Caller, int]]] = {}
+        """By call: whose answers are due, the oldest first. While there are any the event loop reads."""
+        self._since = 0.0
+        """When the peer last made progress, monotonic seconds."""
+        self._backlog: Final[deque[bytes]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._awaiting = False
+        """Whether the tracer thread waits for an answer; a hit that it serves meanwhile, because a handler's request
+        made it, is not waited for."""
+        self._tracer = 0
+        self._calls = 0
+        connected.settimeout(None)
+        timeout = struct.pack("@ll", int(patience_s), int(patience_s % 1 * 1e6))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+
+    @property
+    def is_serving_here(self) -> bool:
+        """Whether the caller does what one of the peer's handlers asks for, while the tracer waits for that."""
+        return self._awaiting and threading.get_ident() == self._tracer
+
+    # In the tracer thread -------------------------------------------------------------------
+
+    def hit(self, caller: Caller, lease: bytes, tid: int, registers: bytes) -> Answer | Raised | Unanswered:
+        """Tell the peer of a hit; its answer, if that comes at once."""
+        self._calls = number = self._calls + 1
+        return self._call(caller, tid, number, pack(Hit(number, lease, tid, registers)))
+
+    def hook(
+        self, caller: Caller, client: bytes, tid: int, name: str, arguments: dict[str, Any]
+    ) -> Answer | Raised | Unanswered:
+        """Call a hook of the peer's; its answer, if that comes at once."""
+        self._calls = number = self._calls + 1
+        return self._call(caller, tid, number, pack(Hook(number, client, name, arguments)))
+
+    def _call(self, caller: Caller, tid: int, number: int, frame: bytes) -> Answer | Raised | Unanswered:
+        with self._lock:
+            if self._closed:
+                return Unanswered.GONE
+            behind = bool(self._late) or self._awaiting
+            if not self._send(frame):
+                return Unanswered.GONE
+            if behind or self._backlog:
+                return self._await_later({number: (caller, tid)})
+            self._awaiting, self._tracer = True, threading.get_ident()
+        try:
+            return self._await(number, caller, tid)
+        except WireError as error:
+            self._owner.evict(str(error))
+        except BaseException:  # the deadline's alarm: the peer's answer would be taken for the next one's
+            self._owner.evict("its handler asked for things that took longer than the deadline")
+            raise
+        finally:
+            self._stop_awaiting()
+        return Unanswered.GONE
+
+    def _stop_awaiting(self) -> None:
+        """Whatever else was told of meanwhile is late."""
+        with self._lock:
+            if self._awaiting:
+                self._awaiting = False
+                if self._late and not self._closed:
+                    self._read_by_loop()
+
+    def _await(self, number: int, caller: Caller, tid: int) -> Answer | Raised | Unanswered:
+        until = 0.0
+        receive, feed = self._socket.recv, self._framer.feed
+        while True:
+            try:
+                data = receive(_CHUNK)
+            except BlockingIOError:
+                return self._go_late(number, caller, tid)
+            except OSError:
+                data = b""
+            if not data:
+                self._owner.lost()
+                return Unanswered.GONE
+            for body in feed(data):
+                message = _parse(body)
+                if not isinstance(message, Ask):
+                    return _expected(message, number)
+                until = until or monotonic() + _TURNS * self._patience_s
+                if monotonic() > until:
+                    return self._go_late(number, caller, tid, message)
+                self._serve(message)
+
+    def _go_late(self, number: int, caller: Caller, tid: int, unserved: Ask | None = None) -> Unanswered:
+        with self._lock:
+            if self._closed:
+                return Unanswered.GONE
+            self._awaiting = False
+            meanwhile = dict(self._late)
+            self._late.clear()  # the answers come in the order of the calls
+            outcome = self._await_later({number: (caller, tid), **meanwhile})
+        if unserved is not None:
+            self._owner.submit(lambda: self._serve(unserved))
+        return outcome
+
+    def _await_later(self, calls: dict[int, tuple[Caller, int]]) -> Unanswered:
+        """Note that these answers are due; the event loop reads them, unless the tracer does. Under the lock."""
+        first = not self._late
+        self._late.update(calls)
+        if first and not self._awaiting:
+            self._read_by_loop()
+        return Unanswered.LATE
+
+    def _read_by_loop(self) -> None:
+        self._since = monotonic()
+        self._loop.call_soon_threadsafe(self._begin)
+
+    # In either ------------------------------------------------------------------------------
+
+    def _send(self, frame: bytes) -> bool:
+        """Without waiting; what does not fit waits in the backlog. Under the lock; False: the peer is gone."""
+        sent = 0
+        if not self._backlog:
+            try:
+                sent = self._socket.send(frame, _NOW)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._owner.lost()
+                return False
+        if sent < len(frame):
+            if not self._backlog:
+                self._loop.call_soon_threadsafe(self._begin_writing)
+            self._backlog.append(frame[sent:])
+            if len(self._backlog) > _BACKLOG:
+                self._owner.evict(f"it has left {_BACKLOG} hits unread")
+                return False
+        return True
+
+    def _serve(self, ask: Ask) -> None:
+        """Do what a handler asks for while it runs."""
+        try:
+            frame = pack(Reply(ask.id, self._owner.perform(ask.call)))
+        except UbpxError as error:
+            frame = pack(Failed(ask.id, as_failure(error)))
+        with self._lock:
+            try:
+                self._socket.sendall(frame, socket.MSG_NOSIGNAL)
+            except OSError:
+                self._owner.evict("it does not read the replies on its channel")
+
+    # In the event loop ----------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._closed:
+            return
+        self._loop.add_reader(self._socket, self._read)
+        self._timer = self._loop.call_later(self.deadline_s, self._check_deadline)
+        self._take(b"")
+
+    def _begin_writing(self) -> None:
+        if not self._closed:
+            self._loop.add_writer(self._socket, self._write)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(data)
+        else:
+            self._owner.lost()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for body in self._framer.feed(data):
+                self._take_message(_parse(body))
+        except WireError as error:
+            self._owner.evict(str(error))
+
+    def _take_message(self, message: Any) -> None:
+        if isinstance(message, Ask):
+            self._owner.submit(lambda: self._serve(message))
+            return
+        with self._lock:
+            number = next(iter(self._late), 0)
+            answer = _expected(message, number)
+            caller, tid = self._late.pop(number)
+            self._since = monotonic()
+            if not self._late and not self._backlog:
+                self._end()
+        self._owner.submit(lambda: caller.settle(tid, answer))
+
+    def _write(self) -> None:
+        with self._lock:
+            waiting, whole = tuple(self._backlog), len(self._backlog)
+            self._backlog.clear()
+            for position, frame in enumerate(waiting):
+                self._send(frame)
+                if self._backlog:  # it did not fit: what is left of it goes first
+                    self._backlog.extend(waiting[position + 1 :])
+                    break
+            if not self._backlog:
+                self._loop.remove_writer(self._socket)
+            elif len(self._backlog) < whole:
+                self._since = monotonic()
+
+    def _check_deadline(self) -> None:
+        left = self._since + self.deadline_s - monotonic()
+        if left <= 0:
+            self._owner.held_s = self.deadline_s
+            self._owner.evict(f"it has not answered a hit for {self.deadline_s:g} s")
+        else:
+            self._timer = self._loop.call_later(left, self._check_deadline)
+
+    def _end(self) -> None:
+        """Every answer is there: the tracer thread reads again."""
+        with contextlib.suppress(OSError, ValueError):
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def shut(self) -> None:
+        """No more calls; the tracer thread, if it waits, is told that the peer is gone. Again: does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._end()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the descriptor back, once no thread can be reading from it any more."""
+        self.shut()
+        self._socket.close()
+
+    def late_calls(self) -> Iterator[int]:
+        """Tids whose answers are due; for people."""
+        return iter([tid for _, tid in tuple(self._late.values())])
+
+
+def _expected(message: Any, number: int) -> Answer | Raised:
+    """The message, if it is the answer that is due; raises WireError."""
+    if not isinstance(message, Answer | Raised) or message.call != number:
+        raise WireError(f"the answer to call {number} is due, and {type(message).__name__.lower()} came")
+    return message

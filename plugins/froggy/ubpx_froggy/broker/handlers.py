@@ -1,0 +1,178 @@
+"""What stands in the broker for the handlers and hooks of a client elsewhere. All of it runs in the tracer thread."""
+
+import threading
+from collections.abc import Callable
+from time import time
+from typing import Any, Final, Protocol
+
+from ubpx import Hit, UbpxError, UsageError, Verdict
+from ubpx_froggy.broker.channel import Caller, Channel, Unanswered
+from ubpx_froggy.broker.hooks import ATTACHED, STOP_HOOKS
+from ubpx_froggy.broker.notices import Notices
+from ubpx_froggy.messages import Answer, Handle, Raised
+
+
+class RemoteFailure(UbpxError):
+    """A handler or hook in another process has raised. Made by ``remote_failure``."""
+
+    def __init__(self, client: str, error: str) -> None:
+        super().__init__(f"in the process of client {client!r}: {error}; its own log has the traceback")
+        self.client, self.error = client, error
+
+
+def remote_failure(client: str, error: str) -> RemoteFailure:
+    """Of a class with the name of the exception's, for that is what people are told of a quarantine."""
+    name = error.partition(":")[0]
+    kind: type[RemoteFailure] = type(name, (RemoteFailure,), {}) if name.isidentifier() else RemoteFailure
+    return kind(client, error)
+
+
+class Absent(Protocol):
+    """Whose handlers these are: a client that may be here or, with persistent leases, not."""
+
+    @property
+    def name(self) -> str:
+        """The client's."""
+        ...
+
+    @property
+    def channel(self) -> Channel | None:
+        """None while nobody is there to answer."""
+        ...
+
+    @property
+    def notices(self) -> Notices | None:
+        """None while nobody is there to be told."""
+        ...
+
+    def keeps_waiting(self) -> None:
+        """A thread is held until a late answer comes."""
+        ...
+
+    def failed(self, error: str, where: str) -> None:
+        """A handler or hook has raised."""
+        ...
+
+    def succeeded(self) -> None:
+        """A handler or hook has returned."""
+        ...
+
+    def settle(self, entry: Any, tid: int, answer: Answer | Raised) -> None:
+        """See ``channel.Caller``; ``entry`` is the lease's, None for a hook."""
+        ...
+
+
+def count(_: Hit) -> None:
+    """Mode ``count``: the lease itself counts."""
+
+
+class SyncHandler:
+    """Mode ``sync``: the peer's handler runs while the thread waits."""
+
+    __slots__ = ("_entry", "_seat")
+
+    def __init__(self, seat: Absent, entry: Any) -> None:
+        self._seat: Final = seat
+        self._entry: Final = entry
+
+    def __call__(self, hit: Hit) -> Verdict | None:
+        """This is the hot path of a remote client."""
+        channel = self._seat.channel
+        if channel is None:
+            return None
+        answer = channel.hit(self, self._entry.handle, hit.tid, bytes(hit.regs))
+        if isinstance(answer, Answer):
+            self._seat.succeeded()
+            if answer.registers:
+                for name, value in answer.registers.items():
+                    hit.regs[name] = value
+            return verdict_of(answer)
+        return _unusual(self._seat, answer, Verdict.HOLD, self._entry.described)
+
+    def settle(self, tid: int, answer: Answer | Raised) -> None:
+        """A late answer has come; in a worker thread."""
+        self._seat.settle(self._entry, tid, answer)
+
+
+class NotifyHandler:
+    """Mode ``notify``: the hit is queued, and the program goes on."""
+
+    __slots__ = ("_entry", "_seat")
+
+    def __init__(self, seat: Absent, entry: Any) -> None:
+        self._seat: Final = seat
+        self._entry: Final = entry
+
+    def __call__(self, hit: Hit) -> None:
+        """This is the hot path of a remote client that need not be waited for."""
+        notices = self._seat.notices
+        if notices is not None:
+            notices.put((self._entry.handle, hit.tid, time(), bytes(hit.regs)))
+
+
+class HookCaller:
+    """Calls the hooks of one remote client."""
+
+    def __init__(self, seat: Absent, handle: Callable[[], Handle], *, told_first: bool) -> None:
+        self.attached: Final = threading.Event()
+        """Set when the client knows that it is there: nothing is told before ``ubpx_process_attached`` has returned."""
+        if not told_first:
+            self.attached.set()
+        self._seat: Final = seat
+        self._handle: Final = handle
+
+    def __call__(self, name: str, /, **arguments: Any) -> Verdict | None:
+        """What the peer's hook returns; an answer that is late holds the thread of a stop hook."""
+        channel = self._seat.channel
+        if channel is None or (name != ATTACHED and not self.attached.is_set()):
+            return None
+        tid = arguments.get("tid", 0)
+        waits = name in STOP_HOOKS
+        caller: Caller = self if waits else _Told(self.attached if name == ATTACHED else None)
+        answer = channel.hook(caller, self._handle(), tid, name, arguments)
+        if name == ATTACHED and answer is not Unanswered.LATE:
+            self.attached.set()
+        if isinstance(answer, Answer):
+            self._seat.succeeded()
+            return verdict_of(answer) if waits else None
+        return _unusual(self._seat, answer, Verdict.HOLD if waits else None, lambda: name)
+
+    def settle(self, tid: int, answer: Answer | Raised) -> None:
+        """A late answer has come; in a worker thread."""
+        self._seat.settle(None, tid, answer)
+
+
+class _Told:
+    """Whose late answer nobody needs, but for its having come."""
+
+    def __init__(self, came: threading.Event | None) -> None:
+        self._came: Final = came
+
+    def settle(self, tid: int, answer: Answer | Raised) -> None:
+        """Nothing is held for it."""
+        del tid, answer
+        if self._came is not None:
+            self._came.set()
+
+
+def verdict_of(answer: Answer) -> Verdict | None:
+    """What a peer wants to happen; raises UsageError for a number that means nothing."""
+    if answer.verdict is None:
+        return None
+    try:
+        return Verdict(answer.verdict)
+    except ValueError:
+        raise UsageError(f"verdict {answer.verdict} is none; answer 0 to 3, or nil") from None
+
+
+def _unusual(
+    seat: Absent, answer: Raised | Unanswered, when_late: Verdict | None, where: Callable[[], str]
+) -> Verdict | None:
+    if answer is Unanswered.LATE:
+        if when_late is not None:
+            seat.keeps_waiting()
+        return when_late
+    if isinstance(answer, Raised):
+        seat.failed(answer.error, where())
+        raise remote_failure(seat.name, answer.error)
+    return None

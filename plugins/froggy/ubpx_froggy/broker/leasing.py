@@ -1,0 +1,134 @@
+"""Requests about leases."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ubpx import Lease, LeaseGroup, UsageError
+from ubpx_froggy import messages as m
+from ubpx_froggy.broker.guests import Guest
+from ubpx_froggy.broker.seats import Entry, Seat
+from ubpx_froggy.failures import as_failure
+
+
+def probe(guest: Guest, seat: Seat, call: m.Probe) -> m.LeaseInfo:
+    """Lease one place; a persistent lease of that place, left by a former client, is taken up again."""
+    left = _left_behind(seat, call)
+    if left is not None:
+        return left.info()
+    options: dict[str, Any] = {
+        "strategy": call.strategy,
+        "exclusive": call.exclusive,
+        "priority": call.priority,
+        "assume_boundary": call.assume_boundary,
+        "defer": call.defer,
+    }
+    entry = _new_entry(guest, seat, call.place, mode=call.mode, persistent=call.persistent)
+    return _granted(seat, entry, lambda: seat.client.probe(call.place, entry.handler, **options))
+
+
+def watch(guest: Guest, seat: Seat, call: m.Watch) -> m.LeaseInfo:
+    """Lease a debug register."""
+    entry = _new_entry(guest, seat, call.address, mode=call.mode, persistent=False)
+    options: dict[str, Any] = {"size": call.size, "access": call.access, "priority": call.priority}
+    return _granted(seat, entry, lambda: seat.client.watch(call.address, entry.handler, **options))
+
+
+def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
+    """Lease many places, each with a handle of its own."""
+    if call.mode == "sync":
+        guest.check_channel("handlers in mode sync")
+    guest.check_probes(1 if isinstance(call.places, str) else len(call.places))
+    dispatch = _Dispatch(seat, call.mode)
+    group = seat.client.probe_many(
+        call.places,
+        dispatch,
+        once=call.once,
+        strategy=call.strategy,
+        exclusive=call.exclusive,
+        priority=call.priority,
+        assume_boundary=call.assume_boundary,
+        skip_refused=call.skip_refused,
+    )
+    try:
+        guest.check_probes(len(group))
+    except BaseException:
+        group.release()
+        raise
+    entries = [dispatch.entry(lease) for lease in group]
+    return m.GroupInfo([entry.info() for entry in entries], _refused(group))
+
+
+def _refused(group: LeaseGroup) -> list[m.RefusalInfo]:
+    return [m.RefusalInfo(refusal.name, as_failure(refusal.error)) for refusal in group.refused]
+
+
+class _Dispatch:
+    """The one handler of a group: finds, or makes, the entry of the lease that was hit."""
+
+    def __init__(self, seat: Seat, mode: str) -> None:
+        self._seat = seat
+        self._mode = mode
+        self._entries: dict[Lease, Entry] = {}
+        Entry(seat, "", mode=mode, persistent=False)  # an unknown mode is refused before anything is armed
+
+    def entry(self, lease: Lease) -> Entry:
+        """Of one of the group's leases. The first hit may come before the group is known."""
+        entry = self._entries.get(lease)
+        if entry is None:
+            made = Entry(self._seat, lease.spec or lease.address or 0, mode=self._mode, persistent=False)
+            made.lease = lease
+            entry = self._entries.setdefault(lease, made)
+            self._seat.entries[entry.handle] = entry
+        return entry
+
+    def __call__(self, hit: Any) -> object:
+        return self.entry(hit.lease).handler(hit)
+
+
+def _new_entry(guest: Guest, seat: Seat, place: str | int, *, mode: str, persistent: bool) -> Entry:
+    entry = Entry(seat, place, mode=mode, persistent=persistent)
+    if mode == "sync":
+        guest.check_channel("handlers in mode sync")
+    guest.check_probes(1)
+    return entry
+
+
+def _granted(seat: Seat, entry: Entry, grant: Callable[[], Lease]) -> m.LeaseInfo:
+    seat.entries[entry.handle] = entry  # the first hit may come before this returns
+    try:
+        entry.lease = grant()
+    except BaseException:
+        seat.entries.pop(entry.handle, None)
+        raise
+    if seat.guest is None and not entry.persistent:  # the connection has ended meanwhile
+        entry.lease.release()
+    return entry.info()
+
+
+def _left_behind(seat: Seat, call: m.Probe) -> Entry | None:
+    """The persistent lease of this place that the client left when it was here before."""
+    if not call.persistent:
+        return None
+    for entry in seat.alive():
+        if entry.persistent and entry.place == call.place:
+            if entry.mode != call.mode:
+                raise UsageError(
+                    f"the persistent lease of {call.place!r} is in mode {entry.mode!r}; probe in that mode, or "
+                    "release it first"
+                )
+            return entry
+    return None
+
+
+def release(guest: Guest, handles: list[bytes]) -> list[m.LeaseInfo]:
+    """End them; what they have counted."""
+    entries = [guest.entry(handle) for handle in handles]
+    by_seat: dict[Seat, list[Entry]] = {}
+    for entry in entries:
+        by_seat.setdefault(entry.seat, []).append(entry)
+    for seat, some in by_seat.items():
+        seat.client.release_all([entry.lease for entry in some if entry.lease is not None])
+    infos = [entry.info() for entry in entries]
+    for entry in entries:
+        entry.seat.entries.pop(entry.handle, None)
+    return infos

@@ -1,0 +1,299 @@
+"""A remote client's seat in the broker: the client that acts for it, and its leases.
+
+A seat outlives its connection while it has persistent leases; it is *absent* then, and they only count.
+"""
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from ubpx import Client, Lease, LeaseState, Target, UbpxError, UsageError, Verdict
+from ubpx_froggy.broker.access import Peer
+from ubpx_froggy.broker.channel import Channel
+from ubpx_froggy.broker.handlers import HookCaller, NotifyHandler, SyncHandler, count, verdict_of
+from ubpx_froggy.broker.hooks import ATTACHED, hooks_object
+from ubpx_froggy.broker.notices import Notices
+from ubpx_froggy.failures import as_failure
+from ubpx_froggy.messages import Answer, Handle, LeaseInfo, Raised, WatchpointInfo
+
+STRIKES: Final = 3
+"""As in an in-process client: so many exceptions in a row are one too many."""
+_ALIVE: Final = (LeaseState.ARMED, LeaseState.PENDING)
+MODES: Final = ("sync", "notify", "count")
+
+
+def new_handle() -> Handle:
+    """What nobody can guess."""
+    return secrets.token_bytes(16)
+
+
+class Guest(Protocol):
+    """The connection whose client this is."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def channel(self) -> Channel | None:
+        """None until the peer has opened one."""
+        ...
+
+    @property
+    def notices(self) -> Notices:
+        """Its queue."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended."""
+        ...
+
+    def note_stop(self, seat: "Seat") -> None:
+        """A client of the connection keeps something stopped from now on."""
+        ...
+
+
+class Entry:
+    """One lease of a remote client. Owned by its seat."""
+
+    __slots__ = ("handle", "handler", "late_errors", "lease", "mode", "persistent", "place", "seat")
+
+    def __init__(self, seat: "Seat", place: str | int, *, mode: str, persistent: bool) -> None:
+        if mode not in MODES:
+            raise UsageError(f"mode={mode!r}; choose one of {', '.join(MODES)}")
+        self.seat: Final = seat
+        self.place: Final = place
+        self.mode: Final = mode
+        self.persistent: Final = persistent
+        self.handle = new_handle()
+        self.lease: Lease | None = None
+        """None until it is granted."""
+        self.late_errors = 0
+        """Exceptions in answers that were late: they are not in ``lease.errors``."""
+        self.handler: Callable[[Any], object] = count
+        if mode != "count":
+            self.handler = (SyncHandler if mode == "sync" else NotifyHandler)(seat, self)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is armed or pending."""
+        return self.lease is not None and self.lease.state in _ALIVE
+
+    def described(self) -> str:
+        """Its handler, for people."""
+        lease = self.lease
+        return f"its handler at {lease.address or 0:#x}" if lease is not None else f"its handler of {self.place!r}"
+
+    def info(self) -> LeaseInfo:
+        """As it is now."""
+        lease = self.lease
+        if lease is None:
+            raise UsageError("the lease has not been granted yet; wait for the reply")
+        notices = self.seat.notices
+        return LeaseInfo(
+            lease=self.handle,
+            spec=lease.spec,
+            address=lease.address,
+            state=lease.state,
+            hits=lease.hits,
+            errors=lease.errors + self.late_errors,
+            dropped=notices.dropped(self.handle) if notices else 0,
+            mode=self.mode,
+            persistent=self.persistent,
+            priority=lease.priority,
+            exclusive=lease.exclusive,
+            forced=lease.forced,
+            obstacle=None if lease.obstacle is None else as_failure(lease.obstacle),
+            watchpoint=_watchpoint(lease),
+        )
+
+
+def _watchpoint(lease: Lease) -> WatchpointInfo | None:
+    watchpoint = lease.watchpoint
+    if watchpoint is None:
+        return None
+    watched = watchpoint.watched
+    return WatchpointInfo(watched.address, watched.size, watched.access, list(watchpoint.clients))
+
+
+class Seat:
+    """One remote client on one target. Owned by the hosted target."""
+
+    def __init__(self, name: str, uid: int, target: Target, guest: Guest, hooks: Sequence[str]) -> None:
+        self.name: Final = name
+        self.uid: Final = uid
+        """The user whose client it is; nobody else may come back to it."""
+        self.hooks: Final = tuple(hooks)
+        self.handle = new_handle()
+        self.guest: Guest | None = guest
+        self.entries: Final[dict[Handle, Entry]] = {}
+        self.closing = False
+        """Whether it is being given up just now; guarded by the hosted target's lock."""
+        self.held_since: float | None = None
+        """When it began to keep something stopped, monotonic seconds; None: it does not, as far as we know."""
+        self._target: Final = target
+        self._releasing: Final = threading.Lock()
+        self._strikes = 0
+        self._client: Client | None = None
+
+    def take(self, priority: int) -> None:
+        """Join the target; raises what ``target.client`` does."""
+        caller = HookCaller(self, lambda: self.handle, told_first=ATTACHED in self.hooks)
+        hooks = hooks_object(self.hooks, caller) if self.hooks else None
+        self._client = self._target.client(self.name, priority=priority, hooks=hooks)
+        channel = self.channel
+        if channel is not None and not channel.is_serving_here:
+            caller.attached.wait(channel.deadline_s)  # as in-process: it has been told when it has joined
+
+    @property
+    def client(self) -> Client:
+        """The client that acts for it; raises UsageError while a hook of its is called that comes before it is."""
+        if self._client is None:
+            self._client = next((each for each in self._target.clients() if each.name == self.name), None)
+        if self._client is None:
+            raise UsageError(f"client {self.name!r} has not joined yet; wait for the reply")
+        return self._client
+
+    @property
+    def channel(self) -> Channel | None:
+        """None while the client is absent."""
+        guest = self.guest
+        return guest.channel if guest is not None else None
+
+    @property
+    def notices(self) -> Notices | None:
+        """None while the client is absent."""
+        guest = self.guest
+        return guest.notices if guest is not None else None
+
+    def alive(self) -> list[Entry]:
+        """Its leases that are armed or pending, the oldest first."""
+        return [entry for entry in tuple(self.entries.values()) if entry.is_alive]
+
+    # What its handlers do -------------------------------------------------------------------
+
+    def keeps_waiting(self) -> None:
+        """A thread is held until a late answer comes."""
+        self.note_stop()
+
+    def note_stop(self) -> None:
+        """It keeps something stopped from now on."""
+        if self.held_since is None and self.guest is not None:
+            self.held_since = monotonic()
+            self.guest.note_stop(self)
+
+    def failed(self, error: str, where: str) -> None:
+        """A handler or hook has raised; one time too many, and the client is quarantined.
+
+        The target's client counts as well, but it does not see late answers, and takes what only counts or
+        queues hits for a success.
+        """
+        self._strikes += 1
+        if self._strikes >= STRIKES:
+            kind = error.partition(":")[0]
+            self.client.expel(f"{STRIKES} exceptions in a row, the last one {kind} in {where}")
+
+    def succeeded(self) -> None:
+        """A handler or hook has returned."""
+        self._strikes = 0
+
+    def settle(self, entry: Entry | None, tid: int, answer: Answer | Raised) -> None:
+        """A late answer: what it says is done, and the hold that stood for it ends. In a worker thread."""
+        with contextlib.suppress(UbpxError):  # the thread, or the program, has gone meanwhile
+            if isinstance(answer, Raised):
+                self.failed(answer.error, "a hook" if entry is None else entry.described())
+                if entry is not None:
+                    entry.late_errors += 1
+                self._release(tid)
+                return
+            self._obey(tid, answer)
+            self.succeeded()
+
+    def _obey(self, tid: int, answer: Answer) -> None:
+        try:
+            verdict = verdict_of(answer)
+            registers = answer.registers or {}
+            if verdict is Verdict.STEP:
+                self.client.step(tid, registers)
+                registers = {}
+            elif verdict is Verdict.HOLD_PROCESS:
+                self.client.hold()
+            if verdict is Verdict.HOLD and not registers:
+                return
+            self._release(tid, registers, keep=verdict is Verdict.HOLD)
+        except UsageError:
+            self._release(tid)
+            raise
+
+    def _release(self, tid: int, registers: dict[str, int] | None = None, *, keep: bool = False) -> None:
+        """End one hold of the thread that is ours; ``keep`` takes another first."""
+        with self._releasing:  # two answers about one thread end two holds of it
+            hold = next((each for each in self._target.holds() if each.owner == self.name and each.thread == tid), None)
+            if hold is None:
+                return
+            if keep:
+                self.client.hold(tid)
+            hold.release(registers or None)
+
+    # Coming and going -------------------------------------------------------------------------
+
+    def leave(self) -> bool:
+        """The client goes, its persistent leases stay; False: there is nothing for it to come back to.
+
+        From a handler it ends after the hit, as in-process: what of that hit is still to come reaches the client.
+        """
+        kept = [entry for entry in self.alive() if entry.persistent]
+        if not kept:
+            if self._client is not None:
+                with contextlib.suppress(UbpxError):
+                    self._client.close()
+            return False
+        self.guest = None
+        others = [entry.lease for entry in self.alive() if not entry.persistent and entry.lease is not None]
+        with contextlib.suppress(UbpxError):
+            self.client.release_all(others)
+            for hold in self._target.holds():
+                if hold.owner == self.name:
+                    hold.release()
+        self._catch(())
+        self.entries.clear()
+        self.entries.update({entry.handle: entry for entry in kept})
+        return True
+
+    def come_back(self, guest: Guest) -> None:
+        """The client is here again: under new handles, for the old ones were another connection's."""
+        kept = list(self.entries.values())
+        self.entries.clear()
+        for entry in kept:
+            entry.handle = new_handle()
+            self.entries[entry.handle] = entry
+        self.handle = new_handle()
+        self.held_since, self._strikes = None, 0
+        self.guest = guest
+        self._catch(None)
+
+    def _catch(self, wanted: tuple[int, ...] | None) -> None:
+        """Its stop hooks are called for everything, or for nothing; where it has some."""
+        for catch in (self.client.catch_signals, self.client.catch_syscalls):
+            with contextlib.suppress(UbpxError):
+                catch(wanted)
+
+    def expel(self, reason: str, held_s: float) -> bool:
+        """Take everything back, as after three exceptions, and leave; False: nothing is kept."""
+        self.guest = None
+        with contextlib.suppress(UbpxError):
+            self.client.expel(reason, held_s=held_s)
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """Leave for good. Again: does nothing."""
+        self.guest = None
+        if self._client is not None:
+            with contextlib.suppress(UbpxError):
+                self._client.close()

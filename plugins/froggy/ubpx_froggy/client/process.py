@@ -1,0 +1,147 @@
+"""The traced process, as far as it can be seen through a broker."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from ubpx import MemoryFault
+from ubpx.core.ports import Memory
+from ubpx.core.values import MappedRange, ProcessId, VirtAddr
+from ubpx_froggy.client.checks import check_bytes, check_span, is_word
+from ubpx_froggy.client.conversation import decoder
+from ubpx_froggy.client.link import Link
+from ubpx_froggy.messages import MEMORY_BYTES, Handle, MappingInfo, Mappings, ReadMemory, WriteMemory
+
+read_bytes: Final = decoder(bytes)
+_mappings: Final = decoder(list[MappingInfo])
+
+
+class Reading:
+    """A read of memory, in as many requests as it takes."""
+
+    def __init__(self, target: Handle, address: int, size: int) -> None:
+        """Raises UsageError for what cannot be read anywhere."""
+        check_span(address, size)
+        self._target: Final = target
+        self._whole: Final = address, size, "read"
+        self.fault: Final = MemoryFault(*self._whole)
+        """What is raised where a request faults."""
+
+    def requests(self) -> Iterator[ReadMemory]:
+        """In order; raises MemoryFault at what no address space has."""
+        address, size, _ = self._whole
+        for start in range(0, size, MEMORY_BYTES):
+            piece = min(MEMORY_BYTES, size - start)
+            _check_reach(address + start, piece, whole=self._whole)
+            yield ReadMemory(self._target, address + start, piece)
+
+
+class Writing:
+    """A write of memory, in as many requests as it takes; with ``patch`` through page protections."""
+
+    def __init__(self, target: Handle, address: int, data: bytes, *, patch: bool) -> None:
+        """Raises UsageError for what cannot be written anywhere."""
+        check_bytes(data)
+        check_span(address, len(data))
+        self._target: Final = target
+        self._data: Final = data
+        self._patch: Final = patch
+        self._whole: Final = address, len(data), "patch" if patch else "write"
+        self.fault: Final = MemoryFault(*self._whole)
+        """What is raised where a request faults."""
+
+    def requests(self) -> Iterator[WriteMemory]:
+        """In order; raises MemoryFault at what no address space has."""
+        address, size, _ = self._whole
+        for start in range(0, size, MEMORY_BYTES):
+            piece = self._data[start : start + MEMORY_BYTES]
+            _check_reach(address + start, len(piece), whole=self._whole)
+            yield WriteMemory(self._target, address + start, piece, through_protection=self._patch)
+
+
+def _check_reach(address: int, size: int, *, whole: tuple[int, int, str]) -> None:
+    """Raises MemoryFault for what no address space has."""
+    if not is_word(address) or not is_word(address + size):
+        raise MemoryFault(*whole)
+
+
+class RemoteMemory:
+    """The program's memory; no trap of ubpx is ever seen in it. What is large travels in pieces, one by one."""
+
+    def __init__(self, link: Link, target: Handle) -> None:
+        self._link: Final = link
+        self._target: Final = target
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes; raises MemoryFault, UsageError, BrokerGone."""
+        reading = Reading(self._target, address, size)
+        try:
+            return b"".join([self._link.request(each, read_bytes) for each in reading.requests()])
+        except MemoryFault:
+            raise reading.fault from None
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write as the program could; raises MemoryFault, UsageError over a probed byte, BrokerGone.
+
+        A fault in a later piece does not take back the earlier ones.
+        """
+        self._do(Writing(self._target, address, data, patch=False))
+
+    def patch(self, address: int, data: bytes) -> None:
+        """Write through page protections; raises as ``write`` does."""
+        self._do(Writing(self._target, address, data, patch=True))
+
+    def _do(self, writing: Writing) -> None:
+        try:
+            for each in writing.requests():
+                self._link.request(each)
+        except MemoryFault:
+            raise writing.fault from None
+
+
+class KnownProcess:
+    """The traced process, without asking."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid: Final = ProcessId(pid)
+
+    @property
+    def proc(self) -> str:
+        """A directory of /proc that answers for the process while its leader lives."""
+        return f"/proc/{self.pid}"
+
+    def __repr__(self) -> str:
+        return f"<process {self.pid}>"
+
+
+class RemoteProcess(KnownProcess):
+    """A ``ProcessView`` for hooks. Valid while the target is attached."""
+
+    def __init__(self, link: Link, target: Handle, pid: int, memory: Memory) -> None:
+        super().__init__(pid)
+        self.memory: Final = memory
+        self._link: Final = link
+        self._target: Final = target
+
+    def mappings(self) -> tuple[MappedRange, ...]:
+        """What is mapped now, ascending, slot areas included; raises TargetGone, BrokerGone."""
+        found: tuple[MappedRange, ...] = self._link.request(Mappings(self._target), read_mappings)
+        return found
+
+
+def read_mappings(value: msgspec.Raw) -> tuple[MappedRange, ...]:
+    """What the reply to ``Mappings`` says."""
+    return tuple(map(_mapped_range, _mappings(value)))
+
+
+def _mapped_range(info: MappingInfo) -> MappedRange:
+    return MappedRange(
+        start=VirtAddr(info.start),
+        end=VirtAddr(info.end),
+        permissions=info.permissions,
+        offset=info.offset,
+        device=info.device,
+        inode=info.inode,
+        path=info.path,
+    )

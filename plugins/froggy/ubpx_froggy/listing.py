@@ -1,0 +1,112 @@
+"""``ubpx list``: asks every broker of this machine, and shows what each answers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import msgspec
+
+from ubpx import BrokerGone, NoBroker, PermissionRefused, UsageError
+from ubpx_froggy import directory
+from ubpx_froggy.client.link import Link
+from ubpx_froggy.messages import Overview, TargetOverview
+
+_decode: Final = msgspec.msgpack.Decoder(list[TargetOverview]).decode
+
+
+@attrs.frozen(kw_only=True)
+class BrokerListing:
+    """One broker, as it answered."""
+
+    pid: int
+    socket: str
+    targets: Sequence[TargetOverview] = ()
+    problem: str | None = None
+    """Why it did not answer; None if it did."""
+
+
+def look(path: Path | None) -> Sequence[BrokerListing]:
+    """The broker at ``path``, or all that there are; raises what connecting to the one raises."""
+    if path is not None:
+        return [_ask(str(path))]
+    return [_ask_one_of_many(each.broker.pid, str(each.socket)) for each in directory.brokers()]
+
+
+def _ask(path: str) -> BrokerListing:
+    link = Link(path)
+    try:
+        targets: list[TargetOverview] = link.request(Overview(), _decode)
+        return BrokerListing(pid=link.broker_pid, socket=path, targets=targets)
+    finally:
+        link.close("listed")
+
+
+def _ask_one_of_many(pid: int, path: str) -> BrokerListing:
+    try:
+        return _ask(path)
+    except (NoBroker, BrokerGone, PermissionRefused, UsageError) as error:
+        return BrokerListing(pid=pid, socket=path, problem=str(error))
+
+
+def as_json_text(brokers: Sequence[BrokerListing]) -> str:
+    """One JSON object."""
+    return json.dumps({"brokers": [_as_dict(each) for each in brokers]})
+
+
+def _as_dict(broker: BrokerListing) -> dict[str, Any]:
+    return {
+        "pid": broker.pid,
+        "socket": broker.socket,
+        "problem": broker.problem,
+        "targets": [_target_as_dict(each) for each in broker.targets],
+    }
+
+
+def _target_as_dict(target: TargetOverview) -> dict[str, Any]:
+    return {
+        "pid": target.pid,
+        "command": target.command,
+        "clients": [msgspec.structs.asdict(each) for each in target.clients],
+        "probepoints": [
+            {
+                "address": each.address,
+                "strategy": each.strategy,
+                "leases": [msgspec.structs.asdict(lease) for lease in each.leases],
+            }
+            for each in target.probepoints
+        ],
+        "holds": [msgspec.structs.asdict(each) for each in target.holds],
+    }
+
+
+def as_text(brokers: Sequence[BrokerListing]) -> str:
+    """For people; names come from programs and clients, so nothing in them reaches the terminal as it is."""
+    if not brokers:
+        return "no broker runs here; start one with: ubpx serve -p PID"
+    return "\n".join(_printable(line) for broker in brokers for line in _lines(broker))
+
+
+def _lines(broker: BrokerListing) -> Iterator[str]:
+    yield f"broker {broker.pid} at {broker.socket}"
+    if broker.problem is not None:
+        yield f"  does not answer: {broker.problem}"
+    elif not broker.targets:
+        yield "  no target"
+    for target in broker.targets:
+        yield f"  process {target.pid}: {target.command}"
+        for client in target.clients:
+            where = f"process {client.pid}, user {client.uid}" if client.pid else f"user {client.uid}"
+            yield f"    client {client.name!r}: {client.state}, {where}, {client.leases} leases"
+        for place in target.probepoints:
+            yield f"    probepoint {place.address:#x} {place.strategy}"
+            for lease in place.leases:
+                yield f"      {lease.client!r}: {lease.hits} hits of {lease.spec or hex(place.address)}"
+        for hold in target.holds:
+            what = "the process" if hold.thread is None else f"thread {hold.thread}"
+            yield f"    hold of {what} by {hold.client!r}"
+
+
+def _printable(line: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in line)

@@ -1,0 +1,36 @@
+"""What the entry point names. What a hook needs is imported when it is called, so that others stay quick."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ubpx.core.values import ProcessId
+from ubpx.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+
+class FroggyPlugin:
+    """Offers connections to brokers, and the commands of one."""
+
+    @hookimpl
+    def ubpx_connect(self, address: str | int, pid: ProcessId | None, slots: str, read_only: bool) -> object:  # noqa: FBT001 - pluggy passes by position
+        """A target of a broker's."""
+        from ubpx_froggy.client import connect
+
+        return connect(address, pid=pid, slots=slots, read_only=read_only)
+
+    @hookimpl
+    def ubpx_find_broker(self, pid: ProcessId) -> str | None:
+        """By the run directory."""
+        from ubpx_froggy.directory import find_broker
+
+        found = find_broker(pid)
+        return None if found is None else str(found.socket)
+
+    @hookimpl
+    def ubpx_commands(self) -> "Sequence[click.Command]":
+        """Serve, list."""
+        from ubpx_froggy.commands import list_, serve
+
+        return (serve, list_)

@@ -1,0 +1,257 @@
+"""Many client processes at one place: every count is the program's own, and who is killed takes nothing with him."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import ubpx
+
+if TYPE_CHECKING:
+    from tests.real.conftest import Program, StartProgram
+
+SCRIPT: Final = Path(__file__).with_name("client_processes.py")
+PLACE: Final = "probed_lea"
+PATIENCE_S: Final = 60.0
+DEADLINE_S: Final = 1.0
+
+
+class ClientProcesses:
+    """The clients that one client_processes.py has forked."""
+
+    def __init__(self, path: str, spec: str) -> None:
+        command = [sys.executable, str(SCRIPT), path, spec]
+        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._unread = b""
+        self._said: dict[tuple[str, str], list[str]] = {}
+        self.pids: Final[dict[str, int]] = {}
+
+    def start(self, name: str, kind: str) -> None:
+        """Fork one; it is ready when this returns."""
+        self.begin(name, kind)
+        self.hear(name, "ready")
+
+    def begin(self, name: str, kind: str) -> None:
+        """Fork one."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(f"{name} {kind}\n".encode())
+        self.pids[name] = int(self.hear(name, "started")[0])
+
+    def hear(self, name: str, what: str) -> list[str]:
+        """What it says of ``what``; whatever others say meanwhile is kept."""
+        until = time.monotonic() + PATIENCE_S
+        assert self._popen.stdout is not None
+        while (name, what) not in self._said:
+            assert (name, "failed") not in self._said, self._said[name, "failed"]
+            assert select.select([self._popen.stdout], [], [], max(0.0, until - time.monotonic()))[0], (name, what)
+            data = os.read(self._popen.stdout.fileno(), 65536)
+            assert data, "the client processes' parent has ended"
+            *lines, self._unread = (self._unread + data).split(b"\n")
+            for line in lines:
+                who, topic, *rest = line.decode().split()
+                self._said[who, topic] = rest
+        return self._said.pop((name, what))
+
+    def count(self, name: str) -> tuple[int, int, int, float]:
+        """Its counts: handled, hits, dropped, longest gap. It ends."""
+        os.kill(self.pids.pop(name), signal.SIGUSR1)
+        handled, hits, dropped, gap = self.hear(name, "counted")
+        return int(handled), int(hits), int(dropped), float(gap)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL; it has no last word."""
+        os.kill(self.pids.pop(name), signal.SIGKILL)
+
+    def end(self) -> None:
+        """All of them."""
+        for pid in self.pids.values():
+            os.kill(pid, signal.SIGKILL)
+        self._popen.kill()
+        self._popen.wait()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def hot(target_program: StartProgram) -> Callable[..., Program]:
+    """``hot(threads, calls)``: a program that calls PLACE when told to."""
+    return lambda threads, calls: target_program("hot_calls", PLACE, threads, calls)
+
+
+@pytest.fixture
+def clients_of(start_broker: Any) -> Iterator[Callable[[Program], tuple[Any, ClientProcesses]]]:
+    """``clients_of(program)``: a broker that traces it, and what forks clients of that."""
+    families: list[ClientProcesses] = []
+
+    def begin(program: Program) -> tuple[Any, ClientProcesses]:
+        broker = start_broker("-p", str(program.pid), "--deadline", str(DEADLINE_S))
+        families.append(ClientProcesses(broker.path, PLACE))
+        return broker, families[-1]
+
+    yield begin
+    for family in families:
+        family.end()
+
+
+def held_by(pid: int) -> dict[str, int]:
+    """What a process uses of the system."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    return {
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": int(fields["Threads"]),
+        "rss_kb": int(fields["VmRSS"].split()[0]),
+    }
+
+
+def processor_ticks(pid: int) -> int:
+    """User and system time so far, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def exactness(
+    hot: Callable[..., Program], clients_of: Callable[..., Any], kinds: dict[str, int], threads: int, calls: int
+) -> None:
+    """So many clients of each kind; each must count what the program counts."""
+    program = hot(threads, calls)
+    _, clients = clients_of(program)
+    names = {f"{kind}{number}": kind for kind, amount in kinds.items() for number in range(amount)}
+    for name, kind in names.items():
+        clients.begin(name, kind)
+    for name in names:
+        clients.hear(name, "ready")
+    program.tell("g")
+    made = program.number("calls", timeout=600)
+    assert made == threads * calls
+    for name, kind in names.items():
+        handled, hits, dropped, _ = clients.count(name)
+        assert hits == made, name
+        assert handled + dropped == made, name
+        assert kind == "notify" or dropped == 0, name
+    assert program.tell("q").wait() == 0
+
+
+def test_every_client_process_counts_what_the_program_counts(
+    hot: Callable[..., Program], clients_of: Callable[..., Any]
+) -> None:
+    """Invariant: clients of every kind, each in its own process, share one hot probepoint and miss nothing."""
+    exactness(hot, clients_of, {"sync": 6, "notify": 3, "count": 1}, threads=4, calls=1_000)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("kinds", [{"sync": 100}, {"notify": 100}, {"sync": 40, "notify": 40, "count": 20}])
+def test_a_hundred_client_processes(
+    hot: Callable[..., Program], clients_of: Callable[..., Any], kinds: dict[str, int]
+) -> None:
+    """Invariant: as above with a hundred of them, for about a minute."""
+    calls = {"sync": 2_500, "notify": 20_000}.get(next(iter(kinds)) if len(kinds) == 1 else "", 5_000)
+    exactness(hot, clients_of, kinds, threads=4, calls=calls)
+
+
+def kills(target_program: StartProgram, clients_of: Callable[..., Any], amount: int) -> float:
+    """Kill so many clients amid their hits and holds; the longest pause that a survivor saw, in seconds."""
+    chance = random.Random(7)
+    program = target_program("endless", PLACE, 4, 1200)
+    broker, clients = clients_of(program)
+    for name, kind in (("steady", "sync"), ("listener", "notify")):
+        clients.start(name, kind)
+    kinds = ("sync", "notify", "hold", "hold_all", "clutch")
+    before: dict[str, int] = {}
+    program.tell("g")
+    for turn in range(amount):
+        kind = kinds[turn % len(kinds)]
+        clients.start(f"victim{turn}", kind)
+        clients.hear(f"victim{turn}", "busy")
+        time.sleep(chance.random() * 0.01)
+        clients.kill(f"victim{turn}")
+        if turn == min(20, amount // 2):
+            before = held_by(broker.pid)
+    wait_until_swept(broker.path)
+    after = held_by(broker.pid)
+    assert after["descriptors"] <= before["descriptors"] + 2, (before, after)
+    assert after["threads"] <= before["threads"] + 2, (before, after)
+    assert after["rss_kb"] <= before["rss_kb"] + 16_384, (before, after)
+    program.tell("s")
+    made = program.number("calls", timeout=600)
+    handled, hits, dropped, pause = clients.count("steady")
+    assert (handled, hits, dropped) == (made, made, 0)
+    handled, hits, dropped, _ = clients.count("listener")
+    assert (handled + dropped, hits) == (made, made)
+    assert program.tell("q").wait() == 0
+    return pause
+
+
+def wait_until_swept(path: str) -> None:
+    """Until nobody but the two is there, and nothing is held."""
+    until = time.monotonic() + PATIENCE_S
+    with ubpx.connect(path) as target:
+        while {each.name for each in target.clients()} != {"steady", "listener"} or target.holds():
+            assert time.monotonic() < until, (target.clients(), target.holds())
+            time.sleep(0.01)
+
+
+def test_clients_killed_amid_hits_and_holds_take_nothing_with_them(
+    target_program: StartProgram, clients_of: Callable[..., Any]
+) -> None:
+    """Invariant: SIGKILL at any moment: the program goes on, the others stay exact, nothing leaks."""
+    kills(target_program, clients_of, 25)
+
+
+@pytest.mark.torture
+def test_a_thousand_clients_are_killed(target_program: StartProgram, clients_of: Callable[..., Any]) -> None:
+    """Invariant: as above a thousand times, and no pause is longer than the deadline."""
+    pause = kills(target_program, clients_of, 1_000)
+    sys.stdout.write(f"the longest pause between two hits of a survivor: {pause:.3f} s\n")
+    assert pause < DEADLINE_S
+
+
+def test_an_idle_broker_costs_nothing(hot: Callable[..., Program], clients_of: Callable[..., Any]) -> None:
+    """Invariant: no processor time, at most 60 MB; clients that do nothing cost next to nothing more."""
+    program = hot(2, 10)
+    broker, clients = clients_of(program)
+    for number in range(20):
+        clients.begin(f"idle{number}", "idle")
+    for number in range(20):
+        clients.hear(f"idle{number}", "ready")
+    time.sleep(0.5)
+    began = processor_ticks(broker.pid)
+    time.sleep(2.0)
+    assert processor_ticks(broker.pid) - began <= 1
+    assert held_by(broker.pid)["rss_kb"] <= 60 * 1024
+    program.tell("g")
+    assert program.number("calls") == 20
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.torture
+def test_a_thousand_idle_clients(hot: Callable[..., Program], start_broker: Any) -> None:
+    """Invariant: a thousand connections, each with a client: still serving, at most 200 MB."""
+    program = hot(2, 100)
+    broker = start_broker("-p", str(program.pid))
+    targets = [ubpx.connect(broker.path) for _ in range(1_000)]
+    try:
+        for number, target in enumerate(targets):
+            target.client(f"idle{number}")
+        hits: list[int] = []
+        lease = targets[0].client("busy").probe(PLACE, lambda hit: hits.append(hit.tid))
+        program.tell("g")
+        assert program.number("calls") == lease.hits == len(hits) == 200
+        rss_kb = held_by(broker.pid)["rss_kb"]
+        sys.stdout.write(f"a broker with a thousand idle clients: {rss_kb} kB\n")
+        assert rss_kb <= 200 * 1024
+    finally:
+        for target in targets:
+            target.detach()
+    assert program.tell("q").wait() == 0
