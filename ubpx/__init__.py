@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ubpx.core.holds import Hold
     from ubpx.core.ports import Refusal
     from ubpx.core.probepoints import Lease, LeaseGroup, LeaseState, Probepoint
+    from ubpx.core.responsiveness import Responsiveness
     from ubpx.core.ubp.plans import Strategy
     from ubpx.target import Session, Target, attach, connect, spawn
 
@@ -63,6 +64,7 @@ _HOMES = {
     "LeaseState": "ubpx.core.probepoints",
     "Probepoint": "ubpx.core.probepoints",
     "Refusal": "ubpx.core.ports",
+    "Responsiveness": "ubpx.core.responsiveness",
     "Session": "ubpx.target",
     "Snapshot": "ubpx.core.hits",
     "Strategy": "ubpx.core.ubp.plans",
@@ -80,10 +82,10 @@ __all__ = [
     "DebugRegistersBusy", "ForeignTrap", "HandlerOverran", "Hit", "Hold", "InsnRefused", "InternalError",
     "KernelThread", "Lease", "LeaseGroup", "LeaseState", "MemoryFault", "NoBroker", "NoSuchProcess", "NoTracer",
     "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint", "ProbepointBusy",
-    "PtraceFailed", "QuotaExceeded", "Refusal", "Session", "SlotsExhausted", "Snapshot", "SpecError", "StaleHit",
-    "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError", "UnboundIfunc", "UnknownModule",
-    "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "Watchdog", "attach",
-    "connect", "spawn",
+    "PtraceFailed", "QuotaExceeded", "Refusal", "Responsiveness", "Session", "SlotsExhausted", "Snapshot",
+    "SpecError", "StaleHit", "Strategy", "StrategyRefused", "Target", "TargetGone", "UbpxError", "UnboundIfunc",
+    "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule", "UsageError", "Verdict", "Watchdog",
+    "attach", "connect", "spawn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a checker that saw these would believe in any name

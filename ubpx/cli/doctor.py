@@ -17,14 +17,25 @@ _MARKS: Final = {Severity.FINE: "ok", Severity.WARNING: "warning", Severity.REFU
 
 def diagnose(pid: int | None) -> Diagnosis:
     """Of the process or, without one, of this machine. Raises NoTracer for a process that nobody could trace."""
-    found: Diagnosis | None = Plugins().ask("ubpx_diagnose", pid=None if pid is None else ProcessId(pid))
+    plugins = Plugins()
+    found: Diagnosis | None = plugins.ask("ubpx_diagnose", pid=None if pid is None else ProcessId(pid))
     if pid is not None:
         if found is None:
             raise NoTracer
-        return found
+        path: str | None = plugins.ask("ubpx_find_broker", pid=ProcessId(pid))
+        return found if path is None else attrs.evolve(found, findings=(*found.findings, broker(pid, path)))
     if found is None:
         found = Diagnosis(subject="any process", findings=(refusal(NoTracer()),))
     return attrs.evolve(found, findings=(python(), decoder(), *found.findings))
+
+
+def broker(pid: int, path: str) -> Finding:
+    """That one cannot attach, but join."""
+    return Finding(
+        severity=Severity.FINE,
+        what=f"the broker at {path} traces it: join it with ubpx.connect({pid}), or ubpx trace --join -p {pid}",
+        remedy="",
+    )
 
 
 def refusal(error: UbpxError) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from ubpx import Responsiveness
 from ubpx_froggy.client.conversation import Conversation, Ending, Question
 from ubpx_froggy.client.dialling import Dialled
 from ubpx_froggy.client.handling import Handling, Hooked, Leased, quiet
@@ -63,6 +64,8 @@ class Channel:
         """Messages that came while a handler waited for a reply."""
         self._serves = False
         """Whether a handler or hook runs."""
+        self._responsiveness: Final = Responsiveness()
+        """Hits must not wait 5 ms for a Python thread of ours that computes."""
         self._ident = 0
         self._thread: Final = threading.Thread(target=self._run, name="ubpx-hits", daemon=True)
 
@@ -104,6 +107,7 @@ class Channel:
         reason = _CLOSED
         try:
             self._handling.watchdog.start()
+            self._responsiveness.want(wanted=True)
             with self._handling.running_here():
                 self._serve()
         except (OSError, EOFError):
@@ -114,6 +118,7 @@ class Channel:
             _log.exception("the channel cannot go on")
             reason = f"we have given up ({type(error).__name__}); see the log"
         finally:
+            self._responsiveness.want(wanted=False)
             self._handling.watchdog.stop()
             self._owner.channel_lost(reason)
             self._socket.close()
