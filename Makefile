@@ -31,7 +31,7 @@ test: ## Run all tests but the long ones
 .PHONY: torture
 torture: ## Run the long tests
 	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/pytest -m torture
+	@cd $(ROOT) && $(BIN)/pytest -m torture -o faulthandler_timeout=1200
 
 .PHONY: bench
 bench: ## Measure the cost of a hit against peers
