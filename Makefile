@@ -33,6 +33,12 @@ torture: ## Run the long tests
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && $(BIN)/pytest -m torture -o faulthandler_timeout=1200
 
+.PHONY: soak
+soak: ## Fuzz the wire layer and a live broker for an hour each
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && UBPX_FUZZ_SECONDS=3600 $(BIN)/pytest -s -o faulthandler_timeout=4000 \
+		plugins/froggy/tests/test_fuzz.py tests/real/broker/test_fuzz_live.py
+
 .PHONY: bench
 bench: ## Measure the cost of a hit against peers
 	@$(SETUP) --dev --debian
