@@ -155,6 +155,16 @@ def test_run_starts_the_program_at_once(start_broker: Any, place: Path, eventual
     assert broker.popen.wait(PATIENCE_S) == 0
 
 
+def test_a_program_that_it_starts_has_the_limits_that_we_have(place: Path) -> None:
+    """Invariant: the many descriptors that a broker needs are its own."""
+    told = place / "told"
+    code = f"import resource; open({str(told)!r}, 'w').write(str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))"
+    script = f'ulimit -S -n 300; exec {UBPX} serve --socket {place}/s --run -- {sys.executable} -c "{code}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert told.read_text() == "300"
+
+
 def test_every_waiter_is_told_how_the_program_ended(start_broker: Any, echo: Program) -> None:
     broker = start_broker("-p", str(echo.pid))
     targets = [ubpx.connect(broker.path) for _ in range(3)]

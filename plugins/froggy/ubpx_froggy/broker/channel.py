@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from ubpx import UbpxError
 from ubpx_froggy.failures import as_failure
 from ubpx_froggy.messages import Answer, Ask, Call, Failed, FromPeerOnChannel, Hit, Hook, Raised, Reply
 from ubpx_froggy.wire import REQUEST_BYTES, Framer, Parser, WireError, pack
@@ -234,7 +233,7 @@ class Channel:
         """Do what a handler asks for while it runs."""
         try:
             frame = pack(Reply(ask.id, self._owner.perform(ask.call)))
-        except UbpxError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the peer is told and the others are served
             frame = pack(Failed(ask.id, as_failure(error)))
         with self._lock:
             try:

@@ -131,4 +131,5 @@ def release(guest: Guest, handles: list[bytes]) -> list[m.LeaseInfo]:
     infos = [entry.info() for entry in entries]
     for entry in entries:
         entry.seat.entries.pop(entry.handle, None)
+        guest.notices.forget(entry.handle)
     return infos

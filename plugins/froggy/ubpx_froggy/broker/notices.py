@@ -51,6 +51,11 @@ class Notices:
         """How many hits of the lease were left out so far."""
         return self._dropped.get(lease, 0)
 
+    def forget(self, lease: Handle) -> None:
+        """It has ended, and its last count was told."""
+        self._dropped.pop(lease, None)
+        self._told.pop(lease, None)
+
     def flush(self) -> None:
         """Send what there is; in the event loop."""
         self.waiting = False

@@ -44,7 +44,6 @@ def serve(request: ServeRequest, say: Callable[[str], None]) -> None:
     """
     if request.for_everybody and os.geteuid() != 0:
         raise UsageError("--all-users needs root: only root may trace other users' programs; leave it out")
-    _allow_many_descriptors()
     place = directory.open_directory(for_everybody=request.for_everybody)
     given = activated()
     path = request.path or place / f"{os.getpid()}.sock"
@@ -98,6 +97,7 @@ class _Life:
         try:
             announcement = directory.announce(self._place, str(self._path))
             self._take_targets(host)
+            _allow_many_descriptors()  # not before: a program that we start has the limits that we had
             await broker.serve(host)
             if request.pids or request.command:
                 broker.on_idle = ended.set
