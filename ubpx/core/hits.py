@@ -89,11 +89,7 @@ class HitRegisters:
 
     def __bytes__(self) -> bytes:
         """All at once: 64-bit words in the order of iteration, little-endian; as at arrival."""
-        thread = self._hit._thread
-        if thread is None:
-            raise StaleHit
-        words: Any = thread.words
-        return bytes(words) if isinstance(words, memoryview) else struct.pack(f"<{len(words)}Q", *words)
+        return self._hit.brief()[1]
 
     def __repr__(self) -> str:
         return "<registers " + " ".join(f"{name}={self[name]:#x}" for name in self) + ">"
@@ -173,6 +169,14 @@ class Hit:
         """The program's memory; no trap of ours is ever seen in it."""
         self._live()
         return self._surroundings.memory
+
+    def brief(self) -> tuple[ThreadId, bytes]:
+        """The thread and ``bytes(hit.regs)``, by one call: for who passes hits on to somebody else."""
+        thread = self._thread
+        if thread is None:
+            raise StaleHit
+        words: Any = thread.words
+        return thread.tid, bytes(words) if type(words) is memoryview else struct.pack(f"<{len(words)}Q", *words)
 
     def snapshot(self) -> Snapshot:
         """A frozen copy that stays valid."""

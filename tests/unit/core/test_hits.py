@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -51,6 +52,15 @@ def thread() -> TracedThread:
 def hit(thread: TracedThread, memory: CountingMemory) -> Hit:
     around = SimpleNamespace(architecture=X86_64(), layout=LAYOUT, memory=memory)
     return Hit("the lease", thread, cast(Any, around))
+
+
+@pytest.mark.parametrize("kind", [list, lambda words: memoryview(bytearray(struct.pack("<27Q", *words))).cast("Q")])
+def test_all_registers_at_once(hit: Any, thread: Any, kind: Any) -> None:
+    """Invariant: little-endian words in the order of the names, however the tracer keeps them."""
+    thread.words = kind(thread.words)
+    words = struct.unpack("<27Q", bytes(hit.regs))
+    assert dict(zip(hit.regs, words, strict=True)) == {name: hit.regs[name] for name in hit.regs}
+    assert hit.brief() == (11, bytes(hit.regs))
 
 
 def test_hit_says_who_arrived_where(hit: Any, memory: CountingMemory) -> None:

@@ -27,6 +27,20 @@ def remote_failure(client: str, error: str) -> RemoteFailure:
     return kind(client, error)
 
 
+class Here(Protocol):
+    """A client's connection."""
+
+    @property
+    def channel(self) -> Channel | None:
+        """None until it has one."""
+        ...
+
+    @property
+    def notices(self) -> Notices:
+        """Its queue."""
+        ...
+
+
 class Absent(Protocol):
     """Whose handlers these are: a client that may be here or, with persistent leases, not."""
 
@@ -36,14 +50,12 @@ class Absent(Protocol):
         ...
 
     @property
-    def channel(self) -> Channel | None:
-        """None while nobody is there to answer."""
+    def guest(self) -> Here | None:
+        """The connection of who is to answer; None while nobody is there."""
         ...
 
-    @property
-    def notices(self) -> Notices | None:
-        """None while nobody is there to be told."""
-        ...
+    strikes: int
+    """Exceptions since its last success."""
 
     def keeps_waiting(self) -> None:
         """A thread is held until a late answer comes."""
@@ -51,10 +63,6 @@ class Absent(Protocol):
 
     def failed(self, error: str, where: str) -> None:
         """A handler or hook has raised."""
-        ...
-
-    def succeeded(self) -> None:
-        """A handler or hook has returned."""
         ...
 
     def settle(self, entry: Any, tid: int, answer: Answer | Raised) -> None:
@@ -77,12 +85,17 @@ class SyncHandler:
 
     def __call__(self, hit: Hit) -> Verdict | None:
         """This is the hot path of a remote client."""
-        channel = self._seat.channel
+        guest = self._seat.guest
+        channel = guest.channel if guest is not None else None
         if channel is None:
             return None
-        answer = channel.hit(self, self._entry.handle, hit.tid, bytes(hit.regs))
+        tid, registers = hit.brief()
+        answer = channel.hit(self, self._entry.handle, tid, registers)
+        if answer is None:
+            self._seat.strikes = 0
+            return None
         if isinstance(answer, Answer):
-            self._seat.succeeded()
+            self._seat.strikes = 0
             if answer.registers:
                 for name, value in answer.registers.items():
                     hit.regs[name] = value
@@ -105,9 +118,10 @@ class NotifyHandler:
 
     def __call__(self, hit: Hit) -> None:
         """This is the hot path of a remote client that need not be waited for."""
-        notices = self._seat.notices
-        if notices is not None:
-            notices.put((self._entry.handle, hit.tid, time(), bytes(hit.regs)))
+        guest = self._seat.guest
+        if guest is not None:
+            tid, registers = hit.brief()
+            guest.notices.put((self._entry.handle, tid, time(), registers))
 
 
 class HookCaller:
@@ -123,7 +137,8 @@ class HookCaller:
 
     def __call__(self, name: str, /, **arguments: Any) -> Verdict | None:
         """What the peer's hook returns; an answer that is late holds the thread of a stop hook."""
-        channel = self._seat.channel
+        guest = self._seat.guest
+        channel = guest.channel if guest is not None else None
         if channel is None or (name != ATTACHED and not self.attached.is_set()):
             return None
         tid = arguments.get("tid", 0)
@@ -132,9 +147,9 @@ class HookCaller:
         answer = channel.hook(caller, self._handle(), tid, name, arguments)
         if name == ATTACHED and answer is not Unanswered.LATE:
             self.attached.set()
-        if isinstance(answer, Answer):
-            self._seat.succeeded()
-            return verdict_of(answer) if waits else None
+        if answer is None or isinstance(answer, Answer):
+            self._seat.strikes = 0
+            return verdict_of(answer) if waits and answer is not None else None
         return _unusual(self._seat, answer, Verdict.HOLD if waits else None, lambda: name)
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
@@ -166,7 +181,7 @@ def verdict_of(answer: Answer) -> Verdict | None:
 
 
 def _unusual(
-    seat: Absent, answer: Raised | Unanswered, when_late: Verdict | None, where: Callable[[], str]
+    seat: Absent, answer: Raised | Unanswered | None, when_late: Verdict | None, where: Callable[[], str]
 ) -> Verdict | None:
     if answer is Unanswered.LATE:
         if when_late is not None:

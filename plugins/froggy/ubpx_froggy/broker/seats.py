@@ -138,7 +138,8 @@ class Seat:
         """When it began to keep something stopped, monotonic seconds; None: it does not, as far as we know."""
         self._target: Final = target
         self._releasing: Final = threading.Lock()
-        self._strikes = 0
+        self.strikes = 0
+        """Exceptions since its last success, late ones included."""
         self._client: Client | None = None
 
     def take(self, priority: int) -> None:
@@ -193,14 +194,10 @@ class Seat:
         The target's client counts as well, but it does not see late answers, and takes what only counts or
         queues hits for a success.
         """
-        self._strikes += 1
-        if self._strikes >= STRIKES:
+        self.strikes += 1
+        if self.strikes >= STRIKES:
             kind = error.partition(":")[0]
             self.client.expel(f"{STRIKES} exceptions in a row, the last one {kind} in {where}")
-
-    def succeeded(self) -> None:
-        """A handler or hook has returned."""
-        self._strikes = 0
 
     def settle(self, entry: Entry | None, tid: int, answer: Answer | Raised) -> None:
         """A late answer: what it says is done, and the hold that stood for it ends. In a worker thread."""
@@ -212,7 +209,7 @@ class Seat:
                 self._release(tid)
                 return
             self._obey(tid, answer)
-            self.succeeded()
+            self.strikes = 0
 
     def _obey(self, tid: int, answer: Answer) -> None:
         try:
@@ -273,7 +270,7 @@ class Seat:
             entry.handle = new_handle()
             self.entries[entry.handle] = entry
         self.handle = new_handle()
-        self.held_since, self._strikes = None, 0
+        self.held_since, self.strikes = None, 0
         self.guest = guest
         self._catch(None)
 
