@@ -23,19 +23,19 @@ def diagnose(pid: int | None) -> Diagnosis:
         if found is None:
             raise NoTracer
         path: str | None = plugins.ask("ubpx_find_broker", pid=ProcessId(pid))
-        return found if path is None else attrs.evolve(found, findings=(*found.findings, broker(pid, path)))
+        return found if path is None else by_broker(found, pid, path)
     if found is None:
         found = Diagnosis(subject="any process", findings=(refusal(NoTracer()),))
     return attrs.evolve(found, findings=(python(), decoder(), *found.findings))
 
 
-def broker(pid: int, path: str) -> Finding:
-    """That one cannot attach, but join."""
-    return Finding(
-        severity=Severity.FINE,
-        what=f"the broker at {path} traces it: join it with ubpx.connect({pid}), or ubpx trace --join -p {pid}",
-        remedy="",
+def by_broker(diagnosis: Diagnosis, pid: int, path: str) -> Diagnosis:
+    """A broker traces the process: whatever speaks against attaching, it can be joined."""
+    remedy = f"join its broker ({path}) with ubpx.connect({pid}), or ubpx trace --join -p {pid}"
+    findings = (
+        attrs.evolve(each, remedy=remedy) if each.severity is Severity.REFUSAL else each for each in diagnosis.findings
     )
+    return attrs.evolve(diagnosis, findings=tuple(findings))
 
 
 def refusal(error: UbpxError) -> Finding:

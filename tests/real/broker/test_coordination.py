@@ -59,6 +59,14 @@ def test_who_attaches_is_told_by_whom_it_is_traced_and_how_to_join(start_broker:
     assert "--join" in line
 
 
+def test_doctor_says_how_to_join(start_broker: Any, echo: Program) -> None:
+    broker = start_broker("-p", str(echo.pid))
+    done = run("doctor", "-p", echo.pid)
+    assert done.returncode == 1
+    (remedy,) = [line for line in done.stdout.splitlines() if "what to do" in line]
+    assert f"join its broker ({broker.path}) with ubpx.connect({echo.pid})" in remedy
+
+
 def test_join_joins(start_broker: Any, echo: Program) -> None:
     """Invariant: attach(join=True) gives the broker's target, and leaves it to the others."""
     broker = start_broker("-p", str(echo.pid))
