@@ -248,6 +248,10 @@ class Coordinator:
         thread.watches = watchpoints.NOTHING  # the kernel has cleared them
         thread.deferred.clear()
         thread.pending, thread.group_stopped = 0, False
+        # Whoever held the thread held it in the program that is gone: nothing of that may reach the new one.
+        thread.leave_site()
+        thread.step_clients, thread.stepped_by = (), None
+        self.keeper.holds.forget_thread(thread.tid)
         self._move(thread, Input.EXECED)
         if process.silent:
             self.tracer.detach(thread.port)

@@ -132,8 +132,8 @@ class HitReception:
             thread.step_clients += tuple(name for name, answer in wanted if answer is Verdict.STEP)
             self._keeper.refresh(thread)
         for name, answer in wanted:
-            if answer >= Verdict.HOLD and answer is verdict:
-                whole = verdict is Verdict.HOLD_PROCESS
+            if answer >= Verdict.HOLD:  # each who wants one has a hold of its own, and the thread waits for all of them
+                whole = answer is Verdict.HOLD_PROCESS
                 if thread.stepped_by == name:  # it wants the thread as it stands now; its step is over
                     thread.stepped_by = None
                 thread.step_clients = tuple(client for client in thread.step_clients if client != name)

@@ -66,6 +66,9 @@ class Owner:
     def submit(self, job: Callable[[], object]) -> None:
         threading.Thread(target=job, daemon=True).start()
 
+    def settle(self, job: Callable[[], object]) -> None:
+        self.submit(job)
+
     def evict(self, reason: str) -> None:
         self.evictions.append(reason)
         self.ended.set()
@@ -393,7 +396,7 @@ def test_a_peer_that_reads_nothing_is_evicted(
     until = time.monotonic() + PATIENCE_S
     while not world.owner.evictions and time.monotonic() < until:
         world.hit()
-    assert world.owner.evictions[0] == "it has left 50 hits unread"
+    assert world.owner.evictions[0] == "it has left 50 messages unread"
 
 
 def test_after_the_end_nobody_is_asked(make_world: Callable[..., World]) -> None:

@@ -1,5 +1,6 @@
 """The commands ``ubpx serve`` and ``ubpx list``."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,18 +16,38 @@ def _example(command: str) -> str:
     return "\n  ".join(("\b\nExample:", *_EXAMPLES[command]))
 
 
+def _seconds(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """More than none, and not for ever; raises click.BadParameter."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise click.BadParameter(f"{value:g} is no time; give seconds, more than 0")
+    return value
+
+
 @click.command(context_settings={"allow_interspersed_args": False}, epilog=_example("serve"))
 @click.option("-p", "pids", metavar="PID", type=click.IntRange(min=1), multiple=True, help="Trace it; may be repeated.")
 @click.option("--socket", "path", metavar="PATH", type=click.Path(path_type=Path), help="Listen there.")
 @click.option("--run", is_flag=True, help="Start CMD at once, not with the first client that wants it to run.")
 @click.option("--all-users", is_flag=True, help="Root: serve everybody, each as the kernel would let them trace.")
-@click.option("--deadline", metavar="SECONDS", type=float, default=1.0, help="How long a handler may take.")
+@click.option(
+    "--deadline",
+    metavar="SECONDS",
+    type=float,
+    default=1.0,
+    callback=_seconds,
+    help="How long a handler may take.",
+)
 @click.option("--max-clients", type=click.IntRange(min=1), help="Clients of one connection.")
 @click.option("--max-probes", type=click.IntRange(min=1), help="Leases of one connection.")
 @click.option("--max-slots", type=click.IntRange(min=0), help="Leases of one connection that need a slot.")
 @click.option("--max-queue", type=click.IntRange(min=1), help="Hits that wait for one connection; more are dropped.")
 @click.option("--max-bytes", type=click.IntRange(min=1 << 16), help="Bytes that one connection may leave unread.")
-@click.option("--max-stop", metavar="SECONDS", type=float, help="How long a client may keep threads stopped.")
+@click.option(
+    "--max-stop",
+    metavar="SECONDS",
+    type=float,
+    callback=_seconds,
+    help="How long a client may keep threads stopped.",
+)
 @click.option("--max-connections", type=click.IntRange(min=1), help="Connections of one user.")
 @click.argument("command", metavar="[-- CMD...]", nargs=-1, type=click.UNPROCESSED)
 def serve(
@@ -49,6 +70,8 @@ def serve(
     What listens is a Unix socket that your user alone may open; who connects is checked for each
     process, as the kernel checks who may trace it.
     """
+    if run and not command:
+        raise click.UsageError("--run goes with -- CMD: there is nothing else to start")
     from ubpx_froggy.broker.quotas import Quotas
     from ubpx_froggy.broker.serve import ServeRequest, serve
 

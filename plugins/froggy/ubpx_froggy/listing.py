@@ -1,6 +1,7 @@
 """``ubpx list``: asks every broker of this machine, and shows what each answers."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,9 @@ from ubpx import BrokerGone, NoBroker, PermissionRefused, UsageError
 from ubpx_froggy import directory
 from ubpx_froggy.client.link import Link
 from ubpx_froggy.messages import Overview, TargetOverview
+
+PATIENCE_S: Final = 10.0
+"""How long a broker may take to answer: one that stands still must not keep the others from being shown."""
 
 _decode: Final = msgspec.msgpack.Decoder(list[TargetOverview]).decode
 
@@ -36,10 +40,14 @@ def look(path: Path | None) -> Sequence[BrokerListing]:
 
 def _ask(path: str) -> BrokerListing:
     link = Link(path)
+    timer = threading.Timer(PATIENCE_S, link.break_off, [f"it has not answered for {PATIENCE_S:g} s"])
+    timer.daemon = True
+    timer.start()
     try:
         targets: list[TargetOverview] = link.request(Overview(), _decode)
         return BrokerListing(pid=link.broker_pid, socket=path, targets=targets)
     finally:
+        timer.cancel()
         link.close("listed")
 
 

@@ -29,7 +29,7 @@ _TURNS: Final = 10
 """So many times the patience at most, where a handler asks this and that."""
 _CHUNK: Final = 1 << 16
 _BACKLOG: Final = 4096
-"""Hits that do not fit into the socket's buffer; a peer that lets more of them wait is evicted."""
+"""Messages that do not fit into the socket's buffer; a peer that lets more of them wait is evicted."""
 _NOW: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 _parse: Final = Parser(FromPeerOnChannel).parse
@@ -77,6 +77,10 @@ class Owner(Protocol):
         """Have a worker thread do it; from any thread."""
         ...
 
+    def settle(self, job: Callable[[], object]) -> None:
+        """Have it done by a thread that waits for nobody's request; from any thread."""
+        ...
+
     def evict(self, reason: str) -> None:
         """Take back everything, and end; from any thread. Again: does nothing."""
         ...
@@ -122,7 +126,6 @@ class Channel:
         connected.settimeout(None)
         timeout = struct.pack("@ll", int(patience_s), int(patience_s % 1 * 1e6))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     @property
     def is_serving_here(self) -> bool:
@@ -238,7 +241,7 @@ class Channel:
                 self._loop.call_soon_threadsafe(self._begin_writing)
             self._backlog.append(frame[sent:])
             if len(self._backlog) > _BACKLOG:
-                self._owner.evict(f"it has left {_BACKLOG} hits unread")
+                self._owner.evict(f"it has left {_BACKLOG} messages unread")
                 return False
         return True
 
@@ -249,10 +252,7 @@ class Channel:
         except Exception as error:  # noqa: BLE001 - whatever it is, the peer is told and the others are served
             frame = pack(Failed(ask.id, as_failure(error)))
         with self._lock:
-            try:
-                self._socket.sendall(frame, socket.MSG_NOSIGNAL)
-            except OSError:
-                self._owner.evict("it does not read the replies on its channel")
+            self._send(frame)
 
     # In the event loop ----------------------------------------------------------------------
 
@@ -297,7 +297,7 @@ class Channel:
             self._since = monotonic()
             if not self._late and not self._backlog:
                 self._end()
-        self._owner.submit(lambda: caller.settle(tid, answer))
+        self._owner.settle(lambda: caller.settle(tid, answer))
 
     def _write(self) -> None:
         with self._lock:

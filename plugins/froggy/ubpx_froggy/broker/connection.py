@@ -189,9 +189,9 @@ class Connection(asyncio.Protocol):
             return
         self._transport.pause_reading()
         own = socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
-        guest.channel = self._lobby.make_channel(own, guest)
         with contextlib.suppress(OSError):  # the peer may have gone: the first hit will find out
             own.send(pack(Welcome(PROTOCOL, SOFTWARE, os.getpid(), b"")), socket.MSG_NOSIGNAL)
+        guest.channel = self._lobby.make_channel(own, guest)  # from here on hits may come
         self._ended = True
         self._transport.abort()
 

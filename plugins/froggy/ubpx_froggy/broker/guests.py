@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, TypeVar
@@ -21,6 +22,12 @@ from ubpx_froggy.messages import Call, Handle, Hits
 Thing = TypeVar("Thing")
 _TRUST_S: Final = 0.1
 """Looking a process's credentials up costs as much as a hit."""
+_MANY_HOLDS: Final = 1024
+_LOOKS: Final = 5
+"""So often, in the time that something may be kept stopped, it is looked for."""
+_LEAST_LOOK_S: Final = 0.02
+_ENDED: Final = 100_000
+"""So many handles of leases that have ended a connection may keep; they end with ``Release``, too."""
 
 
 class Used:
@@ -54,6 +61,7 @@ class Guest:
         *,
         perform: Callable[["Guest", Call], msgspec.Raw],
         submit: Callable[[Callable[[], object]], None],
+        settle: Callable[[Callable[[], object]], None],
         send: Callable[[Hits], bool],
         end: Callable[[str | None], None],
         later: Callable[[float, Callable[[], None]], None],
@@ -64,6 +72,7 @@ class Guest:
         self.channel: Channel | None = None
         self.notices: Final = Notices(quotas.queue, send, mailer)
         self.submit: Final = submit
+        self.settle: Final = settle
         self.evicted: str | None = None
         """Why; None: it was not."""
         self.held_s = 0.0
@@ -80,6 +89,11 @@ class Guest:
 
         Monotonic seconds. An exec, which may change the credentials, gives it another memory.
         """
+        self._lock: Final = threading.Lock()
+        self._looks = False
+        """Whether somebody looks for what is kept stopped too long; guarded by the lock."""
+        self._stopped: dict[Hold, float] = {}
+        """What its clients kept stopped when that was looked for last, and since when at least."""
         self.gone = False
         """Whether the connection has ended; what it had is swept soon."""
 
@@ -229,6 +243,10 @@ class Guest:
     def seated(self, hosted: Hosted, seat: Seat) -> None:
         """The connection has a client there from now on: its hooks may ask for things before it has joined."""
         self._seats[seat.handle] = hosted, seat
+        with self._lock:
+            first, self._looks = not self._looks, True
+        if first:
+            self._look_again()
 
     def unseated(self, seat: Seat) -> None:
         """It could not join."""
@@ -276,28 +294,40 @@ class Guest:
     def check_probes(self, more: int) -> None:
         """Raises QuotaExceeded if so many leases more would be too many."""
         tables = [seat.entries for _, seat in tuple(self._seats.values())]
-        total = sum(map(len, tables)) + more
-        if total > self.quotas.probes:
-            raise QuotaExceeded("probes", self.quotas.probes)
-        if total <= self.quotas.slots:
+        total = sum(map(len, tables))
+        if total + more <= min(self.quotas.probes, self.quotas.slots):
             return
-        slots = sum(_has_slot(entry) for entries in tables for entry in tuple(entries.values()))
-        if slots + more > self.quotas.slots:
+        entries = [entry for table in tables for entry in tuple(table.values())]
+        alive = sum(entry.lease is None or entry.is_alive for entry in entries)
+        if alive + more > self.quotas.probes:
+            raise QuotaExceeded("probes", self.quotas.probes)
+        if total - alive > _ENDED:
+            raise QuotaExceeded("leases that have ended and were not released", _ENDED)
+        if sum(map(_has_slot, entries)) + more > self.quotas.slots:
             raise QuotaExceeded("slots", self.quotas.slots)
 
     def add_hold(self, hold: Hold, seat: Seat) -> Handle:
         """A handle for a hold of this connection's."""
-        for handle, known in self._holds.items():
+        for handle, known in tuple(self._holds.items()):
             if known is hold:
                 return handle
+        if len(self._holds) >= _MANY_HOLDS:  # most of those that verdicts took ended otherwise than by their handles
+            for known_handle, known in tuple(self._holds.items()):
+                if known.released:
+                    self._holds.pop(known_handle, None)
         handle = new_handle()
         self._holds[handle] = hold
         seat.note_stop()
         return handle
 
     def hold(self, handle: Handle) -> Hold:
-        """The hold that a handle names; raises UsageError."""
-        return _found(self._holds, handle, "hold")
+        """The hold that a handle names; raises UsageError, PermissionRefused."""
+        hold = _found(self._holds, handle, "hold")
+        hosted = next((each.hosted for each in tuple(self._used.values()) if each.hosted.pid == hold.process), None)
+        if hosted is None:
+            raise _not_used(hold.process)
+        self._check(hosted, Right.CHANGE)
+        return hold
 
     def drop_hold(self, handle: Handle) -> None:
         """It was released."""
@@ -309,19 +339,30 @@ class Guest:
         return next((seat for seat in owners if seat.name == hold.owner), None)
 
     def note_stop(self, seat: Seat) -> None:
-        """A client keeps something stopped from now on: look again when its time is over."""
-        limit = self.quotas.stop_s
-        if limit is not None:
-            self._later(limit, lambda: self.submit(lambda: self._check_stop(seat)))
+        """A client keeps something stopped from now on: that is found out in any case (see ``_look_again``)."""
 
-    def _check_stop(self, seat: Seat) -> None:
-        since, hosted = seat.held_since, next((h for h, each in self._seats.values() if each is seat), None)
-        if since is None or hosted is None:
-            return
-        seat.held_since = None
-        with contextlib.suppress(UbpxError):
-            if any(hold.owner == seat.name for hold in hosted.target.holds()):
-                self.evict(f"client {seat.name!r} has kept threads stopped for {monotonic() - since:.1f} s")
+    def _look_again(self) -> None:
+        """Look from time to time for what is kept stopped too long, where there is a limit to that."""
+        limit = self.quotas.stop_s
+        if limit is not None and not self.gone:
+            self._later(max(limit / _LOOKS, _LEAST_LOOK_S), lambda: self.submit(self._check_stops))
+
+    def _check_stops(self) -> None:
+        """In a worker thread. A hold that was found for the first time is younger than the last look."""
+        now, found = monotonic(), dict[Hold, float]()
+        for hosted, seat in tuple(self._seats.values()):
+            with contextlib.suppress(UbpxError):
+                for hold in hosted.target.holds():
+                    if hold.owner == seat.name:
+                        found[hold] = self._stopped.get(hold, now)
+        self._stopped = found
+        longest = now - min(found.values(), default=now)
+        if longest >= (self.quotas.stop_s or 0.0) and found:
+            name = min(found, key=lambda hold: found[hold]).owner
+            self.held_s = longest
+            self.evict(f"client {name!r} has kept threads stopped for {longest:.1f} s")
+        else:
+            self._look_again()
 
     # The end ----------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What stands in the broker for the handlers and hooks of a client elsewhere. All of it runs in the tracer thread."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from time import time
@@ -143,7 +144,7 @@ class HookCaller:
             return None
         tid = arguments.get("tid", 0)
         waits = name in STOP_HOOKS
-        caller: Caller = self if waits else _Told(self.attached if name == ATTACHED else None)
+        caller: Caller = self if waits else _Told(self._seat, name, self.attached if name == ATTACHED else None)
         answer = channel.hook(caller, self._handle(), tid, name, arguments)
         if name == ATTACHED and answer is not Unanswered.LATE:
             self.attached.set()
@@ -158,14 +159,21 @@ class HookCaller:
 
 
 class _Told:
-    """Whose late answer nobody needs, but for its having come."""
+    """Who is told of something, and whose answer may as well be late."""
 
-    def __init__(self, came: threading.Event | None) -> None:
+    def __init__(self, seat: Absent, name: str, came: threading.Event | None) -> None:
+        self._seat: Final = seat
+        self._name: Final = name
         self._came: Final = came
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
-        """Nothing is held for it."""
-        del tid, answer
+        """Nothing is held for it; an exception counts."""
+        del tid
+        if isinstance(answer, Raised):
+            with contextlib.suppress(UbpxError):  # it has left meanwhile
+                self._seat.failed(answer.error, self._name)
+        else:
+            self._seat.strikes = 0
         if self._came is not None:
             self._came.set()
 

@@ -101,14 +101,14 @@ class Hosted:
             seat = self.seats.get(name)
             returns = seat is not None
             if seat is None:
-                seat = self.seats[name] = Seat(name, uid, self.target, guest, hooks)
+                seat = self.seats[name] = Seat(name, uid, self.target, guest, priority=priority, hooks=hooks)
             else:
-                self._check_return(seat, uid, hooks)
+                self._check_return(seat, uid, priority, hooks)
                 seat.come_back(guest)
             guest.seated(self, seat)
         if not returns:
             try:
-                seat.take(priority)
+                seat.take()
             except BaseException:
                 guest.unseated(seat)
                 self.seats.pop(name, None)
@@ -120,12 +120,16 @@ class Hosted:
         seat = self.seats.get(name)
         return seat is not None and (seat.closing or (seat.guest is not None and seat.guest.gone))
 
-    def _check_return(self, seat: Seat, uid: int, hooks: Sequence[str]) -> None:
+    def _check_return(self, seat: Seat, uid: int, priority: int, hooks: Sequence[str]) -> None:
         if seat.guest is not None:
             raise UsageError(f"a client named {seat.name!r} is already here; choose another name, or close that one")
         if seat.uid != uid:
             cause = f"client {seat.name!r} has left persistent leases, and belongs to user {seat.uid}"
             raise PermissionRefused(self.pid, cause, "choose another name")
+        if priority != seat.priority:
+            raise UsageError(
+                f"client {seat.name!r} comes back with priority {priority}, and had {seat.priority}; give the same"
+            )
         if tuple(hooks) != seat.hooks:
             had = ", ".join(seat.hooks) or "none"
             raise UsageError(f"client {seat.name!r} comes back with other hooks than it had ({had}); give the same")

@@ -110,14 +110,27 @@ def _left_behind(seat: Seat, call: m.Probe) -> Entry | None:
     if not call.persistent:
         return None
     for entry in seat.alive():
-        if entry.persistent and entry.place == call.place:
-            if entry.mode != call.mode:
+        if entry.left and entry.place == call.place:
+            had, wanted = _options_of(entry, seat), _options_asked(call, seat)
+            if had != wanted:
                 raise UsageError(
-                    f"the persistent lease of {call.place!r} is in mode {entry.mode!r}; probe in that mode, or "
+                    f"the persistent lease of {call.place!r} that was left has {had}, and not {wanted}; probe so, or "
                     "release it first"
                 )
+            entry.left = False
             return entry
     return None
+
+
+def _options_of(entry: Entry, seat: Seat) -> str:
+    lease = entry.lease
+    priority, exclusive = (lease.priority, lease.exclusive) if lease is not None else (seat.priority, False)
+    return f"mode {entry.mode!r}, priority {priority}, exclusive {exclusive}"
+
+
+def _options_asked(call: m.Probe, seat: Seat) -> str:
+    priority = seat.priority if call.priority is None else call.priority
+    return f"mode {call.mode!r}, priority {priority}, exclusive {call.exclusive}"
 
 
 def release(guest: Guest, handles: list[bytes]) -> list[m.LeaseInfo]:

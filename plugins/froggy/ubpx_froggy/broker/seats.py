@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from ubpx import Client, Lease, LeaseState, Target, UbpxError, UsageError, Verdict
+from ubpx import Client, Hold, Lease, LeaseState, Target, UbpxError, UsageError, Verdict
 from ubpx_froggy.broker.access import Peer
 from ubpx_froggy.broker.channel import Channel
 from ubpx_froggy.broker.handlers import HookCaller, NotifyHandler, SyncHandler, count, verdict_of
@@ -21,6 +21,7 @@ from ubpx_froggy.messages import Answer, Handle, LeaseInfo, Raised, WatchpointIn
 
 STRIKES: Final = 3
 """As in an in-process client: so many exceptions in a row are one too many."""
+_ATTACHING_S: Final = 0.1
 _ALIVE: Final = (LeaseState.ARMED, LeaseState.PENDING)
 MODES: Final = ("sync", "notify", "count")
 
@@ -61,7 +62,7 @@ class Guest(Protocol):
 class Entry:
     """One lease of a remote client. Owned by its seat."""
 
-    __slots__ = ("handle", "handler", "late_errors", "lease", "mode", "persistent", "place", "seat")
+    __slots__ = ("handle", "handler", "late_errors", "lease", "left", "mode", "persistent", "place", "seat")
 
     def __init__(self, seat: "Seat", place: str | int, *, mode: str, persistent: bool) -> None:
         if mode not in MODES:
@@ -71,6 +72,8 @@ class Entry:
         self.mode: Final = mode
         self.persistent: Final = persistent
         self.handle = new_handle()
+        self.left = False
+        """Whether a former client has left it, and nobody has taken it up since."""
         self.lease: Lease | None = None
         """None until it is granted."""
         self.late_errors = 0
@@ -124,8 +127,11 @@ def _watchpoint(lease: Lease) -> WatchpointInfo | None:
 class Seat:
     """One remote client on one target. Owned by the hosted target."""
 
-    def __init__(self, name: str, uid: int, target: Target, guest: Guest, hooks: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, uid: int, target: Target, guest: Guest, *, priority: int, hooks: Sequence[str]
+    ) -> None:
         self.name: Final = name
+        self.priority: Final = priority
         self.uid: Final = uid
         """The user whose client it is; nobody else may come back to it."""
         self.hooks: Final = tuple(hooks)
@@ -138,18 +144,21 @@ class Seat:
         """When it began to keep something stopped, monotonic seconds; None: it does not, as far as we know."""
         self._target: Final = target
         self._releasing: Final = threading.Lock()
+        self._taken: Final[list[Hold]] = []
+        """Holds that the client has asked for, as opposed to those that stand for late answers."""
         self.strikes = 0
         """Exceptions since its last success, late ones included."""
         self._client: Client | None = None
 
-    def take(self, priority: int) -> None:
+    def take(self) -> None:
         """Join the target; raises what ``target.client`` does."""
         caller = HookCaller(self, lambda: self.handle, told_first=ATTACHED in self.hooks)
         hooks = hooks_object(self.hooks, caller) if self.hooks else None
-        self._client = self._target.client(self.name, priority=priority, hooks=hooks)
+        self._client = self._target.client(self.name, priority=self.priority, hooks=hooks)
         channel = self.channel
         if channel is not None and not channel.is_serving_here:
-            caller.attached.wait(channel.deadline_s)  # as in-process: it has been told when it has joined
+            # As in-process: it has been told when it has joined; but others' requests wait behind this.
+            caller.attached.wait(min(channel.deadline_s, _ATTACHING_S))
 
     @property
     def client(self) -> Client:
@@ -202,6 +211,10 @@ class Seat:
     def settle(self, entry: Entry | None, tid: int, answer: Answer | Raised) -> None:
         """A late answer: what it says is done, and the hold that stood for it ends. In a worker thread."""
         with contextlib.suppress(UbpxError):  # the thread, or the program, has gone meanwhile
+            try:
+                verdict_of(answer) if isinstance(answer, Answer) else None
+            except UsageError as error:
+                answer = Raised(answer.call, f"UsageError: {error}")
             if isinstance(answer, Raised):
                 self.failed(answer.error, "a hook" if entry is None else entry.described())
                 if entry is not None:
@@ -219,23 +232,30 @@ class Seat:
                 self.client.step(tid, registers)
                 registers = {}
             elif verdict is Verdict.HOLD_PROCESS:
-                self.client.hold()
-            if verdict is Verdict.HOLD and not registers:
-                return
-            self._release(tid, registers, keep=verdict is Verdict.HOLD)
+                self.take_hold(None)
+            elif verdict is Verdict.HOLD:
+                self.take_hold(tid)
+            self._release(tid, registers)
         except UsageError:
             self._release(tid)
             raise
 
-    def _release(self, tid: int, registers: dict[str, int] | None = None, *, keep: bool = False) -> None:
-        """End one hold of the thread that is ours; ``keep`` takes another first."""
+    def _release(self, tid: int, registers: dict[str, int] | None = None) -> None:
+        """End one hold of the thread that stood for a late answer: one that the client has not taken itself."""
         with self._releasing:  # two answers about one thread end two holds of it
-            hold = next((each for each in self._target.holds() if each.owner == self.name and each.thread == tid), None)
-            if hold is None:
-                return
-            if keep:
-                self.client.hold(tid)
-            hold.release(registers or None)
+            mine = [each for each in self._target.holds() if each.owner == self.name and each.thread == tid]
+            hold = next((each for each in mine if not any(each is taken for taken in self._taken)), None)
+            if hold is not None:
+                hold.release(registers or None)
+
+    def take_hold(self, thread: int | None) -> Hold:
+        """A hold that the client asks for; raises what ``client.hold`` does, UsageError if it has left meanwhile."""
+        hold = self.client.hold(thread)
+        self._taken[:] = [*(each for each in self._taken if not each.released), hold]
+        if self.guest is None:  # who has swept its holds may have come before this one
+            hold.release()
+            raise UsageError(f"client {self.name!r} has left; open it again")
+        return hold
 
     # Coming and going -------------------------------------------------------------------------
 
@@ -267,7 +287,7 @@ class Seat:
         kept = list(self.entries.values())
         self.entries.clear()
         for entry in kept:
-            entry.handle = new_handle()
+            entry.handle, entry.left = new_handle(), True
             self.entries[entry.handle] = entry
         self.handle = new_handle()
         self.held_since, self.strikes = None, 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -17,8 +18,10 @@ from ubpx_froggy import directory
 from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.quotas import Quotas
 from ubpx_froggy.broker.server import Broker
-from ubpx_froggy.broker.sockets import activated, listen_at
+from ubpx_froggy.broker.sockets import activated, inode_of, listen_at
 
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,19 +47,27 @@ def serve(request: ServeRequest, say: Callable[[str], None]) -> None:
     """
     if request.for_everybody and os.geteuid() != 0:
         raise UsageError("--all-users needs root: only root may trace other users' programs; leave it out")
+    _share_malloc_arenas()
     place = directory.open_directory(for_everybody=request.for_everybody)
     given = activated()
     path = request.path or place / f"{os.getpid()}.sock"
     if given is not None:
         path = Path(given.getsockname())
     listening = given or listen_at(path.absolute(), for_everybody=request.for_everybody)
+    made = inode_of(path) if given is None else None
     try:
         asyncio.run(_Life(request, place, path.absolute(), listening, say).live())
     finally:
-        if given is None:
+        if made is not None and inode_of(path) == made:
             with contextlib.suppress(OSError):
                 path.unlink()
         listening.close()
+
+
+def _share_malloc_arenas() -> None:
+    """Let the worker threads use few arenas (mallopt(3)): each keeps what the longest request has ever taken."""
+    with contextlib.suppress(OSError, AttributeError):  # another libc than GNU's
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _allow_many_descriptors() -> None:

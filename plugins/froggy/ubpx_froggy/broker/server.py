@@ -23,8 +23,8 @@ from ubpx_froggy.messages import Handle
 
 WORKERS: Final = 8
 """Threads that do what connections ask, one request of each at a time."""
-SWEEPERS: Final = 2
-"""Threads that take back what connections had: they wait for nobody's request."""
+SWEEPERS: Final = 4
+"""Threads that let held threads go and take back what connections had: they wait for nobody's request."""
 
 _LEAST_PATIENCE_S: Final = 0.001
 """A socket's time-out of less than a microsecond would be none at all."""
@@ -146,6 +146,7 @@ class Broker:
             self._mailer,
             perform=service.perform,
             submit=self.submit,
+            settle=self.settle,
             send=connection.send_hits,
             end=connection.end_soon,
             later=self._later,
@@ -172,10 +173,14 @@ class Broker:
         with contextlib.suppress(RuntimeError):  # we end: everything is given back anyway
             self._workers.submit(_logged, job)
 
+    def settle(self, job: Callable[[], object]) -> None:
+        """Have a thread do it that waits for nobody's request; from any thread."""
+        with contextlib.suppress(RuntimeError):
+            self._sweepers.submit(_logged, job)
+
     def sweep(self, guest: Guest) -> None:
         """Have everything taken back that a connection had."""
-        with contextlib.suppress(RuntimeError):
-            self._sweepers.submit(_logged, guest.sweep)
+        self.settle(guest.sweep)
 
     def _later(self, delay_s: float, job: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(lambda: self.loop.call_later(delay_s, job))

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ubpx import Hold, MemoryFault, Target, TargetGone, UsageError
+from ubpx import Hold, MemoryFault, Target, TargetGone, UbpxError, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.values import MappedRange, parse_maps
 from ubpx_froggy import messages as m
@@ -18,6 +18,12 @@ from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.hosted import BROKER, Hosted
 from ubpx_froggy.broker.overview import overview_of
 
+LONGEST_NAME: Final = 256
+"""Characters of a client's name."""
+LONGEST_PLACE: Final = 8192
+"""Characters of a spec or glob: a path, and a symbol of C++."""
+_RESERVED: Final = frozenset({BROKER, "ubpx"})
+"""The other one holds programs that have not started."""
 _WORD: Final = 8
 
 
@@ -45,8 +51,8 @@ class Service:
             m.Wait: _wait_elsewhere,
             m.OpenClient: self._open_client,
             m.CloseClient: lambda guest, call: guest.close_seat(guest.seat(call.client, Right.CHANGE)[1]),
-            m.Probe: lambda guest, call: leasing.probe(guest, guest.seat(call.client, Right.CHANGE)[1], call),
-            m.ProbeMany: lambda guest, call: leasing.probe_many(guest, guest.seat(call.client, Right.CHANGE)[1], call),
+            m.Probe: self._probe,
+            m.ProbeMany: self._probe_many,
             m.Watch: lambda guest, call: leasing.watch(guest, guest.seat(call.client, Right.CHANGE)[1], call),
             m.Leases: self._leases,
             m.ReadLeases: lambda guest, call: [guest.entry(each).info() for each in call.leases],
@@ -64,7 +70,12 @@ class Service:
     # Targets --------------------------------------------------------------------------------
 
     def _overview(self, guest: Guest, _call: m.Overview) -> list[m.TargetOverview]:
-        return [overview_of(each) for each in self._host.all() if guest.stranger(each) is None]
+        seen = []
+        for each in self._host.all():
+            with contextlib.suppress(UbpxError):  # one that is left, or ends, just now
+                if guest.stranger(each) is None:
+                    seen.append(overview_of(each))
+        return seen
 
     def _join(self, guest: Guest, call: m.Join) -> m.TargetInfo:
         return self._use(guest, self._host.find(call.pid), read_only=call.read_only)
@@ -165,11 +176,22 @@ class Service:
     # Clients, holds ---------------------------------------------------------------------------
 
     def _open_client(self, guest: Guest, call: m.OpenClient) -> m.ClientInfo:
-        if call.name == BROKER:
-            raise UsageError(f"{BROKER!r} is the broker's own name; choose another")
+        if call.name in _RESERVED:
+            raise UsageError(f"{call.name!r} is a name of the broker's own; choose another")
+        _check_length("a client's name", call.name, LONGEST_NAME)
         used = guest.used(call.target, Right.CHANGE)
         seat = guest.open_seat(used, call.name, call.priority, call.hooks)
         return m.ClientInfo(seat.handle, [entry.info() for entry in seat.alive()])
+
+    def _probe(self, guest: Guest, call: m.Probe) -> m.LeaseInfo:
+        _, seat = guest.seat(call.client, Right.CHANGE)
+        _check_places(call.place)
+        return leasing.probe(guest, seat, call)
+
+    def _probe_many(self, guest: Guest, call: m.ProbeMany) -> m.GroupInfo:
+        _, seat = guest.seat(call.client, Right.CHANGE)
+        _check_places(*([call.places] if isinstance(call.places, str) else call.places))
+        return leasing.probe_many(guest, seat, call)
 
     def _leases(self, guest: Guest, call: m.Leases) -> list[m.LeaseInfo]:
         _, seat = guest.seat(call.client, Right.LOOK)
@@ -177,7 +199,7 @@ class Service:
 
     def _take_hold(self, guest: Guest, call: m.TakeHold) -> m.HoldInfo:
         _, seat = guest.seat(call.client, Right.CHANGE)
-        hold = seat.client.hold(call.thread)
+        hold = seat.take_hold(call.thread)
         return m.HoldInfo(guest.add_hold(hold, seat), hold.owner, hold.process, hold.thread)
 
     def _release_hold(self, guest: Guest, call: m.ReleaseHold) -> None:
@@ -232,6 +254,18 @@ def _write_guarded(memory: Memory, hosted: Hosted, address: int, data: bytes) ->
     if reached < end:
         raise MemoryFault(address, len(data), "write")
     memory.patch(address, data)
+
+
+def _check_places(*places: str | int) -> None:
+    for place in places:
+        if isinstance(place, str):
+            _check_length("a place", place, LONGEST_PLACE)
+
+
+def _check_length(what: str, text: str, longest: int) -> None:
+    """Texts are kept, and shown to others."""
+    if len(text) > longest:
+        raise UsageError(f"{what} has {len(text)} characters, and may have {longest}; make it shorter")
 
 
 def _check_size(size: int) -> None:

@@ -25,8 +25,14 @@ def activated(environment: Mapping[str, str] = os.environ) -> socket.socket | No
     count = environment.get("LISTEN_FDS", "")
     if count != "1":
         raise UsageError(f"systemd hands over {count or 'no'} sockets; give the unit one ListenStream=")
-    given = socket.socket(fileno=_FIRST_ACTIVATED)
-    if given.family != socket.AF_UNIX or given.type != socket.SOCK_STREAM:
+    try:
+        given = socket.socket(fileno=_FIRST_ACTIVATED)
+    except OSError as error:
+        raise UsageError(f"systemd hands over no socket ({error.strerror}); give the unit ListenStream=/PATH") from None
+    listens = given.family == socket.AF_UNIX and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    name = given.getsockname()
+    if given.type != socket.SOCK_STREAM or not listens or not isinstance(name, str) or not name:  # bytes: abstract
+        given.close()
         raise UsageError("systemd hands over what is no Unix stream socket; give the unit ListenStream=/PATH")
     given.set_inheritable(False)
     return given
@@ -52,6 +58,15 @@ def listen_at(path: Path, *, for_everybody: bool) -> socket.socket:
     finally:
         os.umask(before)
     return listening
+
+
+def inode_of(path: Path) -> tuple[int, int] | None:
+    """What stands there now, of whichever kind; none that is still open somewhere has the same."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_way(path: Path) -> None:

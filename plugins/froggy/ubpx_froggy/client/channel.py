@@ -7,21 +7,16 @@ import threading
 from collections import deque
 from typing import Any, Final, Protocol
 
-import msgspec
-
 from ubpx import Responsiveness
 from ubpx_froggy.client.conversation import Conversation, Ending, Question
 from ubpx_froggy.client.dialling import Dialled
-from ubpx_froggy.client.handling import Handling, Hooked, Leased, quiet
+from ubpx_froggy.client.handling import Handling, Hooked, Leased, lone_hit, quiet
 from ubpx_froggy.messages import FromBrokerOnChannel, Handle, Hit, Hook
 from ubpx_froggy.wire import WireError
 
 _CHUNK: Final = 1 << 16
-_PREFIX: Final = 4
-_CLOSED: Final = "it has closed the channel"
-_HIT: Final = b"\x95\xa3hit"
-"""How the body of a Hit begins: an array of five, the first of them its tag."""
-_decode_hit: Final = msgspec.msgpack.Decoder(Hit).decode
+CLOSED: Final = "it has closed the channel"
+"""Why a connection has ended, if its channel has and the broker has not said why."""
 _log = logging.getLogger("ubpx.froggy")
 
 
@@ -86,7 +81,7 @@ class Channel:
             while not question.is_answered:
                 self._take(self._socket.recv(_CHUNK))
         except (OSError, EOFError):
-            self._conversation.end(self._owner.channel_lost(_CLOSED))
+            self._conversation.end(self._owner.channel_lost(CLOSED))
         except WireError as error:
             self._conversation.end(self._owner.channel_lost(str(error)))
         return question.result()
@@ -104,7 +99,7 @@ class Channel:
 
     def _run(self) -> None:
         self._ident = threading.get_ident()
-        reason = _CLOSED
+        reason = CLOSED
         try:
             self._handling.watchdog.start()
             self._responsiveness.want(wanted=True)
@@ -131,11 +126,9 @@ class Channel:
             while waiting:
                 send(self._answer(waiting.popleft()), socket.MSG_NOSIGNAL)
             data = receive(_CHUNK)
-            body = data[_PREFIX:]
-            if (
-                body.startswith(_HIT) and int.from_bytes(data[:_PREFIX], "little") == len(body) and not framer.is_inside
-            ):  # one hit and nothing else, as nearly always
-                send(self._answer(_hit(body)), socket.MSG_NOSIGNAL)
+            hit = lone_hit(data, framer)
+            if hit is not None:
+                send(self._answer(hit), socket.MSG_NOSIGNAL)
             else:
                 self._take(data)
 
@@ -161,13 +154,6 @@ class Channel:
         finally:
             self._serves = False
         raise WireError(f"{type(message).__name__.lower()} on a channel that is open")
-
-
-def _hit(body: bytes) -> Hit:
-    try:
-        return _decode_hit(body)
-    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-        raise WireError(str(error)) from None
 
 
 def _nobody_waits() -> None: ...

@@ -20,6 +20,7 @@ _LONGEST_S: Final = threading.TIMEOUT_MAX
 _MOST_BYTES: Final = 2**30
 _MOST_PLACES: Final = ITEMS - 64
 """The request that names them has some items of its own."""
+_HIGHEST_PID: Final = 2**31 - 1
 _HIGHEST_SIGNAL: Final = 64
 _WORD_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -44,6 +45,18 @@ def as_word(name: str, value: object) -> int:
     if not isinstance(value, int):
         raise UsageError(f"register {name} cannot be {value!r}; write an int")
     return value & _WORD_MASK
+
+
+def check_pid(value: object) -> None:
+    """Raises UsageError unless a process could have it."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _HIGHEST_PID:
+        raise UsageError(f"{value!r} is no pid; give the number of a process, as ps -e lists them")
+
+
+def check_slots(slots: object) -> None:
+    """Raises UsageError unless it is a policy for out-of-line slots."""
+    if slots not in ("auto", "none"):
+        raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
 
 
 def check_name(name: object) -> None:

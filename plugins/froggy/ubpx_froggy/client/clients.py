@@ -209,7 +209,7 @@ class RemoteClient(KnownClient[RemoteLease]):
         return self._standing.reason
 
     def _ask_standing(self) -> None:
-        if self._standing.may_be_asked:
+        if self._standing.look():
             with contextlib.suppress(UbpxError):
                 self._desk.link.request(Clients(self._desk.target), self._read_standing)
 
@@ -226,11 +226,7 @@ class RemoteClient(KnownClient[RemoteLease]):
         with contextlib.suppress(*SWEPT):
             self._ask(CloseClient(self._opened()))
         self._desk.forget([lease for lease in mine if lease.persistent])
-        if self._desk.ending is None:
-            self._desk.link.roster.forget_client(self._opened())
-        self._standing.state = ClientState.CLOSED
-        if self._desk.clients.get(self.name) is self:
-            del self._desk.clients[self.name]
+        self._is_closed(self._desk.clients)
 
     def _ask(self, call: Call, decode: Decode = nothing) -> Any:
         try:

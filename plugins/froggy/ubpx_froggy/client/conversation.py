@@ -1,6 +1,6 @@
 """What one side of a connection to a broker has asked, and what the broker's messages mean to it. Sans-IO.
 
-The blocking form (``link``) gives it bytes and sends what it makes; it knows no socket, and no thread waits in it.
+Both forms of a link give it bytes and send what it makes; it knows no socket, and no thread waits in it.
 The shape of messages is not checked here before they are parsed, as a broker checks its peers': whoever connects
 has made sure that the broker is of the same user or root, and an honest reply may have very many items.
 """

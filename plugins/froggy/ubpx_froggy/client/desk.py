@@ -77,8 +77,15 @@ class RemoteDesk:
         self.link.roster.forget(((lease.handle, lease) for lease in leases), during=during)
 
     def _ask_about(self, leases: Sequence[RemoteLease], call: Callable[[list[Handle]], Call]) -> None:
-        for question, take in questions_about(leases, call):
-            self.link.request(question, take)
+        try:
+            for question, take in questions_about(leases, call):
+                self.link.request(question, take)
+        except UsageError:  # one of them is known there no more; the others are
+            if len(leases) == 1:
+                raise
+            for lease in leases:
+                with contextlib.suppress(UsageError):
+                    self._ask_about([lease], call)
 
     def dropped(self, lease: Handle) -> tuple[int, int]:
         """How many hits of it were left out, by the broker as far as it has told, and here."""

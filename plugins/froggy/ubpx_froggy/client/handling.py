@@ -6,15 +6,21 @@ from contextlib import contextmanager
 from time import time
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from ubpx import UsageError, Verdict, Watchdog
 from ubpx_froggy.client.hits import Arrival, RemoteHit, Surroundings
 from ubpx_froggy.client.hooks import ONCE, STOP_HOOKS, Hooks
 from ubpx_froggy.messages import Answer, Hit, Hook, Raised
-from ubpx_froggy.wire import WireError, pack
+from ubpx_froggy.wire import Framer, WireError, pack
 
 _LONGEST_TEXT: Final = 2000
 _OF_DEADLINE: Final = 0.7
 """A watchdog looks four times in its time: it has interrupted a handler before the broker loses its patience."""
+_PREFIX: Final = 4
+_HIT: Final = b"\x95\xa3hit"
+"""How the body of a Hit begins: an array of five, the first of them its tag."""
+_decode_hit: Final = msgspec.msgpack.Decoder(Hit).decode
 _QUIET_BODY: Final = b"\x94\xa6answer\xcf"
 _QUIET_TAIL: Final = b"\xc0\xc0"
 _QUIET_HEAD: Final = (len(_QUIET_BODY) + 8 + len(_QUIET_TAIL)).to_bytes(4, "little") + _QUIET_BODY
@@ -23,6 +29,22 @@ _QUIET_HEAD: Final = (len(_QUIET_BODY) + 8 + len(_QUIET_TAIL)).to_bytes(4, "litt
 def quiet(call: int) -> bytes:
     """``pack(Answer(call))``, prebuilt: most handlers want nothing. The number always takes 8 bytes here."""
     return _QUIET_HEAD + call.to_bytes(8, "big") + _QUIET_TAIL
+
+
+def lone_hit(data: bytes, framer: Framer) -> Hit | None:
+    """The hit, if what has come on a channel is one and nothing else, as it nearly always is. Raises WireError."""
+    body = data[_PREFIX:]
+    if not body.startswith(_HIT) or int.from_bytes(data[:_PREFIX], "little") != len(body) or framer.is_inside:
+        return None
+    try:
+        return _decode_hit(body)
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
+        raise WireError(str(error)) from None
+
+
+def arguments_of(message: Hook) -> dict[str, Any]:
+    """The arguments of a hook as its implementations expect them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in message.arguments.items()}
 
 
 class Hooked(Protocol):
@@ -213,11 +235,8 @@ class Handling:
         """Call a hook that the broker calls; the answer to send."""
         if self.silent or message.name not in client.hooks:
             return quiet(message.call)
-        arguments = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in message.arguments.items()
-        }
         try:
-            verdict = self.call(client, message.name, arguments)
+            verdict = self.call(client, message.name, arguments_of(message))
         except BaseException as error:  # noqa: BLE001 - see ``call``
             return self.hook_raised(error, message)
         return self.hook_returned(verdict, message)

@@ -13,7 +13,7 @@ from ubpx_froggy.client.conversation import decoder
 from ubpx_froggy.client.hooks import Hooks
 from ubpx_froggy.client.leases import Handler, KnownLease
 from ubpx_froggy.client.roster import Roster
-from ubpx_froggy.client.standing import Facts, Standing
+from ubpx_froggy.client.standing import ClientState, Facts, Standing
 from ubpx_froggy.messages import (
     Catch,
     ClientInfo,
@@ -63,6 +63,7 @@ class KnownClient(ABC, Generic[L]):
         """Exceptions since the last success, as far as we know them here."""
         self.told: Final[set[str]] = set()
         """Which hooks have been called of those that are called once."""
+        self._link: Final = link
         self._roster: Final = link.roster
         self._standing: Final = Standing(name, link)
 
@@ -80,6 +81,14 @@ class KnownClient(ABC, Generic[L]):
         self.known_as(info.client)
         for lease in info.leases:
             self._grant(lease, None)
+
+    def _is_closed(self, clients: dict[str, Any]) -> None:
+        """It has left; ``clients`` are those of the connection that have not."""
+        if self._link.ending is None:
+            self._link.roster.forget_client(self._opened())
+        self._standing.state = ClientState.CLOSED
+        if clients.get(self.name) is self:
+            del clients[self.name]
 
     def failed(self, error: BaseException, where: str) -> None:
         """Log an exception of the client's code; the broker counts them, and quarantines."""

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 from time import monotonic, sleep
 from typing import Any, Final
 
+from ubpx import UsageError
 from ubpx_froggy.client.channel import Channel
 from ubpx_froggy.client.conversation import Conversation, Decode, Ending, EndKind, Question, nothing
 from ubpx_froggy.client.dialling import dial
@@ -21,7 +23,7 @@ FLUSH_S: Final = 5.0
 """How long a release waits for handlers that have not had all hits of before it."""
 
 _LOOK_S: Final = 0.002
-_VERDICT_S: Final = 1.0
+VERDICT_S: Final = 1.0
 """How long we wait to be told why, when the channel has ended before the connection."""
 _JOIN_S: Final = 1.0
 _CHUNK: Final = 1 << 16
@@ -40,6 +42,7 @@ class Link:
         self.leases: Final = self.roster.leases
         self.ending: Ending | None = None
         """How it has ended; None while it has not."""
+        self._maker: Final = os.getpid()
         self._token: Final = dialled.welcome.channel
         self._socket: Final = dialled.socket
         self._framer: Final = dialled.framer
@@ -74,6 +77,8 @@ class Link:
         ``client`` is the name of the client that it concerns, ``subject`` what the reply will be about.
         Raises what the broker answers, and what ``Ending.error`` gives once the connection has ended.
         """
+        if os.getpid() != self._maker:
+            raise UsageError(f"this connection belongs to process {self._maker}; connect again in this one")
         question = Question(call, decode, client=client, subject=subject)
         channel = self._channel
         if channel is not None and channel.is_here:
@@ -152,7 +157,7 @@ class Link:
 
     def channel_lost(self, reason: str) -> Ending:
         """The channel has ended; if the connection does not soon, it ends with it. How it has ended."""
-        self._ended.wait(_VERDICT_S)
+        self._ended.wait(VERDICT_S)
         return self.break_off(reason)
 
     def _end(self, ending: Ending) -> Ending:
@@ -166,8 +171,9 @@ class Link:
             self._channel.end(ending)
         if self._notices is not None:
             self._notices.end()
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        if os.getpid() == self._maker:  # a forked copy of the program would end its parent's connection
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         return ending
 
     # The reader -----------------------------------------------------------------------------

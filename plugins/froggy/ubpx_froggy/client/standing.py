@@ -62,9 +62,8 @@ class Standing:
         self._name: Final = name
         self._link: Final = link
 
-    @property
-    def may_be_asked(self) -> bool:
-        """Whether the broker could tell how it is now; where the connection has ended, that says it."""
+    def look(self) -> bool:
+        """Take the end of the connection into account; whether the broker could tell how it is now."""
         if self.state is ClientState.CLOSED:
             return False
         ending = self._link.ending
