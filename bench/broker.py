@@ -51,7 +51,7 @@ def time_client(program: MeasuredProgram, function: Function, hits: int, way: st
             if client.stdout is None or client.stdout.readline() != "ready\n":
                 raise BenchError(f"the client ({way}) could not be started")
             program.time(function.name, hits // 10)
-            taken = program.time(function.name, hits)
+            taken: float = program.time(function.name, hits)
             said, _ = client.communicate(timeout=60)
             handled, dropped, counted = map(int, said.split())
             if not handled + dropped == counted == hits + hits // 10:

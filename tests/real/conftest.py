@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import select
 import signal
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,17 @@ FLAGS: Final = ("-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread")
 MORE_SOURCES: Final = {"twins": ("twins_other.c",)}
 PATIENCE_S: Final = 30.0
 MARK: Final = "UBPX_TEST_MARK"
+
+
+# Brokers, and tests that run over both: fixtures and a hook of brokers.py, beside this file.
+_spec = importlib.util.spec_from_file_location("ubpx_test_brokers", Path(__file__).with_name("brokers.py"))
+assert _spec is not None
+assert _spec.loader is not None
+_brokers: Final = sys.modules.setdefault("ubpx_test_brokers", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(_brokers)
+start_broker = _brokers.start_broker
+way = _brokers.way
+pytest_generate_tests = _brokers.pytest_generate_tests
 
 
 def build(name: str, *flags: str) -> Path:
@@ -267,10 +280,17 @@ class StartProgram:
     def __init__(self, programs: list[Program]) -> None:
         self._programs = programs
 
-    def __call__(self, name: str, *args: object, flags: tuple[str, ...] = (), ready: bool = True) -> Program:
+    def __call__(
+        self,
+        name: str,
+        *args: object,
+        flags: tuple[str, ...] = (),
+        ready: bool = True,
+        **popen_options: Any,
+    ) -> Program:
         """Start it as an ordinary child and, unless told otherwise, read its line "ready"."""
         command = [str(build(name, *flags)), *map(str, args)]
-        popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, **popen_options)
         assert popen.stdin is not None
         assert popen.stdout is not None
         program = Program(popen.pid, os.dup(popen.stdin.fileno()), os.dup(popen.stdout.fileno()), popen)

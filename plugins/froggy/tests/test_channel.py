@@ -121,7 +121,12 @@ class World:
     def in_loop(self, work: Callable[[], object]) -> None:
         """Have it done by the event loop, and wait for it."""
         done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (work(), done.set()))
+
+        def run() -> None:
+            work()
+            done.set()
+
+        self.loop.call_soon_threadsafe(run)
         assert done.wait(PATIENCE_S)
 
     def is_prompt_again(self) -> bool:
@@ -175,13 +180,19 @@ def test_a_prompt_answer_is_what_the_tracer_gets(make_world: Callable[..., World
         (LEASE, 1, REGISTERS),
         (LEASE, 2, REGISTERS),
     ]
-    assert world.caller.answers == world.owner.evictions == []
+    assert world.caller.answers == []
+    assert world.owner.evictions == []
 
 
 def test_a_hook_is_told_with_its_arguments(make_world: Callable[..., World]) -> None:
     world = make_world()
     told: list[Any] = []
-    world.in_peer(lambda: (told.append(world.peer.next()), world.peer.say(Raised(told[0].call, "E: x"))))
+
+    def hook() -> None:
+        told.append(world.peer.next())
+        world.peer.say(Raised(told[0].call, "E: x"))
+
+    world.in_peer(hook)
     answer = world.channel.hook(world.caller, b"c" * 16, 3, "ubpx_signal", {"tid": 3, "signal": 10})
     assert isinstance(answer, Raised)
     assert told == [Hook(1, b"c" * 16, "ubpx_signal", {"tid": 3, "signal": 10})]
@@ -419,7 +430,12 @@ def test_the_deadlines_alarm_ends_the_connection(make_world: Callable[..., World
 
     world = make_world()
     world.owner.perform_with = perform
-    world.in_peer(lambda: (world.peer.next(), world.peer.say(Ask(1, Stops(b"t" * 16)))))
+
+    def ask() -> None:
+        world.peer.next()
+        world.peer.say(Ask(1, Stops(b"t" * 16)))
+
+    world.in_peer(ask)
     with pytest.raises(Alarm):
         world.hit()
     assert len(world.owner.evictions) == 1

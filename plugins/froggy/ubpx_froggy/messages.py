@@ -3,6 +3,8 @@
 On the wire a message is an array: its tag, then its fields in the order of this page. Fields that are left
 out at the end have their defaults, so a field can be added there without a new version; the values that
 a reply carries (``...Info``) are arrays without a tag.
+
+One page, although a long one: it is the protocol, and the documentation is checked against it as a whole.
 """
 
 from typing import Any, Final

@@ -65,6 +65,11 @@ def let_go(target: Any, name: str) -> None:
                 hold.release()
 
 
+def handled(lease: Any, handler: Handler, kind: str) -> int:
+    """How many hits the client itself has seen."""
+    return int(lease.hits) if kind == "count" else handler.hits
+
+
 def live(name: str, kind: str, path: str, spec: str) -> None:
     """One client, in its own process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {REPORT})
@@ -84,10 +89,9 @@ def live(name: str, kind: str, path: str, spec: str) -> None:
         return
     lease.release()
     until = time.monotonic() + PATIENCE_S
-    handled = lambda: lease.hits if kind == "count" else handler.hits  # noqa: E731
-    while handled() + lease.dropped < lease.hits and time.monotonic() < until:
+    while handled(lease, handler, kind) + lease.dropped < lease.hits and time.monotonic() < until:
         time.sleep(0.005)
-    say(name, "counted", handled(), lease.hits, lease.dropped, handler.gap)
+    say(name, "counted", handled(lease, handler, kind), lease.hits, lease.dropped, handler.gap)
     target.detach()
 
 

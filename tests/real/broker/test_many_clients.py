@@ -195,7 +195,7 @@ def kills(target_program: StartProgram, clients_of: Callable[..., Any], amount: 
     handled, hits, dropped, _ = clients.count("listener")
     assert (handled + dropped, hits) == (made, made)
     assert program.tell("q").wait() == 0
-    return pause
+    return float(pause)
 
 
 def wait_until_swept(path: str) -> None:

@@ -291,7 +291,9 @@ class Channel:
             self._owner.submit(lambda: self._serve(message))
             return
         with self._lock:
-            number = next(iter(self._late), 0)
+            if not self._late:
+                raise WireError(f"an answer to call {message.call} came, and none is due")
+            number = next(iter(self._late))
             answer = _expected(message, number)
             caller, tid = self._late.pop(number)
             self._since = monotonic()

@@ -295,7 +295,7 @@ class Guest:
         """Raises QuotaExceeded if so many leases more would be too many."""
         tables = [seat.entries for _, seat in tuple(self._seats.values())]
         total = sum(map(len, tables))
-        if total + more <= min(self.quotas.probes, self.quotas.slots):
+        if total + more <= self.quotas.probes:
             return
         entries = [entry for table in tables for entry in tuple(table.values())]
         alive = sum(entry.lease is None or entry.is_alive for entry in entries)
@@ -303,7 +303,13 @@ class Guest:
             raise QuotaExceeded("probes", self.quotas.probes)
         if total - alive > _ENDED:
             raise QuotaExceeded("leases that have ended and were not released", _ENDED)
-        if sum(map(_has_slot, entries)) + more > self.quotas.slots:
+
+    def check_slots(self) -> None:
+        """Raises QuotaExceeded if the connection has too many leases that need a slot, the last one included."""
+        tables = [seat.entries for _, seat in tuple(self._seats.values())]
+        if sum(map(len, tables)) <= self.quotas.slots:
+            return
+        if sum(_has_slot(entry) for table in tables for entry in tuple(table.values())) > self.quotas.slots:
             raise QuotaExceeded("slots", self.quotas.slots)
 
     def add_hold(self, hold: Hold, seat: Seat) -> Handle:

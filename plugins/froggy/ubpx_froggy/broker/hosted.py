@@ -158,8 +158,8 @@ class Hosted:
 
     @property
     def is_unused(self) -> bool:
-        """Whether neither a connection nor an absent client has any use for it."""
-        return not self.guests and not self.seats
+        """Whether neither a connection nor, while it lives, an absent client has any use for it."""
+        return not self.guests and (self.status is not None or not self.seats)
 
 
 class _Watcher:

@@ -1,6 +1,6 @@
 """Requests about leases."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ubpx import Lease, LeaseGroup, UsageError
@@ -23,14 +23,14 @@ def probe(guest: Guest, seat: Seat, call: m.Probe) -> m.LeaseInfo:
         "defer": call.defer,
     }
     entry = _new_entry(guest, seat, call.place, mode=call.mode, persistent=call.persistent)
-    return _granted(seat, entry, lambda: seat.client.probe(call.place, entry.handler, **options))
+    return _granted(guest, seat, entry, lambda: seat.client.probe(call.place, entry.handler, **options))
 
 
 def watch(guest: Guest, seat: Seat, call: m.Watch) -> m.LeaseInfo:
     """Lease a debug register."""
     entry = _new_entry(guest, seat, call.address, mode=call.mode, persistent=False)
     options: dict[str, Any] = {"size": call.size, "access": call.access, "priority": call.priority}
-    return _granted(seat, entry, lambda: seat.client.watch(call.address, entry.handler, **options))
+    return _granted(guest, seat, entry, lambda: seat.client.watch(call.address, entry.handler, **options))
 
 
 def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
@@ -50,11 +50,13 @@ def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
         skip_refused=call.skip_refused,
     )
     try:
-        guest.check_probes(len(group))
+        guest.check_probes(dispatch.unknown(group))
+        entries = [dispatch.entry(lease) for lease in group]
+        guest.check_slots()
     except BaseException:
         group.release()
+        dispatch.forget()
         raise
-    entries = [dispatch.entry(lease) for lease in group]
     return m.GroupInfo([entry.info() for entry in entries], _refused(group))
 
 
@@ -81,6 +83,15 @@ class _Dispatch:
             self._seat.entries[entry.handle] = entry
         return entry
 
+    def unknown(self, leases: Iterable[Lease]) -> int:
+        """How many of these have no entry yet."""
+        return sum(lease not in self._entries for lease in leases)
+
+    def forget(self) -> None:
+        """The group was not granted after all."""
+        for entry in self._entries.values():
+            self._seat.entries.pop(entry.handle, None)
+
     def __call__(self, hit: Any) -> object:
         return self.entry(hit.lease).handler(hit)
 
@@ -93,12 +104,15 @@ def _new_entry(guest: Guest, seat: Seat, place: str | int, *, mode: str, persist
     return entry
 
 
-def _granted(seat: Seat, entry: Entry, grant: Callable[[], Lease]) -> m.LeaseInfo:
+def _granted(guest: Guest, seat: Seat, entry: Entry, grant: Callable[[], Lease]) -> m.LeaseInfo:
     seat.entries[entry.handle] = entry  # the first hit may come before this returns
     try:
         entry.lease = grant()
+        guest.check_slots()
     except BaseException:
         seat.entries.pop(entry.handle, None)
+        if entry.lease is not None:
+            entry.lease.release()
         raise
     if seat.guest is None and not entry.persistent:  # the connection has ended meanwhile
         entry.lease.release()

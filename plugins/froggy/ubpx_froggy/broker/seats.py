@@ -211,10 +211,10 @@ class Seat:
     def settle(self, entry: Entry | None, tid: int, answer: Answer | Raised) -> None:
         """A late answer: what it says is done, and the hold that stood for it ends. In a worker thread."""
         with contextlib.suppress(UbpxError):  # the thread, or the program, has gone meanwhile
-            try:
-                verdict_of(answer) if isinstance(answer, Answer) else None
-            except UsageError as error:
-                answer = Raised(answer.call, f"UsageError: {error}")
+            if isinstance(answer, Answer):
+                mistake = self._mistake(tid, answer)
+                if mistake is not None:
+                    answer = Raised(answer.call, f"UsageError: {mistake}")
             if isinstance(answer, Raised):
                 self.failed(answer.error, "a hook" if entry is None else entry.described())
                 if entry is not None:
@@ -223,6 +223,16 @@ class Seat:
                 return
             self._obey(tid, answer)
             self.strikes = 0
+
+    def _mistake(self, tid: int, answer: Answer) -> str | None:
+        """What is wrong with an answer; raises UsageError if the thread is gone."""
+        try:
+            verdict_of(answer)
+        except UsageError as error:
+            return str(error)
+        known = self._target.registers(tid) if answer.registers else {}
+        unknown = [name for name in answer.registers or () if name not in known]
+        return f"no register is named {unknown[0]!r}; there are {', '.join(known)}" if unknown else None
 
     def _obey(self, tid: int, answer: Answer) -> None:
         try:

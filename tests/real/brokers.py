@@ -41,7 +41,7 @@ class BrokerProcess:
         """Have it end, if it has not; the rest of what it has said."""
         self.popen.terminate()
         try:
-            _, said = self.popen.communicate(timeout=PATIENCE_S)
+            said: str = self.popen.communicate(timeout=PATIENCE_S)[1]
         except subprocess.TimeoutExpired:
             self.popen.kill()
             self.popen.communicate()

@@ -1,0 +1,59 @@
+"""The traced process, as far as it can be seen through a broker."""
+
+from typing import Any, Final
+
+from ubpx import MemoryFault
+from ubpx.core.values import MappedRange
+from ubpx_froggy.aio.link import AsyncLink
+from ubpx_froggy.client.process import KnownProcess, Reading, Writing, read_bytes, read_mappings
+from ubpx_froggy.messages import Handle, Mappings
+
+
+class AsyncMemory:
+    """The program's memory; no trap of ubpx is ever seen in it. What is large travels in pieces, one by one."""
+
+    def __init__(self, link: AsyncLink, target: Handle) -> None:
+        self._link: Final = link
+        self._target: Final = target
+
+    async def read(self, address: int, size: int) -> bytes:
+        """Exactly ``size`` bytes; raises MemoryFault, UsageError, BrokerGone."""
+        reading = Reading(self._target, address, size)
+        try:
+            pieces = [await self._link.request(each, read_bytes) for each in reading.requests()]
+        except MemoryFault:
+            raise reading.fault from None
+        return b"".join(pieces)
+
+    async def write(self, address: int, data: bytes) -> None:
+        """Write as the program could; raises MemoryFault, UsageError over a probed byte, BrokerGone.
+
+        A fault in a later piece does not take back the earlier ones; nor does a cancellation.
+        """
+        await self._do(Writing(self._target, address, data, patch=False))
+
+    async def patch(self, address: int, data: bytes) -> None:
+        """Write through page protections; raises as ``write`` does."""
+        await self._do(Writing(self._target, address, data, patch=True))
+
+    async def _do(self, writing: Writing) -> None:
+        try:
+            for each in writing.requests():
+                await self._link.request(each)
+        except MemoryFault:
+            raise writing.fault from None
+
+
+class AsyncProcess(KnownProcess):
+    """What hooks get as ``process``. Valid while the target is attached."""
+
+    def __init__(self, link: AsyncLink, target: Handle, pid: int, memory: AsyncMemory) -> None:
+        super().__init__(pid)
+        self.memory: Final = memory
+        self._link: Final = link
+        self._target: Final = target
+
+    async def mappings(self) -> tuple[MappedRange, ...]:
+        """What is mapped now, ascending, slot areas included; raises TargetGone, BrokerGone."""
+        found: Any = await self._link.request(Mappings(self._target), read_mappings)
+        return tuple(found)

@@ -1,0 +1,216 @@
+"""A target of a broker, with the face of ``ubpx.Target``: what asks the broker is awaited."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from ubpx import UbpxError, UsageError
+from ubpx.core.values import ThreadId
+from ubpx_froggy.aio.clients import AsyncClient
+from ubpx_froggy.aio.desk import AsyncDesk
+from ubpx_froggy.aio.hits import AsyncSurroundings
+from ubpx_froggy.aio.holds import AsyncHold
+from ubpx_froggy.aio.line import Request
+from ubpx_froggy.aio.link import AsyncLink
+from ubpx_froggy.aio.probepoints import AsyncProbepoint
+from ubpx_froggy.aio.process import AsyncMemory, AsyncProcess
+from ubpx_froggy.aio.turns import outside
+from ubpx_froggy.client import checks
+from ubpx_froggy.client.conversation import decoder
+from ubpx_froggy.client.hooks import DETACHED, EXITED, given_hooks
+from ubpx_froggy.client.standing import ClientState, ForeignClient, foreign, read_clients
+from ubpx_froggy.messages import (
+    Clients,
+    Leave,
+    NamedClient,
+    ReadRegisters,
+    Registers,
+    Resume,
+    Stops,
+    TargetInfo,
+    Threads,
+    Wait,
+)
+
+_number: Final = decoder(int)
+_status: Final = decoder(int | None)
+_tids: Final = decoder(list[int])
+_registers: Final = decoder(Registers)
+
+
+class AsyncTarget:
+    """One process that a broker traces, in one event loop. Made by ``aio.connect``.
+
+    Leaving the ``async with`` detaches: the broker and its other clients go on. Every call may raise BrokerGone,
+    PermissionRefused where the broker does not allow it, and after a detach UsageError; also for whoever awaits a
+    reply at that moment.
+    """
+
+    def __init__(self, link: AsyncLink, info: TargetInfo) -> None:
+        memory = AsyncMemory(link, info.target)
+        process = AsyncProcess(link, info.target, info.pid, memory)
+        self.memory: Final = memory
+        """The program's memory; no trap of ubpx is ever seen in it."""
+        self._link: Final = link
+        self._info: Final = info
+        self._stage: Final = link.serve(AsyncSurroundings(info, memory), info.deadline_s)
+        self._desk: Final = AsyncDesk(link, info.target, process=process, stage=self._stage)
+        self._end_of_process: Request | None = None
+        """What is answered when the process has ended."""
+        self._leaving: Final = asyncio.Lock()
+        self._leaver: asyncio.Task[None] | None = None
+        """Who detaches, where a handler has asked for it."""
+        self._maker: Final = os.getpid()
+
+    @property
+    def broker(self) -> str:
+        """The path of the broker's socket."""
+        return self._link.broker
+
+    @property
+    def architecture(self) -> str:
+        """As ``uname -m`` says it."""
+        return self._info.architecture
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._info.pid
+
+    async def stops(self) -> int:
+        """How often threads of the process have stopped for the tracer so far."""
+        stops: int = await self._link.request(Stops(self._info.target), _number)
+        return stops
+
+    # Clients and what they have -------------------------------------------------------------
+
+    async def client(self, name: str, *, priority: int = 0, hooks: object = None) -> AsyncClient:
+        """A new client; ``hooks`` is an object whose hooks (see ubpx.hookspecs) are called here, in the event loop.
+
+        Hooks are plain functions or coroutine functions; what they get has this form: ``client`` is the AsyncClient,
+        and methods of ``process`` are awaited.
+        Raises UsageError if a living client has the name, PluginFailed for hooks that are not as specified,
+        TargetGone, QuotaExceeded, BrokerGone; PermissionRefused also if another user's client has left
+        persistent leases under the name.
+        """
+        self._link.check()
+        checks.check_name(name)
+        checks.check_order(priority)
+        implemented = given_hooks(hooks, name)
+        client = AsyncClient(name, priority=priority, target=self, desk=self._desk, hooks=implemented)
+        await client.open()
+        return client
+
+    async def clients(self) -> tuple[AsyncClient | ForeignClient, ...]:
+        """The living ones, in the order of joining; those of other connections can only be looked at."""
+        if self._link.ending is not None:
+            return ()
+        infos: list[NamedClient] = await self._link.request(Clients(self._info.target), read_clients)
+        return tuple(self._desk.clients.get(each.name) or foreign(each) for each in infos)
+
+    async def probepoints(self) -> tuple[AsyncProbepoint, ...]:
+        """All probepoints that anybody leases, by address."""
+        return () if self._link.ending is not None else await self._desk.probepoints()
+
+    # Its threads ----------------------------------------------------------------------------
+
+    async def threads(self) -> tuple[ThreadId, ...]:
+        """The tids of the process's threads; none once it has ended."""
+        tids: list[int] = await self._link.request(Threads(self._info.target), _tids)
+        return tuple(ThreadId(tid) for tid in tids)
+
+    async def registers(self, thread: int) -> Mapping[str, int]:
+        """The registers of a stopped thread, by name, as the program would see them.
+
+        Raises UsageError if it runs or is not the target's, TargetGone, BrokerGone.
+        """
+        self._link.check()
+        checks.check_tid(thread)
+        found: Registers = await self._link.request(ReadRegisters(self._info.target, thread), _registers)
+        return MappingProxyType(found)
+
+    async def holds(self) -> tuple[AsyncHold, ...]:
+        """Who keeps what stopped; what a handler asked for before this call is in it."""
+        return tuple(self._desk.hold(info) for info in await self._desk.hold_infos())
+
+    async def resume(self) -> None:
+        """Start a program that the broker has spawned. Once it runs: does nothing."""
+        await self._link.request(Resume(self._info.target))
+
+    async def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until the process has ended: its exit status, or minus the signal that killed it.
+
+        None if ``timeout`` seconds were not enough. A program that the broker has spawned is started, unless we
+        connected to read only. Raises UsageError from a handler, and after a detach; BrokerGone.
+        """
+        if timeout is not None:
+            checks.check_seconds("timeout", timeout)
+        if self._stage.handling.is_here:
+            raise UsageError("target.wait() from a handler would wait for itself; return a verdict instead")
+        if timeout is not None:
+            request = self._link.begin_outside(Wait(self._info.target, timeout), _status)
+        else:  # one request, however often somebody waits and is cancelled: a broker lets few of them wait
+            if self._end_of_process is None or self._end_of_process.is_answered:
+                self._end_of_process = self._link.begin_outside(Wait(self._info.target), _status)
+            request = self._end_of_process
+        status: int | None = await request.answer()
+        return status
+
+    # The end --------------------------------------------------------------------------------
+
+    async def detach(self) -> None:
+        """Give back all that we have there, and leave the target to the broker's other clients.
+
+        From a handler or hook: after it. Cancelled: at once, and the broker gives back. Again: does nothing.
+        """
+        if os.getpid() != self._maker:  # a forked copy of the program has no part in the connection
+            return
+        if not self._stage.handling.is_here:
+            await self._leave()
+        elif self._leaver is None:
+            self._stage.handling.silent = True  # until we have left nothing may come to a handler again
+            loop = asyncio.get_running_loop()
+            self._leaver = loop.create_task(self._leave_later(), name="ubpx-leaver", context=outside())
+
+    async def _leave_later(self) -> None:
+        try:
+            await self._stage.until_idle()  # the handler that has asked for it ends first
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        async with self._leaving:
+            try:
+                if self._link.ending is None:
+                    with contextlib.suppress(UbpxError):
+                        await self._take_leave()
+            finally:
+                self._link.leave(f"target {self.pid} is detached; connect again")
+            await self._link.closed()
+
+    async def _take_leave(self) -> None:
+        """Last words of hooks, last counts of leases; then the broker sweeps what is left."""
+        clients: tuple[AsyncClient, ...] = tuple(self._desk.clients.values())
+        listening = [each for each in clients if DETACHED in each.hooks and EXITED not in each.told]
+        if listening and await self.threads():  # else the process has ended, and was not left
+            for client in listening:
+                await client.refresh()
+                if client.state is ClientState.LIVE:
+                    await self._stage.call_hook(client, DETACHED)
+        leases: tuple[Any, ...] = tuple(self._link.roster.leases.values())
+        await self._desk.refresh([lease for lease in leases if lease.persistent])
+        await self._desk.release([lease for lease in leases if not lease.persistent])
+        self._stage.handling.silent = True
+        await self._link.request(Leave(self._info.target))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.detach()
+
+    def __repr__(self) -> str:
+        return f"<target {self.pid} of the broker at {self.broker}>"
