@@ -53,7 +53,8 @@ class BrokerProcess:
 def start_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
     """``start_broker(*arguments, **popen_options)``: a BrokerProcess that serves; each is ended after the test."""
     request.getfixturevalue("nothing_is_left")  # looks for what is left when these have been ended
-    with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
+    patch = request.getfixturevalue("monkeypatch")  # one for all fixtures: else what is undone last may be old
+    with ExitStack() as ending:
         # Unix sockets have short names, and pytest's directories long ones.
         run = Path(ending.enter_context(short_directory()))
         patch.setenv("UBPX_RUN_DIRECTORY", str(run / "run"))
