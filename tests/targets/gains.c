@@ -12,6 +12,8 @@ enum { WORDS = 512, PATTERN = 0x5a };
 /* A page and more, written by nobody. */
 volatile unsigned char canary[WORDS * 8] __attribute__((aligned(4096))) = {[0 ... WORDS * 8 - 1] = PATTERN};
 
+/* Where a thread of the program is sent that somebody else has written the registers of: exit status 77 as root. */
+FUNCTION(hijacked, "mov $107, %eax\n syscall\n cmp $1, %eax\n mov $76, %edi\n adc $0, %edi\n mov $231, %eax\n syscall");
 FUNCTION(pivot, "mov %rsp, %rax\n lea canary+2048(%rip), %rsp\n jmp probed_pivot");
 FUNCTION(probed_pivot, "push %rbp\n pop %rbp\n mov %rax, %rsp\n ret");
 void pivot(void);

@@ -304,9 +304,9 @@ class Elsewhere:
         """A Peer there."""
         return self.ask(("make", "Peer", (path,), options))
 
-    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def begin(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """As ``call``, and ``outcome`` gives what it returns."""
-        _write(self._ours, ("call", function, arguments, {}))
+        _write(self._ours, ("call", function, arguments, options))
 
     def ask(self, order: Any) -> Any:
         """One order, and its outcome."""
