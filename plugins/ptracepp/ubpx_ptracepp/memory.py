@@ -56,6 +56,8 @@ class ProcessMemory:
         self._pid = pid
         self._tid = procfs.living_tid(pid)
         self._one_word: Final = _OneWord()
+        self._using: Final = threading.Lock()
+        """Held while the descriptor is used: a number that was closed may be another file's the next moment."""
         try:
             self._descriptor = os.open(f"/proc/{self._tid}/mem", os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -68,7 +70,8 @@ class ProcessMemory:
             if word is not None:
                 return word
         try:
-            data = os.pread(self._descriptor, size, address)
+            with self._using:
+                data = os.pread(self._descriptor, size, address)
         except (OSError, OverflowError) as error:
             raise MemoryFault(address, size, "read") from error
         if len(data) != size:
@@ -100,7 +103,8 @@ class ProcessMemory:
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault."""
         try:
-            written = os.pwrite(self._descriptor, data, address)
+            with self._using:
+                written = os.pwrite(self._descriptor, data, address)
         except (OSError, OverflowError) as error:
             raise MemoryFault(address, len(data), "patch") from error
         if written != len(data):
@@ -112,6 +116,7 @@ class ProcessMemory:
 
     def close(self) -> None:
         """The process is left: from now on every access is a MemoryFault."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        with self._using:
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
