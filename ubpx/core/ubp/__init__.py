@@ -4,7 +4,7 @@ Functions over values. A client that wants no registry uses this package alone a
 returns; a Memory is all that it needs of the world.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from typing import Final
 
 from ubpx._errors import UsageError
@@ -22,7 +22,8 @@ from ubpx.core.ubp.plans import (
 from ubpx.core.ubp.traps import Removal, Span, insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.x86_64 import X86_64
 
-_ARCHITECTURES: Final[Mapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64}
+ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64}
+"""What makes each, by name; an architecture is registered here, and a test may put another in its place."""
 
 
 def architecture(name: str) -> Architecture:
@@ -30,13 +31,13 @@ def architecture(name: str) -> Architecture:
 
     Raises UsageError if it is not supported.
     """
-    make = _ARCHITECTURES.get(name)
+    make = ARCHITECTURES.get(name)
     if make is None:
-        raise UsageError(f"no architecture {name!r}; there is {', '.join(sorted(_ARCHITECTURES))}")
+        raise UsageError(f"no architecture {name!r}; there is {', '.join(sorted(ARCHITECTURES))}")
     return make()
 
 
 __all__ = [
-    "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span", "StepPlan",
+    "ARCHITECTURES", "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span", "StepPlan",
     "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all", "spans",
 ]  # fmt: skip
