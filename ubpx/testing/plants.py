@@ -77,7 +77,7 @@ class ReturnAddress(Planted):
 class FaultAddress(Planted):
     """A fault in a slot shows the program the slot's address."""
 
-    def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+    def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:  # noqa: ARG002 - the protocol's
         """Nothing is put right."""
         return Outcome(registers={})
 

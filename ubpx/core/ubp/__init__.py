@@ -38,6 +38,6 @@ def architecture(name: str) -> Architecture:
 
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span", "StepPlan",
-    "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all", "spans",
+    "ARCHITECTURES", "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span",
+    "StepPlan", "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all", "spans",
 ]  # fmt: skip
