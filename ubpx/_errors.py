@@ -154,6 +154,16 @@ class InsnRefused(UbpxError):
         self.address, self.insn, self.reason = address, insn, reason
 
 
+class NotEmulated(UbpxError):
+    """This time the instruction itself must run; who emulates takes the slot for this one hit."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the instruction cannot be emulated this time: {reason}; run it itself, in a slot or in place"
+        )
+        self.reason = reason
+
+
 class StrategyRefused(UbpxError):
     """The strategy asked for does not fit the instruction or the target."""
 

@@ -43,8 +43,8 @@ class State:
         self.regs |= outcome.registers
 
     def read(self, address: int, size: int) -> bytes:
-        """As a Memory; the stack is all that emulation reads."""
-        return self.stack[address - STACK :][:size]
+        """As a Memory; emulation reads the stack, and where a call's target is."""
+        return self.stack[address - STACK :][:size] if address >= STACK else self.data[address - DATA :][:size]
 
     def write(self, address: int, data: bytes) -> None:
         """Never called: emulation returns what is to be written."""

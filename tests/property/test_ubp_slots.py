@@ -89,7 +89,7 @@ def test_copy_is_the_same_instruction_and_leads_back(code: bytes, address: VirtA
     """Invariant: what runs in the slot is the same instruction with the same operand, and then the next one."""
     analysis = analyzed(code, address)
     assume(Strategy.STEP in analysis.strategies)
-    insn, kind = analysis.insn, insn_class(parse(analysis.insn.raw))
+    insn, kind = analysis.insn, insn_class(parse(analysis.insn.raw, 64))
     slot = VirtAddr(address + distance)
     assume(slot != address)  # that would be a step in place
     try:
@@ -131,7 +131,7 @@ def test_parser_finds_what_iced_finds(code: bytes, address: VirtAddr) -> None:
     """Invariant: operand, branch target and privilege are read from the bytes as iced-x86 reads them."""
     analysis = analyzed(code, address)
     insn, offsets = iced_insn(code, address)
-    encoding = parse(analysis.insn.raw)
+    encoding = parse(analysis.insn.raw, 64)
     kind = insn_class(encoding)
     assert not insn.is_privileged
     assert (encoding.displacement_at is not None) == insn.is_ip_rel_memory_operand

@@ -135,7 +135,8 @@ def test_forced_strategy_is_exact_or_refused(
         ("probed_lea", ubpx.Strategy.BOOST),
         ("probed_rip", ubpx.Strategy.BOOST),
         ("probed_load", ubpx.Strategy.BOOST),
-        ("probed_indirect", ubpx.Strategy.STEP),
+        ("probed_indirect", ubpx.Strategy.EMULATE),
+        ("probed_popf_itself", ubpx.Strategy.EMULATE),
     ],
 )
 def test_default_strategy_is_the_best(target_program: StartProgram, symbol: str, strategy: ubpx.Strategy) -> None:

@@ -41,7 +41,7 @@ def test_with_all_functions_probed_every_count_is_exact(target_program: StartPro
         single = target.client("single").probe(symbol, lambda _: None)
         assert {"main", "caller", "_start", "probed_jmp"} <= {str(lease.spec).rpartition(":")[2] for lease in group}
         refused = {name.rpartition(":")[2]: error for name, error in group.refused}
-        assert isinstance(refused["probed_popf_itself"], ubpx.InsnRefused)
+        assert isinstance(refused["refused_hlt"], ubpx.InsnRefused)
         assert len(target.probepoints()) == len(group)
         made = program.tell("g").number("calls", timeout=55)
         assert named(group, symbol).hits == single.hits == made == THREADS * CALLS
@@ -153,7 +153,7 @@ def test_bad_input_arms_nothing(target_program: StartProgram) -> None:
         with pytest.raises(ubpx.UsageError, match="empty"):
             client.probe_many([], lambda _: None)
         with pytest.raises(ubpx.InsnRefused) as refused:
-            client.probe_many(["probed_lea", "probed_nop", "probed_popf_itself", "main"], lambda _: None)
+            client.probe_many(["probed_lea", "probed_nop", "refused_hlt", "main"], lambda _: None)
         assert refused.value.insn is not None
         with target.client("owner").probe("probed_nop", lambda _: None, exclusive=True) as owned:
             with pytest.raises(ubpx.ProbepointBusy) as busy:

@@ -6,7 +6,7 @@
 FUNCTION(answer, "lea 1(%rdi), %rax\n ret");
 FUNCTION(busy, "lea 1(%rdi), %rax\n ret");
 FUNCTION(has_syscall, "mov $186, %eax");
-CONTINUATION(refused_syscall, "syscall\n ret");
+CONTINUATION(probed_syscall, "syscall\n ret");
 FUNCTION(refused_int3, "int3\n ret");
 FUNCTION(refused_hlt, "hlt\n ret");
 FUNCTION(long_insn, "movabs $0x1122334455667788, %rax\n ret");

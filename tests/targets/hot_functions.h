@@ -33,6 +33,8 @@ FUNCTION(probed_jmp, "jmp 1f\n ud2\n1: lea 13(%rdi), %rax\n ret");
 FUNCTION(probed_pushf, "pushfq\n pop %rax\n ret");
 FUNCTION(probed_popf, "pushfq\n jmp probed_popf_itself");
 FUNCTION(probed_popf_itself, "popfq\n lea 14(%rdi), %rax\n ret");
+/* Never called. */
+FUNCTION(refused_hlt, "hlt\n ret");
 /* In the middle of a leaf function: what lies below the stack pointer is the program's. */
 FUNCTION(redzone_entry, "mov %rdi, -8(%rsp)\n mov %rdi, -128(%rsp)");
 CONTINUATION(probed_redzone, "lea 0(,%rdi,2), %rax\n not %rax\n add -8(%rsp), %rax\n add -128(%rsp), %rax\n"

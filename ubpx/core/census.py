@@ -10,7 +10,7 @@ from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
-from ubpx.core.sites import SilentSites
+from ubpx.core.sites import SilentSites, leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp.plans import Architecture
@@ -116,7 +116,10 @@ class Census:
             self._move(thread, Input.APPEARED)
             self.end_if_empty(parent)
             return
-        self._armory.clean(parent.space, self.new_space(event.process, slots_allowed=False))
+        child_space = self.new_space(event.process, slots_allowed=False)
+        self._armory.clean(parent.space, child_space)
+        if self._tracer.fetch(port):
+            leave_slot(self._tracer, port, child_space, parent.space)
         self._tell_forked(parent, event.process)
         self._tracer.detach(port)
         self._tracer.forget(port)

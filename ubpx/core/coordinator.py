@@ -34,7 +34,7 @@ class Coordinator:
         self.tracees: Final = Tracees()
         self.keeper: Final = Keeper(tracer, self.tracees, self._move, self.run_until)
         self._turns: Final = Turns(tracer, self.tracees, self.keeper, move=self._move, run_until=self.run_until)
-        self._steps: Final = Steps(tracer, architecture, self._tell_stepped)
+        self._steps: Final = Steps(tracer, self._tell_stepped)
         self.reception: Final = HitReception(
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
         )
@@ -179,7 +179,11 @@ class Coordinator:
         thread.leave_site()
         thread.pending, due = 0, thread.pending
         self._steps.send_postponed(thread)
-        self.tracer.resume(thread.port, due)
+        if due and thread.returning is not None:
+            self.tracer.step(thread.port, due)  # into the signal's handler, if it has one
+        else:
+            thread.returning = None
+            self.tracer.resume(thread.port, due)
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
@@ -320,8 +324,12 @@ class Coordinator:
     def _on_step_done(self, thread: Thread, event: events.StepDone) -> None:
         if event.watched:
             self.reception.watch_hit(thread, event.watched)
+        if thread.state is State.RUNNING and thread.returning is not None:
+            self._steps.handler_entered(thread)
+            self._move(thread, Input.INTERRUPTED)
+            return
         if thread.state is State.RUNNING:
-            self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, VirtAddr(0)))
+            self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, event.address))
         else:
             self._steps.finish(thread)
             self._ask_about_signal(thread)

@@ -1,11 +1,14 @@
 """Why a thread stopped, and what happens to it next."""
 
 from enum import IntEnum
+from typing import Final
 
 import attrs
 
 from ubpx.core.ports import TracedThread
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+
+NOWHERE: Final = VirtAddr(0)
 
 
 class Verdict(IntEnum):
@@ -34,6 +37,8 @@ class StepDone(StopEvent):
 
     watched: tuple[int, ...] = ()
     """The debug registers that noticed something in it."""
+    address: VirtAddr = NOWHERE
+    """si_addr: where the next instruction is."""
 
 
 @attrs.frozen

@@ -120,7 +120,7 @@ class Keeper:
         registers = dict(zip(layout.names, words, strict=True))
         code = process.space.slots.code_at(words[layout.pc])
         if code is not None:
-            registers[layout.pc_name] = code.program_pc(VirtAddr(words[layout.pc]))
+            registers |= process.space.architecture.leave_slot(code, registers).registers
         return MappingProxyType(registers)
 
     def _stopped(self, tid: ThreadId, process: TracedProcess | None = None) -> Thread:

@@ -290,6 +290,10 @@ class Tracer(Protocol):
         """Set si_addr of the signal that the thread stopped for."""
         ...
 
+    def correct_x87_pointer(self, thread: TracedThread, wrong: VirtAddr, right: VirtAddr) -> None:
+        """If the last floating-point instruction (FIP) is said to be at ``wrong``, have it be at ``right``."""
+        ...
+
     def block_signals(self, thread: TracedThread) -> int:
         """Block what can be blocked, except traps; returns the mask to give back."""
         ...

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Final
 
-from ubpx._errors import MemoryFault, SlotsExhausted
+from ubpx._errors import MemoryFault, NotEmulated, SlotsExhausted
 from ubpx.core.arming import Armory
 from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
@@ -178,32 +178,32 @@ class HitReception:
                 words[position] = word
         put(words, space.layout, changes)
         site.undo(thread.port)
+        site.unlanded.discard(thread.tid)
         if space.layout.pc_name not in changes:
             self._pass_trap(thread, site)
         self.tracer.store(thread.port)
 
     def _pass_trap(self, thread: Thread, site: ProbeSite) -> None:
         space, words = thread.process.space, thread.port.words
-        if site.landing is not None:
+        if site.landing is not None and site.lands(thread.port):
             words[space.layout.pc] = site.landing
             return
         try:
             put(words, space.layout, site.emulate(thread.port))
-        except MemoryFault:
-            site.unlanded.discard(thread.tid)
-            self._meet_fault(thread, site)
+        except (MemoryFault, NotEmulated):
+            self._run_itself(thread, site)
 
-    def _meet_fault(self, thread: Thread, site: ProbeSite) -> None:
-        """The program must see this fault as its own: the instruction itself runs, in a slot or else in place."""
+    def _run_itself(self, thread: Thread, site: ProbeSite) -> None:
+        """The program must see a fault or trap of its own: the instruction itself runs, in a slot or else in place."""
         space, analysis = thread.process.space, site.probepoint.analysis
-        landing = site.probepoint.address
-        if space.slots_allowed and Strategy.BOOST in analysis.strategies:
+        landing, boosted = site.probepoint.address, Strategy.BOOST in analysis.strategies
+        if space.slots_allowed and (boosted or Strategy.STEP in analysis.strategies):
             with contextlib.suppress(SlotsExhausted):
                 code = self.armory.occupy_slot(space, analysis, thread.process.pid)
                 space.slots.retire(code)
                 landing = code.slot
         thread.port.words[space.layout.pc] = landing
-        if landing == site.probepoint.address or thread.step_clients:
+        if landing == site.probepoint.address or thread.step_clients or not boosted:
             self._plan(thread, analysis, landing)
 
     def _plan_step(self, thread: Thread, site: ProbeSite, changes: Mapping[str, int]) -> None:
@@ -212,6 +212,8 @@ class HitReception:
         in_place = probepoint.strategy is Strategy.INLINE
         if thread.process.space.layout.pc_name in changes:
             return  # a step that somebody asked for is one at the new place
+        if probepoint.analysis.waits:
+            return  # a step that somebody asked for runs it as it is: it may wait
         if not (probepoint.slot or in_place or thread.plan):
             if thread.step_clients:
                 self.tracer.fetch(thread.port)

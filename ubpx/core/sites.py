@@ -1,10 +1,10 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from ubpx._errors import InternalError, MemoryFault, UsageError
+from ubpx._errors import InternalError, MemoryFault, NotEmulated, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
@@ -42,6 +42,18 @@ def set_pc(tracer: Tracer, thread: TracedThread, space: AddressSpace, pc: VirtAd
     """Send the thread elsewhere; ``thread.words`` show it too."""
     thread.words[space.layout.pc] = pc
     tracer.store(thread)
+
+
+def leave_slot(tracer: Tracer, thread: TracedThread, space: AddressSpace, slots_of: AddressSpace) -> None:
+    """If the stopped thread stands in one of the slots of ``slots_of``, have it stand in the program's own code.
+
+    ``thread.words`` are up to date. A forked child has its parent's PC, and none of its slots.
+    """
+    code = slots_of.slots.code_at(thread.words[space.layout.pc])
+    if code is not None:
+        registers = WordRegisters(thread.words, space.layout)
+        put(thread.words, space.layout, space.architecture.leave_slot(code, registers).registers)
+        tracer.store(thread)
 
 
 def run_handlers(
@@ -87,28 +99,37 @@ class ProbeSite:
     Owned by the address space's tables; ``leases`` is replaced whole when they change.
     """
 
-    __slots__ = ("_emulator", "_overwritten", "_pc", "_steps", "certain", "landing", "landing_word", "leases",
-                 "probepoint", "reception", "space", "unlanded")  # fmt: skip
+    __slots__ = ("_emulates", "_emulator", "_overwritten", "_own_trap_bit", "_own_trap_place", "_pc", "_steps",
+                 "certain", "landing", "landing_word", "leases", "probepoint", "reception", "space",
+                 "unlanded")  # fmt: skip
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
         self.space: Final = space
         self.reception: Final = reception
+        self._emulates = probepoint.strategy is Strategy.EMULATE
         in_place = probepoint.strategy is Strategy.INLINE
         self.landing: VirtAddr | None = probepoint.address if in_place else probepoint.slot
         self._emulator: Emulator | None = None
-        if probepoint.strategy is Strategy.EMULATE:
+        if self._emulates:
             self.landing = probepoint.analysis.landing
         # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
         self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
         self.landing_word: Any = None
         self.leases: tuple[Lease, ...] = ()
         self.unlanded: set[int] = set()
-        """Threads whose emulation faulted: they need the slot for this one hit."""
+        """Threads whose instruction could not be emulated: they need the slot for this one hit."""
         self._overwritten: dict[int, tuple[VirtAddr, bytes]] = {}
         """By thread: what stood on its stack where its present arrival was emulated."""
         self._pc = space.layout.pc
+        flag, self._own_trap_bit = space.architecture.own_trap_flag
+        self._own_trap_place = space.layout.index[flag]
         self._steps = probepoint.strategy in (Strategy.STEP, Strategy.INLINE)
+
+    def lands(self, thread: TracedThread) -> bool:
+        """Whether ``landing`` is as good as the instruction: not for a program that waits for a trap at its end."""
+        waits_for_trap = self._emulates and thread.words[self._own_trap_place] & self._own_trap_bit
+        return self.landing is not None and not waits_for_trap
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""
@@ -116,7 +137,7 @@ class ProbeSite:
         words[self._pc] = self.probepoint.address
         try:
             changes = self.emulate(thread)
-        except MemoryFault:
+        except (MemoryFault, NotEmulated):
             self.unlanded.add(thread.tid)
             changes = {}
         arrived = {name: words[layout.index[name]] for name in changes}
@@ -126,9 +147,12 @@ class ProbeSite:
         return True
 
     def emulate(self, thread: TracedThread) -> Mapping[str, int]:
-        """Do what the instruction does to the program's stack; the registers that it changes. Raises MemoryFault."""
+        """Do what the instruction does to the program's stack; the registers that it changes.
+
+        Raises MemoryFault, NotEmulated.
+        """
         if self._emulator is None:  # made at the first arrival: most of a million sites never see one
-            if self.probepoint.strategy is not Strategy.EMULATE:
+            if not self._emulates:
                 raise InternalError(f"{self.probepoint!r} is not emulated")
             self._emulator = self.space.architecture.emulator(self.probepoint.analysis)
         raw = self.space.raw
@@ -148,7 +172,10 @@ class ProbeSite:
 
     def arrive(self, thread: TracedThread) -> bool:
         """Run the handlers. This is the hot path."""
-        thread.words[self._pc] = self.probepoint.address
+        words = thread.words
+        words[self._pc] = self.probepoint.address
+        if self._emulates and words[self._own_trap_place] & self._own_trap_bit:
+            self.unlanded.add(thread.tid)
         reception = self.reception
         reception.serving = thread
         reception.serving_since = monotonic()
@@ -161,6 +188,55 @@ class ProbeSite:
             return True
         reception.conclude(thread, self, answers or [])
         return False
+
+
+class ReturningSite(ProbeSite):
+    """The trap at an instruction that begins again by itself after a signal: then that is no new arrival."""
+
+    __slots__ = ("_compared", "_expected")
+
+    def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
+        super().__init__(probepoint, space, reception)
+        transient = space.architecture.transient_registers
+        self._compared: Final = [place for name, place in space.layout.index.items() if name not in transient]
+        self._expected: Final[dict[int, list[tuple[int, ...]]]] = {}
+        """By thread: the registers with which it comes back, the last one last."""
+
+    def expect(self, thread: TracedThread, words: Sequence[int]) -> None:
+        """The thread leaves the instruction for a signal, and comes back with these registers."""
+        expected = self._expected.setdefault(thread.tid, [])
+        expected.append(self._relevant(words))
+        del expected[:-_MOST_RETURNS]
+
+    def dismiss(self, thread: TracedThread) -> None:
+        """It does not come back from the last signal."""
+        self._expected.get(thread.tid, []).pop()
+
+    def _relevant(self, words: Sequence[int]) -> tuple[int, ...]:
+        return tuple(words[place] for place in self._compared)
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """One that comes back was here before, and goes on."""
+        expected = self._expected.get(thread.tid)
+        if not expected:
+            return super().arrive(thread)
+        thread.words[self._pc] = self.probepoint.address
+        found = self._relevant(thread.words)
+        if found not in expected:
+            return super().arrive(thread)
+        del expected[expected.index(found) :]
+        self.reception.conclude(thread, self, [])
+        return False
+
+
+_MOST_RETURNS: Final = 16
+"""Signals in one another, and returns that never came, of which a thread's are remembered at one place."""
+
+
+def probe_site(probepoint: Probepoint, space: AddressSpace, reception: Reception) -> ProbeSite:
+    """The site for what is probed there."""
+    kind = ReturningSite if probepoint.analysis.restarts else ProbeSite
+    return kind(probepoint, space, reception)
 
 
 class TombSite:
@@ -238,7 +314,7 @@ class SilentSites(Mapping[int, Site]):
             return site
         known, silent = self._made.get(pc, (None, site))
         if known is not site:
-            silent = ProbeSite(site.probepoint, site.space, site.reception)
+            silent = probe_site(site.probepoint, site.space, site.reception)
             self._made[pc] = site, silent
         return silent
 

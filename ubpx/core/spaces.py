@@ -196,6 +196,7 @@ class Thread:
         "port",
         "postponed",
         "process",
+        "returning",
         "site",
         "state",
         "step_clients",
@@ -214,6 +215,8 @@ class Thread:
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
         self.postponed: PostponedSignal | None = None
+        self.returning: Site | None = None
+        """Where it made the system call from which the signal that is due takes it."""
         self.watches: tuple[Watched | None, ...] = NOTHING
         """What its debug registers watch."""
         self.held = False

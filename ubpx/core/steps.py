@@ -1,17 +1,18 @@
 """Signals that meet a slot, and the steps over copies: the program never sees that it was elsewhere."""
 
+import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ubpx._errors import InsnRefused, InternalError, MemoryFault
 from ubpx.core import events
 from ubpx.core.ports import Tracer
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import set_pc
+from ubpx.core.sites import ReturningSite, leave_slot
 from ubpx.core.spaces import AddressSpace, Thread
 from ubpx.core.stepping import State
-from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Outcome, SlotCode
+from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode
 from ubpx.core.values import VirtAddr
 
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
@@ -23,9 +24,8 @@ TellStepped = Callable[[Thread, Sequence[str], VirtAddr], None]
 class Steps:
     """Puts right what stepping, and being elsewhere, leaves wrong. Owned by the Coordinator; moves nobody."""
 
-    def __init__(self, tracer: Tracer, architecture: Architecture, tell_stepped: TellStepped) -> None:
+    def __init__(self, tracer: Tracer, tell_stepped: TellStepped) -> None:
         self._tracer: Final = tracer
-        self._architecture: Final = architecture
         self._tell_stepped: Final = tell_stepped
 
     def signal_arrived(self, thread: Thread, event: events.SignalArrived) -> bool:
@@ -33,24 +33,53 @@ class Steps:
         thread.pending = event.signal
         fault = event.code > 0 and event.signal in _FAULTS
         if thread.state is not State.STEPPING and self._tracer.fetch(thread.port):
-            self._look_for_slot(thread)
+            self._look_for_slot(thread, event.fault_address)
         if fault:
             self._cancel(thread, event)
         return fault
 
-    def _look_for_slot(self, thread: Thread) -> None:
-        """Behind the copy the thread moves on; before it, it must step over it first."""
+    def _look_for_slot(self, thread: Thread, fault_address: VirtAddr) -> None:
+        """Behind the copy the thread moves on; before it, it must step over it first, or come back by itself."""
         space = thread.process.space
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
         if code is None:
             return
         analysis = self._analysis_of(space, code)
-        if pc != code.slot or analysis is None:
-            set_pc(self._tracer, thread.port, space, code.program_pc(pc))
-            return
         registers = WordRegisters(thread.port.words, space.layout)
-        thread.plan = self._architecture.before_step(analysis, code.slot, registers)
+        if pc == code.slot and analysis is not None and not analysis.restarts:
+            thread.plan = space.architecture.before_step(analysis, code.slot, registers)
+            return
+        restarted = space.architecture.restarted(registers) if analysis is not None and analysis.waits else None
+        self._apply(thread, space.architecture.leave_slot(code, registers))
+        if code.slot <= fault_address < code.slot + space.architecture.slot_size:
+            self._tracer.correct_fault_address(thread.port, code.program_pc(fault_address))
+        if analysis is not None and (pc == code.slot or restarted is not None):
+            self._expect_return(thread, code.origin, restarted or {}, waits=analysis.waits)
+
+    def _expect_return(self, thread: Thread, origin: VirtAddr, changes: Mapping[str, int], *, waits: bool) -> None:
+        """The instruction begins again at ``origin`` when the signal has been dealt with: that is no new arrival."""
+        space = thread.process.space
+        probepoint = space.registry.at(origin)
+        site = thread.port.sites.get(probepoint.patch.reported_pc) if probepoint is not None else None
+        if not isinstance(site, ReturningSite):
+            return
+        words = list(thread.port.words)
+        put(words, space.layout, {**changes, space.layout.pc_name: origin})
+        site.expect(thread.port, words)
+        thread.returning = site if waits else None
+
+    def handler_entered(self, thread: Thread) -> None:
+        """The signal that interrupted a system call has a handler: the call may end there, and not begin again."""
+        site, thread.returning = thread.returning, None
+        if not isinstance(site, ReturningSite) or not self._tracer.fetch(thread.port):
+            return
+        space = thread.process.space
+        with contextlib.suppress(MemoryFault):
+            registers = WordRegisters(thread.port.words, space.layout)
+            if space.architecture.interrupted_pc(registers, space.memory) == site.probepoint.address:
+                return
+        site.dismiss(thread.port)
 
     def _analysis_of(self, space: AddressSpace, code: SlotCode) -> InsnAnalysis | None:
         """What the slot holds a copy of; None if the program has other code there by now."""
@@ -58,8 +87,8 @@ class Steps:
         if probepoint is not None:
             return probepoint.analysis
         try:
-            raw = space.memory.read(code.origin, self._architecture.longest_insn)
-            return self._architecture.analyze(raw, code.origin)
+            raw = space.memory.read(code.origin, space.architecture.longest_insn)
+            return space.architecture.analyze(raw, code.origin)
         except (InsnRefused, MemoryFault):
             return None
 
@@ -97,7 +126,7 @@ class Steps:
         if plan is None or not self._tracer.fetch(thread.port):
             return
         space = thread.process.space
-        self._apply(thread, self._architecture.cancel_step(plan, WordRegisters(thread.port.words, space.layout)))
+        self._apply(thread, space.architecture.cancel_step(plan, WordRegisters(thread.port.words, space.layout)))
         thread.plan = None
         if plan.slot <= event.fault_address < plan.slot_end:
             self._tracer.correct_fault_address(thread.port, plan.origin)
@@ -119,19 +148,23 @@ class Steps:
         space = thread.process.space
         if thread.pending or not self._tracer.fetch(thread.port):
             return
-        self._look_for_slot(thread)
-        if thread.plan is not None:
-            return
         pc = VirtAddr(thread.port.words[space.layout.pc])
-        if pc in space.patches:
+        code = space.slots.code_at(pc)
+        if code is None and pc in space.patches:
             return
-        try:
-            analysis = self._architecture.analyze(space.memory.read(pc, self._architecture.longest_insn), pc)
-        except (InsnRefused, MemoryFault):
+        analysis = self._analysis_of(space, code) if code is not None else self._analysis_at(space, pc)
+        if analysis is None or analysis.waits:
             return
-        if analysis.fix_ups:
+        if pc == (code.slot if code is not None else pc) and (code is not None or analysis.fix_ups):
             registers = WordRegisters(thread.port.words, space.layout)
-            thread.plan = self._architecture.before_step(analysis, pc, registers)
+            thread.plan = space.architecture.before_step(analysis, pc, registers)
+
+    def _analysis_at(self, space: AddressSpace, pc: VirtAddr) -> InsnAnalysis | None:
+        """Of what stands there; None if no probe could."""
+        try:
+            return space.architecture.analyze(space.memory.read(pc, space.architecture.longest_insn), pc)
+        except (InsnRefused, MemoryFault):
+            return None
 
     def finish(self, thread: Thread) -> None:
         """Put right what a step left; a repeated instruction keeps its plan, and needs another step."""
@@ -141,14 +174,21 @@ class Steps:
         space = thread.process.space
         if not self._tracer.fetch(thread.port):
             return  # killed meanwhile: its exit follows
+        registers = WordRegisters(thread.port.words, space.layout)
         if plan is None:
+            self._apply(thread, space.architecture.hide_step(registers))
+            self._leave_slot(thread)
             self._give_back_signals(thread)
             self.stepped(thread)
             return
-        outcome = self._architecture.after_step(plan, WordRegisters(thread.port.words, space.layout))
+        outcome = space.architecture.after_step(plan, registers)
         if outcome.finished:
             self._apply(thread, outcome)
             thread.plan = None
+            if plan.steps_itself:  # it waits for a trap of its own
+                thread.pending = signal.SIGTRAP
+                pc = VirtAddr(thread.port.words[space.layout.pc])
+                self._tracer.correct_fault_address(thread.port, pc)
             self._give_back_signals(thread)
             self.stepped(thread)
 
@@ -162,13 +202,13 @@ class Steps:
         """Stand in the program's own code, nothing half done; for a stopped thread that is let go."""
         if thread.state is not State.PARKED or not self._tracer.fetch(thread.port):
             return
-        space = thread.process.space
-        pc = VirtAddr(thread.port.words[space.layout.pc])
-        code = space.slots.code_at(pc)
-        if code is not None:
-            set_pc(self._tracer, thread.port, space, code.program_pc(pc))
+        self._leave_slot(thread)
         thread.plan = None
         self._give_back_signals(thread)
+
+    def _leave_slot(self, thread: Thread) -> None:
+        space = thread.process.space
+        leave_slot(self._tracer, thread.port, space, space)
 
     def _apply(self, thread: Thread, outcome: Outcome) -> None:
         for write in outcome.writes:
@@ -176,6 +216,8 @@ class Steps:
         if outcome.registers:
             put(thread.port.words, thread.process.space.layout, outcome.registers)
             self._tracer.store(thread.port)
+        if outcome.x87_pointer is not None:
+            self._tracer.correct_x87_pointer(thread.port, *outcome.x87_pointer)
 
     def _give_back_signals(self, thread: Thread) -> None:
         if thread.mask is not None:

@@ -242,6 +242,11 @@ class FakeTracer(Life):
         info = self.signal_info(thread)
         self.replace_signal(thread, info[:16] + address.to_bytes(8, "little") + info[24:])
 
+    def correct_x87_pointer(self, thread: Any, wrong: VirtAddr, right: VirtAddr) -> None:
+        """Kept by the thread."""
+        if self._check_stopped("correct_x87_pointer", thread) and thread.x87_pointer == wrong:
+            thread.x87_pointer = right
+
     def block_signals(self, thread: Any) -> int:
         """All but traps, faults, SIGKILL and SIGSTOP."""
         if not self._check_stopped("block_signals", thread):

@@ -76,6 +76,8 @@ class FakeThread:
         self.stop = Stop.PLAIN
         self.traced = False
         self.siginfo = b""
+        self.x87_pointer = 0
+        """Where its last floating-point instruction was (FIP)."""
         self.mask = 0
         """Blocked signals, signal n being bit n-1."""
         self.group_signal = 0

@@ -37,7 +37,7 @@ BY_BEST = {
     "probed_load": Strategy.BOOST,
     "probed_pushf": Strategy.BOOST,
     "probed_redzone": Strategy.BOOST,
-    "probed_indirect": Strategy.STEP,
+    "probed_indirect": Strategy.EMULATE,
 }
 
 
@@ -209,7 +209,7 @@ def test_a_killed_program_hangs_nobody(start: Start) -> None:
     ("symbol", "error", "message"),
     [
         ("no_such_function", ubpx.UnknownSymbol, "no_such_function"),
-        ("probed_popf_itself", ubpx.InsnRefused, "trap flag"),
+        ("refused_hlt", ubpx.InsnRefused, "only the kernel"),
     ],
 )
 def test_a_refused_probe_leaves_nothing(start: Start, symbol: str, error: type[ubpx.UbpxError], message: str) -> None:

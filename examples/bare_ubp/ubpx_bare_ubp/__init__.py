@@ -18,9 +18,9 @@ from typing import Any, Final, Self
 import attrs
 from ptrace.error import PtraceError
 
-from ubpx import MemoryFault, SlotsExhausted, StrategyRefused, TargetGone, UbpxError
+from ubpx import MemoryFault, NotEmulated, SlotsExhausted, StrategyRefused, TargetGone, UbpxError
 from ubpx.core import ubp
-from ubpx.core.ubp import Strategy
+from ubpx.core.ubp import FixUp, Strategy
 from ubpx.core.values import PAGE_SIZE, VirtAddr
 from ubpx_bare_ubp.debuggee import FAULTS, Debuggee, State, Thread, function_address, unless_killed
 
@@ -80,12 +80,13 @@ class BareUbp:
         address = function_address(thread.process, symbol)
         code = thread.process.readBytes(address, self._architecture.longest_insn)
         analysis = self._architecture.analyze(code, address)
-        possible = [each for each in analysis.strategies if each in SERVED]
+        servable = SERVED if FixUp.X87_POINTER not in analysis.fix_ups else ()  # python-ptrace cannot put that right
+        possible = [each for each in analysis.strategies if each in servable]
         strategy = next((each for each in possible if each in allowed), None)
         if strategy is None:
             reason = " and ".join(analysis.refusals.get(each, "this program does not serve it") for each in allowed)
             raise StrategyRefused(address, " or ".join(allowed), possible, reason)
-        slot = self._copy(thread, analysis) if Strategy.STEP in possible else None
+        slot = self._copy(thread, analysis) if {Strategy.BOOST, Strategy.STEP} & set(possible) else None
         probe = Probe(analysis, self._architecture.trap(analysis), strategy, slot)
         ubp.insert(thread, probe.patch)
         self._by_trap_pc[probe.patch.reported_pc] = probe
@@ -193,7 +194,7 @@ class BareUbp:
         try:
             outcome = self._architecture.emulate(probe.analysis, self._readable(regs), thread)
             self._apply(thread, regs, outcome)
-        except MemoryFault:
+        except (MemoryFault, NotEmulated):
             return False
         return True
 
@@ -218,11 +219,10 @@ class BareUbp:
         if copy is None or thread in self._plans:
             return
         analysis, code = copy
-        if regs.rip == code.slot:
+        if regs.rip == code.slot and Strategy.STEP in analysis.strategies:
             self._owe_step(thread, regs, analysis)
-        else:
-            regs.rip = code.to_origin(regs.rip)
-            thread.process.setregs(regs)
+        else:  # a system call too: begun again after a signal, it is counted again
+            self._apply(thread, regs, self._architecture.leave_slot(code, self._readable(regs)))
 
     def _apply(self, thread: Thread, regs: Any, outcome: ubp.Outcome) -> None:
         """Show the program what ``ubp`` says that it must see."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import signal
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,11 +10,13 @@ from ubpx.core.values import VirtAddr, Watched
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.injection import set_signal_mask, signal_mask
 from ubpx_ptracepp.requests import (
+    PTRACE_GETFPREGS,
     PTRACE_GETREGS,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
     PTRACE_LISTEN,
     PTRACE_POKEUSER,
+    PTRACE_SETFPREGS,
     PTRACE_SETREGS,
     PTRACE_SETSIGINFO,
     PTRACE_SINGLESTEP,
@@ -27,6 +30,8 @@ from ubpx_ptracepp.tasks import PtraceThread
 SIGINFO_SIZE: Final = 128
 SI_CODE, SI_ADDR = 8, 16
 """Offsets in a siginfo."""
+_X87_SIZE: Final = 512
+_X87_POINTER: Final = 8
 _DEBUG_REGISTERS: Final = 848
 """Offset of u_debugreg in struct user (<sys/user.h>)."""
 _STATUS, _CONTROL = 6, 7
@@ -105,6 +110,15 @@ class ThreadCommands:
         """Set si_addr."""
         info = self.signal_info(thread)
         self.replace_signal(thread, info[:SI_ADDR] + address.to_bytes(8, "little") + info[SI_ADDR + 8 :])
+
+    def correct_x87_pointer(self, thread: PtraceThread, wrong: VirtAddr, right: VirtAddr) -> None:
+        """FIP, in struct user_fpregs_struct."""
+        state = ctypes.create_string_buffer(_X87_SIZE)
+        if request(PTRACE_GETFPREGS, thread.tid, 0, ctypes.addressof(state)):
+            (found,) = struct.unpack_from("<Q", state, _X87_POINTER)
+            if found == wrong:
+                struct.pack_into("<Q", state, _X87_POINTER, right)
+                request(PTRACE_SETFPREGS, thread.tid, 0, ctypes.addressof(state))
 
     def block_signals(self, thread: PtraceThread) -> int:
         """Block all but traps and faults; returns the former mask."""

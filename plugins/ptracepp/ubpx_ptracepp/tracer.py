@@ -62,6 +62,8 @@ _SYSCALL_INSN_SIZE: Final = 2
 _TRAP_BRKPT: Final = 1
 _TRAP_TRACE: Final = 2
 _TRAP_HWBKPT: Final = 4
+_STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
+"""Codes that no program can give: at the end of a stepped system call, and at a handler's first instruction."""
 _EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
@@ -254,12 +256,12 @@ class PtraceTracer(ThreadCommands):
             return None
         code = _code(info)
         # A step over a system call is reported at its end, with the code that kill could not give either.
-        if number == signal.SIGTRAP and (code == _TRAP_TRACE or (code == _TRAP_BRKPT and thread.stepping)):
-            return events.StepDone(thread, self.noticed(thread) if thread.watching else ())
+        address = VirtAddr(int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little"))
+        if number == signal.SIGTRAP and (code == _TRAP_TRACE or (code in _STEP_ENDS and thread.stepping)):
+            return events.StepDone(thread, self.noticed(thread) if thread.watching else (), address)
         if number == signal.SIGTRAP and code == _TRAP_HWBKPT and (noticed := self.noticed(thread)):
             return events.WatchHit(thread, noticed)
-        address = int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little")
-        return events.SignalArrived(thread, number, code, VirtAddr(address))
+        return events.SignalArrived(thread, number, code, address)
 
     def _syscall_event(self, thread: PtraceThread) -> Any:
         found = syscall_info(thread.tid)

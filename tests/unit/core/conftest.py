@@ -91,7 +91,7 @@ CODE = {
     PUSH: "55",  # push %rbp: EMULATE, BOOST or STEP; its reported PC proves nothing
     NOP: "90",  # EMULATE by landing
     LOAD: "48 8b 07",  # mov (%rdi), %rax: BOOST or STEP; may fault
-    CALL: "ff d0",  # call *%rax: STEP alone
+    CALL: "64 65 ff 10",  # call *(%rax), by two segments: STEP alone
     LONG_NOP: "0f 1f 40 00",
     FUNCTION: "c3",
     REP: "f3 a4",  # rep movsb: one step runs one iteration

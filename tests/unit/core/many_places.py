@@ -19,7 +19,7 @@ WIDE, APART, PAGES = 0x60_0000, 64, 3
 PLACES = [WIDE + APART * number for number in range(PAGES * PAGE_SIZE // APART)]
 INSN = bytes.fromhex("48 8d 47 01")  # lea 1(%rdi), %rax: needs a slot
 SI_KERNEL = 0x80
-SYSCALL = bytes.fromhex("0f 05")
+REFUSED = bytes.fromhex("cd 80")
 
 
 def ignore(hit: Any) -> None:

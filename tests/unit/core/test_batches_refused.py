@@ -15,8 +15,8 @@ from tests.unit.core.many_places import (
     PAGES,
     PID,
     PLACES,
+    REFUSED,
     SI_KERNEL,
-    SYSCALL,
     WIDE,
     failing_patch,
     ignore,
@@ -91,7 +91,7 @@ def test_one_that_is_refused_refuses_all_before_anything_is_written(
     wide: World, last: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant: one bad place among many: no area, no write, and the error names the place."""
-    wide.memory.patch(PLACES[-1], SYSCALL)
+    wide.memory.patch(PLACES[-1], REFUSED)
     monkeypatch.setattr(
         wide.memory, "patch", failing_patch(wide.memory, lambda *_: pytest.fail("something is written"))
     )
@@ -107,7 +107,7 @@ def test_one_that_is_refused_refuses_all_before_anything_is_written(
 
 def test_what_is_refused_may_be_left_out(wide: World) -> None:
     """Invariant: with skip_refused exactly the refused ones are missing, and are listed by name with their errors."""
-    wide.memory.patch(PLACES[3], SYSCALL)
+    wide.memory.patch(PLACES[3], REFUSED)
     wide.memory.patch(PLACES[5], b"\xcc")
     wanted: list[str | int] = [*PLACES[:6], PLACES[0] + 1, "nowhere"]
     group = wide.client("a").probe_many(wanted, ignore, skip_refused=True)
@@ -124,7 +124,7 @@ def test_what_is_refused_may_be_left_out(wide: World) -> None:
 
 def test_a_glob_leaves_out_what_cannot_be_probed_unless_told_otherwise(wide: World) -> None:
     wide.symbols = {"f_good": PLACES[0], "f_bad": PLACES[1], "g_bad": PLACES[1]}
-    wide.memory.patch(PLACES[1], SYSCALL)
+    wide.memory.patch(PLACES[1], REFUSED)
     client = wide.client("a")
     group = client.probe_many("f_*", ignore)
     assert [lease.spec for lease in group] == ["f_good"]

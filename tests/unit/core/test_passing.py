@@ -127,7 +127,7 @@ def test_a_step_takes_two_stops_and_ends_at_home(world: World, place: int) -> No
     assert world.fake.actions(PID, "step") == [("step", PID, world.slot_of(lease))]
     if place == CALL:
         assert thread["rip"] == FUNCTION
-        assert world.memory.read(VirtAddr(STACK + 0xF8), 8) == (CALL + 2).to_bytes(8, "little")
+        assert world.memory.read(VirtAddr(STACK + 0xF8), 8) == (CALL + 4).to_bytes(8, "little")
     else:
         assert thread["rip"] == LEA + 4
 

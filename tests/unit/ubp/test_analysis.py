@@ -104,7 +104,10 @@ COPIED = {
     "xsave": "0f ae 20",
     "extrq": "66 0f 78 c0 01 02",
     "fwait": "9b",
-    "x87": "d9 e8",
+    "x87 control": "d9 28",
+    "fnstenv": "d9 30",
+    "fnstsw": "df e0",
+    "fninit": "db e3",
     "3DNow!": "0f 0f c1 bf",
     "SSE2": "66 0f 6f 00",
     "SSE4.2": "f2 48 0f 38 f1 c1",
@@ -134,14 +137,9 @@ REFUSED = {
     "ret far imm": ("ca 08 00", "far"),
     "call far": ("ff 18", "far"),
     "jmp far": ("ff 28", "far"),
-    "mov ss": ("8e d0", "as one"),
-    "lss": ("0f b2 20", "as one"),
-    "popf": ("9d", "trap flag"),
-    "syscall": ("0f 05", "rcx"),
-    "sysenter": ("0f 34", "rcx"),
+    "sysenter": ("0f 34", "64-bit mode"),
     "sysret": ("0f 07", "kernel"),
     "sysexit": ("0f 35", "kernel"),
-    "xbegin": ("c7 f8 00 00 00 00", "transaction"),
     "xabort": ("c6 f8 01", "transaction"),
     "xend": ("0f 01 d5", "transaction"),
     "enclu": ("0f 01 d7", "enclave"),
@@ -216,12 +214,57 @@ def test_direct_call_is_never_boosted(analyze: Analyze, text: str) -> None:
     assert "slot's address" in analysis.refusals[BOOST]
 
 
-@pytest.mark.parametrize("text", ["ff d0", "41 ff d3", "ff 15 00 00 00 00", "3e ff d0", "ff 54 24 08"])
-def test_indirect_call_is_stepped(analyze: Analyze, text: str) -> None:
+@pytest.mark.parametrize("text", ["ff d0", "41 ff d3", "ff 15 00 00 00 00", "3e ff d0", "ff 54 24 08", "64 ff 10"])
+def test_indirect_call_is_never_boosted(analyze: Analyze, text: str) -> None:
     """Invariant: no call runs in a slot without the return address being put right."""
     analysis = analyze(text)
-    assert analysis.strategies == (STEP, INLINE)
+    assert analysis.strategies == (EMULATE, STEP, INLINE)
     assert analysis.fix_ups == {FixUp.RETURN_ADDRESS}
+
+
+def test_indirect_call_by_two_segments_is_not_emulated(analyze: Analyze) -> None:
+    """Invariant: an operand whose address is not known here is left to the processor."""
+    analysis = analyze("64 65 ff 10")
+    assert analysis.strategies == (STEP, INLINE)
+    assert "segment" in analysis.refusals[EMULATE]
+
+
+@pytest.mark.parametrize("text", ["9d", "66 9d"])
+def test_popf_never_meets_a_jump_back(analyze: Analyze, text: str) -> None:
+    """Invariant: a trap flag that a program sets strikes behind the program's next instruction, not behind a slot's."""
+    analysis = analyze(text)
+    assert analysis.strategies == (EMULATE, STEP, INLINE)
+    assert "trap flag" in analysis.refusals[BOOST]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("8e d0", "as one"), ("0f b2 20", "as one"), ("0f 05", "wait"), ("c7 f8 00 00 00 00", "aborts")],
+    ids=["mov ss", "lss", "syscall", "xbegin"],
+)
+def test_what_no_step_may_meet_is_boosted(analyze: Analyze, text: str, why: str) -> None:
+    """Invariant: an instruction that a step would change, or wait for, runs in a slot unobserved."""
+    analysis = analyze(text)
+    assert analysis.strategies == (BOOST,)
+    assert why in analysis.refusals[STEP]
+    assert why in analysis.refusals[INLINE]
+
+
+@pytest.mark.parametrize("text", ["d9 e8", "dc 05 10 00 00 00", "de c1", "db 28", "9b d9 e8"[3:]])
+def test_floating_point_that_records_its_address_is_stepped(analyze: Analyze, text: str) -> None:
+    """Invariant: the address of the last floating-point instruction is never a slot's."""
+    analysis = analyze(text)
+    assert analysis.strategies == (STEP, INLINE)
+    assert analysis.fix_ups == {FixUp.X87_POINTER}
+
+
+@pytest.mark.parametrize(
+    ("text", "restarts", "waits"), [("0f 05", True, True), ("f3 a4", True, False), ("a4", False, False)]
+)
+def test_what_may_begin_again_says_so(analyze: Analyze, text: str, restarts: bool, waits: bool) -> None:
+    """Invariant: who delivers a signal knows whether the instruction goes on afterwards."""
+    analysis = analyze(text)
+    assert (analysis.restarts, analysis.waits) == (restarts, waits)
 
 
 @pytest.mark.parametrize("text", ["9c", "66 9c"])
@@ -232,13 +275,12 @@ def test_step_of_pushf_needs_a_fix_up(analyze: Analyze, text: str) -> None:
     assert analysis.fix_ups == {FixUp.PUSHED_TRAP_FLAG}
 
 
-@pytest.mark.parametrize("text", ["67 48 8b 05 10 00 00 00", "67 ff 15 10 00 00 00", "67 c5 f8 58 05 10 00 00 00"])
-def test_eip_relative_operand_is_reached_in_place_alone(analyze: Analyze, text: str) -> None:
-    """Invariant: what no copy can do is stepped in place, and every other strategy says why not."""
+@pytest.mark.parametrize("text", ["67 48 8b 05 10 00 00 00", "67 c5 f8 58 05 10 00 00 00"])
+def test_eip_relative_operand_is_reached_from_anywhere(analyze: Analyze, origin: VirtAddr, text: str) -> None:
+    """Invariant: an address of 32 bits wraps, so that a slot need not be near it."""
     analysis = analyze(text)
-    assert analysis.strategies == (INLINE,)
-    assert analysis.reach == ()
-    assert all("eip" in analysis.refusals[each] for each in (EMULATE, BOOST, STEP))
+    assert analysis.strategies == (BOOST, STEP, INLINE)
+    assert analysis.reach == (analysis.insn.end,)
 
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.values(), ids=REFUSED)
@@ -258,7 +300,20 @@ def test_opcodes_that_64_bit_mode_lacks_are_refused(analyze: Analyze, opcode: in
 
 def test_every_strategy_is_allowed_or_refused_with_a_reason(analyze: Analyze) -> None:
     """Invariant: strategies and refusals together are all strategies, and never both."""
-    for text in ("90", "55", "c3", "e8 00 00 00 00", "ff d0", "9c", "e2 fe", "48 89 e5"):
+    for text in (
+        "90",
+        "55",
+        "c3",
+        "e8 00 00 00 00",
+        "ff d0",
+        "9c",
+        "9d",
+        "e2 fe",
+        "48 89 e5",
+        "0f 05",
+        "8e d0",
+        "d9 e8",
+    ):
         analysis = analyze(text)
         assert set(analysis.strategies) | set(analysis.refusals) == set(Strategy)
         assert not set(analysis.strategies) & set(analysis.refusals)

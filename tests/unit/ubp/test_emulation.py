@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from ubpx._errors import MemoryFault, UsageError
+from ubpx._errors import MemoryFault, NotEmulated, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.plans import InsnAnalysis, MemoryWrite, Outcome
 from ubpx.core.ubp.x86_64 import X86_64
@@ -161,11 +161,65 @@ def test_counted_branches(
     assert looked == Outcome(registers={"rip": origin + size + (0x10 if count % modulus == 0 else 0)})
 
 
-@pytest.mark.parametrize("text", ["c3", "48 89 e5", "ff d0", "9c"])
+@pytest.mark.parametrize("text", ["c3", "48 89 e5", "0f 05", "9c"])
 def test_what_is_not_emulated_is_a_usage_error(emulate: Callable[..., Outcome], text: str) -> None:
     """Invariant: only what the analysis allows is emulated."""
     with pytest.raises(UsageError, match="cannot be emulated"):
         emulate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("ff 10", 0x5000),
+        ("ff 55 f8", SP + 0x100 - 8),
+        ("ff 54 24 08", SP + 8),
+        ("ff 94 88 00 01 00 00", 0x5000 + 4 * 0x30 + 0x100),
+        ("42 ff 14 fd 00 01 00 00", 8 * 0x700 + 0x100),
+        ("43 ff 14 2e", 0x1234 + 0x7000),
+        ("ff 14 25 00 60 00 00", 0x6000),
+        ("67 ff 10", 0x5000),
+        ("64 ff 14 25 10 00 00 00", 0x8_0000_0010),
+        ("65 ff 50 10", 0x9_0000_0000 + 0x5010),
+    ],
+)
+def test_indirect_call_finds_its_operand(
+    emulate: Callable[..., Outcome], analyze: Analyze, text: str, address: int
+) -> None:
+    """Invariant: base, index, scale, displacement and segment are those of the instruction; rsp is that before it."""
+    registers = {
+        "rax": 0x5000, "rcx": 0x30, "r13": 0x7000, "r14": 0x1234, "r15": 0x700, "fs_base": 0x8_0000_0000,
+        "gs_base": 0x9_0000_0000,
+    }  # fmt: skip
+    outcome = emulate(text, {address: (0x401234).to_bytes(8, "little")}, **registers)
+    assert outcome.registers == {"rsp": SP - 8, "rip": 0x401234}
+    assert outcome.writes == (MemoryWrite(VirtAddr(SP - 8), analyze(text).insn.end.to_bytes(8, "little")),)
+
+
+def test_indirect_call_by_register(emulate: Callable[..., Outcome]) -> None:
+    """Invariant: the register's value from before the push is the target, of rsp too."""
+    assert emulate("ff d0").registers == {"rsp": SP - 8, "rip": REGS["rax"]}
+    assert emulate("41 ff d7").registers == {"rsp": SP - 8, "rip": REGS["r15"]}
+    assert emulate("ff d4").registers == {"rsp": SP - 8, "rip": SP}
+
+
+def test_popf_changes_what_a_program_may_change(emulate: Callable[..., Outcome], origin: VirtAddr) -> None:
+    """Invariant: status, TF, DF, NT and AC come from the stack; IF and IOPL stay, reserved bits too."""
+    outcome = emulate("9d", {SP: b"\xff" * 4 + bytes(4)}, eflags=0x200202)
+    assert outcome.registers == {"rsp": SP + 8, "rip": origin + 1, "eflags": 0x244FD7 | 0x200202}
+    assert emulate("9d", {SP: bytes(8)}, eflags=0xED7).registers["eflags"] == 0x202
+    assert emulate("66 9d", {SP: b"\xff\xff"}, eflags=0x202).registers == {
+        "rsp": SP + 2, "rip": origin + 2, "eflags": 0x4FD7,
+    }  # fmt: skip
+
+
+def test_what_only_the_instruction_itself_can_do_is_not_emulated(emulate: Callable[..., Outcome]) -> None:
+    """Invariant: a program that steps itself, or toggles the ID flag, sees what the processor does."""
+    for flags in (0x302, 0x40202):
+        with pytest.raises(NotEmulated, match="steps itself"):
+            emulate("55", eflags=flags)
+    with pytest.raises(NotEmulated, match="ID flag"):
+        emulate("9d", {SP: (0x200202).to_bytes(8, "little")}, eflags=0x202)
 
 
 @pytest.mark.contract("hit-7")

@@ -150,6 +150,36 @@ def test_places_lead_both_ways(x86: X86_64, analyze: Analyze, slot: VirtAddr, or
     assert found.to_slot(VirtAddr(origin + 1)) is None
 
 
+def test_system_call_leaves_the_programs_address_in_rcx(
+    x86: X86_64, analyze: Analyze, slot: VirtAddr, origin: VirtAddr
+) -> None:
+    """Invariant: rcx is put right behind a system call, no flag changed; for who is taken out before that, too."""
+    found = x86.slot_code(analyze("0f 05"), slot)
+    assert found.code[:5].hex() == "0f05488d0d"
+    assert found.code[5:9].hex() == disp32(DISTANCE + 2 - 9)
+    assert found.code[9:].hex() == "e9" + disp32(DISTANCE + 2 - 14)
+    assert found.places == ((0, origin), (2, origin + 2), (9, origin + 2))
+    behind = slot + 2
+    assert x86.leave_slot(found, {"rip": behind, "rcx": behind}).registers == {"rip": origin + 2, "rcx": origin + 2}
+    assert x86.leave_slot(found, {"rip": behind, "rcx": 7}).registers == {"rip": origin + 2}
+    assert x86.leave_slot(found, {"rip": slot + 9, "rcx": origin + 2}).registers == {"rip": origin + 2}
+    assert x86.leave_slot(found, {"rip": slot, "rcx": 1}).registers == {"rip": origin}
+
+
+def test_transaction_keeps_its_abort_handler(x86: X86_64, analyze: Analyze, slot: VirtAddr) -> None:
+    """Invariant: an aborted transaction goes where the program says."""
+    copy, rest = copied(x86, analyze("c7 f8 00 01 00 00"), slot)
+    assert copy.hex() == "c7f8" + disp32(0x106 + DISTANCE - 6)
+    assert rest.hex() == "e9" + disp32(6 + DISTANCE - 11)
+
+
+def test_eip_relative_operand_wraps(x86: X86_64, analyze: Analyze, slot: VirtAddr, origin: VirtAddr) -> None:
+    """Invariant: under an address-size prefix the operand is reached by the lowest 32 bits alone."""
+    copy, _ = copied(x86, analyze("67 8b 05 10 20 00 00"), slot)
+    wanted = (origin + 7 + 0x2010) % 2**32
+    assert (slot + 7 + int.from_bytes(copy[3:], "little")) % 2**32 == wanted
+
+
 def test_place_behind_a_widened_branch(x86: X86_64, analyze: Analyze, slot: VirtAddr, origin: VirtAddr) -> None:
     """Invariant: the copy may be longer than the original, and the places say so."""
     assert x86.slot_code(analyze("74 10"), slot).places == ((0, origin), (6, origin + 2))

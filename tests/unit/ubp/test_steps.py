@@ -119,3 +119,44 @@ def test_cancelling_what_ran_finishes_it(x86: X86_64, analyze: Analyze, origin: 
     plan = planned(x86, analyze("9c"))
     assert x86.cancel_step(plan, at(SLOT + 1)) == x86.after_step(plan, at(SLOT + 1))
     assert x86.cancel_step(plan, at(SLOT + 1)).registers == {"rip": origin + 1}
+
+
+def test_stepped_system_call_leaves_nothing_of_the_slot(x86: X86_64, analyze: Analyze, origin: VirtAddr) -> None:
+    """Invariant: rcx holds the program's next address, and r11 the flags without the trap flag that the step set."""
+    plan = planned(x86, analyze("0f 05"))
+    after = {**at(SLOT + 2), "rcx": SLOT + 2, "r11": USUAL_FLAGS | TRAP_FLAG}
+    assert x86.after_step(plan, after).registers == {"rip": origin + 2, "rcx": origin + 2, "r11": USUAL_FLAGS}
+    assert x86.hide_step({**after, "rip": SLOT + 2}).registers == {"r11": USUAL_FLAGS}
+    assert x86.hide_step({**after, "rcx": 5}).registers == {}
+    elsewhere = {**after, "rip": 0x401234}  # rt_sigreturn
+    assert x86.after_step(plan, elsewhere).registers == {}
+
+
+def test_floating_point_unit_never_names_the_slot(x86: X86_64, analyze: Analyze, origin: VirtAddr) -> None:
+    """Invariant: after a step of the copy the last floating-point instruction is the program's."""
+    outcome = x86.after_step(planned(x86, analyze("d9 e8")), at(SLOT + 2))
+    assert outcome == Outcome(registers={"rip": origin + 2}, x87_pointer=(SLOT, origin))
+    in_place = x86.before_step(analyze("d9 e8"), origin, at(origin))
+    assert x86.after_step(in_place, at(origin + 2)).x87_pointer is None
+
+
+def test_program_that_steps_itself_is_noted(x86: X86_64, analyze: Analyze) -> None:
+    """Invariant: whoever finishes the step knows that the program waits for its own trap."""
+    assert planned(x86, analyze("48 89 e5"), USUAL_FLAGS | TRAP_FLAG).steps_itself
+    assert not planned(x86, analyze("48 89 e5")).steps_itself
+    assert x86.own_trap_flag == ("eflags", TRAP_FLAG)
+
+
+@pytest.mark.parametrize(
+    ("rax", "orig_rax", "number"),
+    [
+        (2**64 - 512, 0, 0),
+        (2**64 - 514, 7, 7),
+        (2**64 - 516, 35, 219),
+        (2**64 - 4, 0, None),
+        (2**64 - 512, 2**64 - 1, None),
+    ],
+)
+def test_system_call_that_begins_again(x86: X86_64, rax: int, orig_rax: int, number: int | None) -> None:
+    """Invariant: only what the kernel may restart, and in a system call, is said to restart."""
+    assert x86.restarted({"rax": rax, "orig_rax": orig_rax}) == (None if number is None else {"rax": number})

@@ -8,6 +8,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Final
 
 from ubpx._errors import UsageError
+from ubpx.core.ubp.i386 import I386
 from ubpx.core.ubp.plans import (
     Architecture,
     FixUp,
@@ -22,7 +23,7 @@ from ubpx.core.ubp.plans import (
 from ubpx.core.ubp.traps import Removal, Span, insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.x86_64 import X86_64
 
-ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64}
+ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64, "i386": I386}
 """What makes each, by name; an architecture is registered here, and a test may put another in its place."""
 
 

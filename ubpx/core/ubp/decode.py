@@ -27,7 +27,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Decodes x86 instructions in 64-bit mode. Equal calls, equal answers."""
+    """Decodes x86 instructions of one mode. Equal calls, equal answers."""
 
     def decode(self, code: bytes, address: int) -> Decoded | None:
         """The instruction that ``code`` begins with; None if it is not one, or not whole."""
@@ -37,7 +37,7 @@ class Decoder(Protocol):
 class IcedDecoder:
     """By iced-x86. Raises ImportError when made where that is not installed."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 64) -> None:
         import iced_x86
 
         formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
@@ -47,22 +47,25 @@ class IcedDecoder:
         formatter.branch_leading_zeros = False
         self._formatter = formatter
         self._new_decoder = iced_x86.Decoder
+        self._bits = bits
+        self._mask = (1 << bits) - 1
 
     def decode(self, code: bytes, address: int) -> Decoded | None:
         """See Decoder."""
         if not code:
             return None
-        insn = self._new_decoder(64, code[:LONGEST_INSN], ip=address & (2**64 - 1)).decode()
+        insn = self._new_decoder(self._bits, code[:LONGEST_INSN], ip=address & self._mask).decode()
         return None if insn.is_invalid else Decoded(insn.len, self._formatter.format(insn))
 
 
 class CapstoneDecoder:
     """By capstone. Raises ImportError when made where that is not installed."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 64) -> None:
         import capstone
 
-        self._capstone = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        mode = capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32
+        self._capstone = capstone.Cs(capstone.CS_ARCH_X86, mode)
         self._lock = threading.Lock()  # ctypes drops the GIL, and a capstone handle serves one thread at a time
 
     def decode(self, code: bytes, address: int) -> Decoded | None:
@@ -75,14 +78,14 @@ class CapstoneDecoder:
         return Decoded(length, f"{mnemonic} {operands}".rstrip())
 
 
-def default_decoder() -> Decoder:
-    """The fastest decoder that is installed.
+def default_decoder(bits: int = 64) -> Decoder:
+    """The fastest decoder that is installed, for a mode of so many bits.
 
     Raises UsageError if none is.
     """
     for make in (IcedDecoder, CapstoneDecoder):
         try:
-            return make()
+            return make(bits)
         except ImportError:  # iced-x86 has no wheel for some machines
             continue
     raise UsageError("no disassembler is installed; install one with: pip install capstone")

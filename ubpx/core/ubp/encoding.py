@@ -1,7 +1,7 @@
-"""The parts of one x86 instruction's encoding in 64-bit mode: prefixes, opcode, ModRM, displacement.
+"""The parts of one x86 instruction's encoding: prefixes, opcode, ModRM, displacement.
 
-Pure functions over bytes that a decoder has called one instruction. Source: Intel SDM volume 2A,
-chapter 2 and appendix A; AMD APM volume 3, chapter 1 (XOP, 3DNow!).
+Pure functions over bytes that a decoder has called one instruction of 64-bit mode, or of 32-bit
+code. Source: Intel SDM volume 2A, chapter 2 and appendix A; AMD APM volume 3, chapter 1 (XOP, 3DNow!).
 """
 
 from enum import Enum
@@ -32,6 +32,8 @@ class Encoding:
     """Where the parts of one instruction are, and what they say."""
 
     raw: bytes
+    bits: int
+    """Of the mode: 64 or 32."""
     form: Form
     prefixes: frozenset[int]
     rex: int
@@ -40,8 +42,19 @@ class Encoding:
     """0: one byte; 1: 0f; 2: 0f 38; 3: 0f 3a; as VEX numbers them. XOP and EVEX have more."""
     opcode: int
     modrm: int | None
-    displacement_at: int | None
-    """Offset of the disp32 of a rip-relative operand (ModRM mod=00 rm=101)."""
+    modrm_at: int
+    """Offset of ModRM, where it has one: SIB and displacement follow it."""
+
+    @property
+    def mask(self) -> int:
+        """The greatest address."""
+        return (1 << self.bits) - 1
+
+    @property
+    def displacement_at(self) -> int | None:
+        """Offset of the disp32 of a rip-relative operand (ModRM mod=00 rm=101); None without one."""
+        relative = self.modrm is not None and self.modrm & 0xC7 == 0x05 and self.bits == 64
+        return self.modrm_at + 1 if relative else None
 
     @property
     def wide(self) -> bool:
@@ -70,10 +83,11 @@ class Encoding:
 
     def operand_address(self, end: int) -> int | None:
         """Where the rip-relative operand is if the instruction ends at ``end``; None without one."""
-        if self.displacement_at is None:
+        at = self.displacement_at
+        if at is None:
             return None
-        address = end + signed(self.raw[self.displacement_at : self.displacement_at + 4])
-        return address & (0xFFFF_FFFF if ADDRESS_SIZE in self.prefixes else 0xFFFF_FFFF_FFFF_FFFF)
+        address = end + signed(self.raw[at : at + 4])
+        return address & (0xFFFF_FFFF if ADDRESS_SIZE in self.prefixes else self.mask)
 
 
 def signed(data: bytes) -> int:
@@ -81,69 +95,81 @@ def signed(data: bytes) -> int:
     return int.from_bytes(data, "little", signed=True)
 
 
-def parse(raw: bytes) -> Encoding:
-    """Take apart exactly one instruction."""
-    prefixes, rex, at = _leading_bytes(raw)
-    form, opcode_map, at = _opcode_map(raw, at)
+def parse(raw: bytes, bits: int) -> Encoding:
+    """Take apart exactly one instruction of 64-bit mode or 32-bit code."""
+    prefixes, rex, at = _leading_bytes(raw, bits)
+    form, opcode_map, at = _opcode_map(raw, at, bits)
     opcode = raw[at]
-    has_modrm = _has_modrm(form, opcode_map, opcode)
-    modrm = raw[at + 1] if has_modrm else None
-    if (form, opcode_map, opcode) == (Form.LEGACY, 1, 0x0F):
+    modrm = raw[at + 1] if _has_modrm(form, opcode_map, opcode, bits) else None
+    if form is Form.LEGACY and opcode_map == 1 and opcode == 0x0F:
         opcode = raw[-1]  # 3DNow! has it behind everything
         opcode_map = _MAP_3DNOW
     return Encoding(
         raw=raw,
+        bits=bits,
         form=form,
         prefixes=prefixes,
         rex=rex,
         opcode_map=opcode_map,
         opcode=opcode,
         modrm=modrm,
-        displacement_at=at + 2 if modrm is not None and modrm & 0xC7 == 0x05 else None,
+        modrm_at=at + 1,
     )
 
 
 _MAP_3DNOW: Final = -1  # no number is given to it
 
 
-def opcode_offset(code: bytes) -> int:
+def opcode_offset(code: bytes, bits: int) -> int:
     """How many prefixes ``code`` begins with, REX included; for code that may not be an instruction."""
-    return _leading_bytes(code)[2]
+    return _leading_bytes(code, bits)[2]
 
 
-def _leading_bytes(raw: bytes) -> tuple[frozenset[int], int, int]:
+_NONE: Final[frozenset[int]] = frozenset()
+
+
+def _leading_bytes(raw: bytes, bits: int) -> tuple[frozenset[int], int, int]:
     """Legacy prefixes, effective REX, and the offset of what follows them."""
-    prefixes = set()
+    prefixes: set[int] | None = None
     rex = at = 0
-    while at < len(raw) - 1:  # code that ends in a prefix has that for its opcode
+    last = len(raw) - 1
+    while at < last:  # code that ends in a prefix has that for its opcode
         byte = raw[at]
         if byte in _PREFIXES:
-            prefixes.add(byte)
+            prefixes = {byte} if prefixes is None else prefixes | {byte}
             rex = 0
-        elif byte & 0xF0 == 0x40:
+        elif byte & 0xF0 == 0x40 and bits == 64:
             rex = byte
         else:
             break
         at += 1
-    return frozenset(prefixes), rex, at
+    return _NONE if prefixes is None else frozenset(prefixes), rex, at
 
 
-def _opcode_map(raw: bytes, at: int) -> tuple[Form, int, int]:
+def _opcode_map(raw: bytes, at: int, bits: int) -> tuple[Form, int, int]:
     """The form, the map, and the offset of the opcode byte, for an opcode that starts at ``at``."""
     form, opcode_map, size = Form.LEGACY, 0, 0
-    match raw[at]:
-        case 0x0F:
-            opcode_map = {0x38: 2, 0x3A: 3}.get(raw[at + 1], 1)
-            size = 1 if opcode_map == 1 else 2
-        case 0xC5:
-            form, opcode_map, size = Form.VEX, 1, 2
-        case 0xC4:
-            form, opcode_map, size = Form.VEX, raw[at + 1] & 0x1F, 3
-        case 0x62:
-            form, opcode_map, size = Form.EVEX, raw[at + 1] & 0x07, 4
-        case 0x8F if raw[at + 1] & 0x1F >= 8:  # with a smaller number it is pop r/m
-            form, opcode_map, size = Form.XOP, raw[at + 1] & 0x1F, 3
+    first = raw[at]
+    if first == 0x0F:
+        opcode_map = {0x38: 2, 0x3A: 3}.get(raw[at + 1], 1)
+        size = 1 if opcode_map == 1 else 2
+    # In 32-bit code these are les, lds and bound unless what follows would be a ModRM of registers.
+    elif first in _VECTOR_ESCAPES and (bits == 64 or first == _XOP or raw[at + 1] >= 0xC0):
+        form, map_bits, size = _VECTOR_ESCAPES[first]
+        opcode_map = raw[at + 1] & map_bits if map_bits else 1
+        if form is Form.XOP and opcode_map < 8:  # pop r/m
+            form, opcode_map, size = Form.LEGACY, 0, 0
     return form, opcode_map, at + size
+
+
+_XOP: Final = 0x8F
+_VECTOR_ESCAPES: Final = {
+    0x62: (Form.EVEX, 0x07, 4),
+    _XOP: (Form.XOP, 0x1F, 3),
+    0xC4: (Form.VEX, 0x1F, 3),
+    0xC5: (Form.VEX, 0, 2),
+}
+"""The form, the bits of the next byte that name the map, and the bytes before the opcode."""
 
 
 def _ranges(*spans: tuple[int, int]) -> frozenset[int]:
@@ -157,6 +183,9 @@ _ONE_BYTE_WITH_MODRM: Final = frozenset(
     (0xD8, 0xDF), (0xF6, 0xF7), (0xFE, 0xFF),
 )  # fmt: skip
 
+_ONE_BYTE_WITH_MODRM_IN_32_BIT: Final = _ONE_BYTE_WITH_MODRM | {0x62, 0xC4, 0xC5}
+"""bound, les, lds."""
+
 # ud1 (0f b9) and ud0 (0f ff) have a ModRM byte on some processors only; x86 refuses them.
 _TWO_BYTE_WITHOUT_MODRM: Final = _ranges(
     (0x04, 0x0C), (0x0E, 0x0E), (0x24, 0x27), (0x30, 0x37), (0x77, 0x77), (0x80, 0x8F), (0xA0, 0xA2),
@@ -164,9 +193,9 @@ _TWO_BYTE_WITHOUT_MODRM: Final = _ranges(
 )  # fmt: skip
 
 
-def _has_modrm(form: Form, opcode_map: int, opcode: int) -> bool:
+def _has_modrm(form: Form, opcode_map: int, opcode: int, bits: int) -> bool:
     if form is Form.LEGACY and opcode_map == 0:
-        return opcode in _ONE_BYTE_WITH_MODRM
+        return opcode in (_ONE_BYTE_WITH_MODRM if bits == 64 else _ONE_BYTE_WITH_MODRM_IN_32_BIT)
     if form is Form.LEGACY and opcode_map == 1:
         return opcode not in _TWO_BYTE_WITHOUT_MODRM
     return not (form is Form.VEX and opcode_map == 1 and opcode == _VZERO)

@@ -36,6 +36,10 @@ class FixUp(StrEnum):
     """A call pushed the slot's next address."""
     PUSHED_TRAP_FLAG = "PUSHED_TRAP_FLAG"
     """A pushf stored TF, which the step had set."""
+    LINK_REGISTERS = "LINK_REGISTERS"
+    """A system call left the slot's next address in rcx, and TF in r11."""
+    X87_POINTER = "X87_POINTER"
+    """The floating-point unit says that its last instruction was the slot's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +57,10 @@ class InsnAnalysis:
     """Where the instruction always goes, if that is all it does (nop, jmp); for EMULATE."""
     fix_ups: frozenset[FixUp] = frozenset()
     """What a step of the copy must put right."""
+    restarts: bool = False
+    """It may begin again by itself after a signal, half done: a repeated string, a system call."""
+    waits: bool = False
+    """It may wait in the kernel: no signal may be kept from it, and no thread kept waiting for it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +84,9 @@ class SlotCode:
     code: bytes
     places: tuple[tuple[int, VirtAddr], ...]
     """(offset in the slot, original address) of every instruction boundary in it."""
+    link: tuple[int, str] | None = None
+    """(offset in the slot, register): at that place the register may hold the place's own address, and the slot's
+    next instruction puts it right."""
 
     def to_origin(self, pc: VirtAddr) -> VirtAddr | None:
         """The program's own address for a PC in the slot; None for a PC that is no boundary."""
@@ -108,6 +119,8 @@ class StepPlan:
     repeats: bool
     """One step may be one iteration of several, so that a thread which has not moved has not finished."""
     fix_ups: frozenset[FixUp]
+    steps_itself: bool = False
+    """The program had set its trap flag: it waits for a SIGTRAP of its own at the instruction's end."""
 
     @property
     def in_place(self) -> bool:
@@ -134,10 +147,15 @@ class Outcome:
     writes: tuple[MemoryWrite, ...] = ()
     finished: bool = True
     """False: a repeated instruction (rep) is in the middle; step again with the same plan."""
+    x87_pointer: tuple[VirtAddr, VirtAddr] | None = None
+    """If the address of the last floating-point instruction (FIP) is the first of these, it must be the second."""
 
 
 Emulator = Callable[[ReadableRegisters, Memory], Outcome]
-"""Does what one instruction does, on the registers at arrival; raises MemoryFault for an operand."""
+"""Does what one instruction does, on the registers at arrival.
+
+Raises MemoryFault for an operand, NotEmulated where only the instruction itself can do it this time.
+"""
 
 
 class Architecture(Protocol):
@@ -150,12 +168,32 @@ class Architecture(Protocol):
 
     @property
     def register_names(self) -> tuple[str, ...]:
-        """In the order of the 64-bit words that PTRACE_GETREGS fills."""
+        """In the order of the 64-bit words that PTRACE_GETREGS fills; "" for a word that is no register here."""
         ...
 
     @property
     def pc_name(self) -> str:
         """The register that holds the next instruction's address."""
+        ...
+
+    @property
+    def own_trap_flag(self) -> tuple[str, int]:
+        """The register and the bit by which a program steps itself: each instruction then ends in a SIGTRAP."""
+        ...
+
+    @property
+    def transient_registers(self) -> frozenset[str]:
+        """Those in which a thread that comes back from a signal's handler may differ from how it was interrupted."""
+        ...
+
+    @property
+    def word_size(self) -> int:
+        """Bytes of a general register, of an address, of what a call pushes."""
+        ...
+
+    @property
+    def address_limit(self) -> int:
+        """The first address that no program can have; slots lie below it."""
         ...
 
     @property
@@ -207,10 +245,27 @@ class Architecture(Protocol):
         """The copy did not run (it faulted, or the step is given up): back to the origin."""
         ...
 
+    def leave_slot(self, code: SlotCode, regs: ReadableRegisters) -> Outcome:
+        """What the program must see of a thread whose PC lies anywhere in the slot, and that is taken out of it."""
+        ...
+
+    def hide_step(self, regs: ReadableRegisters) -> Outcome:
+        """After a step without a plan: what must not be seen of it (a system call's r11 keeps the flags)."""
+        ...
+
+    def restarted(self, regs: ReadableRegisters) -> Mapping[str, int] | None:
+        """What a system call that the thread is stopped in begins again with, if it does; None: it cannot."""
+        ...
+
+    def interrupted_pc(self, regs: ReadableRegisters, memory: Memory) -> VirtAddr:
+        """At the first instruction of a signal's handler: where the handler will return to. Raises MemoryFault."""
+        ...
+
     def emulate(self, analysis: InsnAnalysis, regs: ReadableRegisters, memory: Memory) -> Outcome:
         """Do what the instruction does, on values; nothing is written here.
 
-        Raises MemoryFault if an operand cannot be read, UsageError if EMULATE is not allowed.
+        Raises MemoryFault if an operand cannot be read, NotEmulated where the instruction itself must run this
+        time, UsageError if EMULATE is not allowed.
         """
         ...
 
