@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WAITING = ("restart", "eintr", "ignored", "jumps")
 
 
-@pytest.mark.parametrize("what", ["syscall", "flags", "x87", "ss", "stepping", "repeat", "forks", *WAITING])
+@pytest.mark.parametrize("what", ["syscall", "flags", "x87", "ss", "stepping", "repeat", "forks", "refused", *WAITING])
 def test_the_program_is_right_untraced(target_program: StartProgram, what: str) -> None:
     """Invariant: what it checks holds when nobody is there, so a failure is the tracer's."""
     program = target_program("hard", what, 5).tell("g")
@@ -38,6 +38,7 @@ def test_the_program_is_right_untraced(target_program: StartProgram, what: str) 
         ("ss", "probed_ss+2", "BOOST"),
         ("repeat", "probed_rep", "BOOST"),
         ("forks", "probed_syscall", "BOOST"),
+        ("refused", "probed_syscall", "BOOST"),
     ],
 )
 def test_the_program_sees_what_it_would_have_seen(
@@ -50,7 +51,7 @@ def test_the_program_sees_what_it_would_have_seen(
         calls = program.tell("g").number("calls")
         program.number("alarms")
         made = program.number("made")
-        assert lease.hits == {"syscall": made, "forks": made, "flags": 8 * calls}.get(what, calls)
+        assert lease.hits == {"syscall": made, "forks": made, "refused": made, "flags": 8 * calls}.get(what, calls)
     assert program.tell("q").wait() == 0
 
 

@@ -11,12 +11,15 @@
  *   eintr     the same without SA_RESTART: the program calls again
  *   ignored   nanosleep, while ignored signals strike
  *   jumps     read that waits, left by siglongjmp out of the handler
- *   forks     fork, and vfork beside it, by a probed system call
+ *   forks     fork by a probed system call
+ *   refused   a seccomp filter's SIGSYS names the address behind the system call
  * The handlers call the probed system call too. "made=N" says how often it was called in all. */
 #include "common.h"
-#include <sched.h>
 #include <signal.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <setjmp.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -174,27 +177,52 @@ static void do_repeat(void)
     check(memcmp(sink, source, LENGTH) == 0, "copy", 0);
 }
 
-static int child(void *unused)
-{
-    return unused == NULL ? 5 : 6;
-}
-
 static void do_forks(void)
 {
-    static char stack[1 << 16] __attribute__((aligned(16)));
     made++;
     pid_t pid = (pid_t)make_syscall(SYS_fork);
     if (pid == 0)
         _exit(seen_rcx == (unsigned long)behind_syscall ? 7 : 8);
     reap(pid, 7 << 8, "fork");
     check(seen_rcx == (unsigned long)behind_syscall, "rcx", seen_rcx);
-    reap(clone(child, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL), 5 << 8, "clone");
+}
+
+static volatile unsigned long refusals;
+
+static void on_refusal(int signal, siginfo_t *info, void *context)
+{
+    unsigned long rip = ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
+    check(signal == SIGSYS && info->si_syscall == SYS_getpriority, "SIGSYS", info->si_syscall);
+    check(info->si_call_addr == (void *)behind_syscall, "si_call_addr", (unsigned long)info->si_call_addr);
+    check(rip == (unsigned long)behind_syscall, "rip", rip);
+    refusals++;
+}
+
+static void do_refused(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpriority, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    struct sigaction action = {.sa_sigaction = on_refusal, .sa_flags = SA_SIGINFO};
+    if (refusals == 0) {
+        sigaction(SIGSYS, &action, NULL);
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+            give_up(BAD_SYSCALL, "prctl");
+    }
+    unsigned long before = refusals;
+    made++;
+    make_syscall(SYS_getpriority, 0L, 0L);
+    check(refusals == before + 1, "refusals", refusals);
 }
 
 static const struct { const char *name; void (*run)(void); } all[] = {
     {"syscall", do_syscall}, {"flags", do_flags},  {"x87", do_x87},     {"ss", do_ss},
     {"stepping", do_stepping}, {"repeat", do_repeat}, {"restart", do_read}, {"eintr", do_read},
-    {"ignored", do_ignored}, {"jumps", do_jumps}, {"forks", do_forks},
+    {"ignored", do_ignored}, {"jumps", do_jumps}, {"forks", do_forks}, {"refused", do_refused},
 };
 
 int main(int argc, char **argv)

@@ -76,9 +76,14 @@ class Stage:
 
     # What threads do ----------------------------------------------------------------------
 
-    def arrive(self, tid: int, address: int, **how: bool) -> None:
-        """The thread runs into the trap that stands at ``address``; AssertionError if none does."""
-        self._tell(tid, "arrive", partial(self._run_into, self._threads[ThreadId(tid)], address), **how)
+    def arrive(self, tid: int, address: int, registers: Mapping[str, int] | None = None, **how: bool) -> None:
+        """The thread runs into the trap that stands at ``address``, with these registers; AssertionError if none does.
+
+        ``in_step``: instead of the end of its next step.
+        """
+        self._tell(
+            tid, "arrive", partial(self._run_into, self._threads[ThreadId(tid)], address, registers or {}), **how
+        )
 
     def reach(self, tid: int, address: int, behind: int) -> None:
         """The thread comes to ``address``: it runs into the trap if one stands there, else it is ``behind``."""
@@ -245,7 +250,9 @@ class Stage:
             thread.condition, thread.ready_since = Condition.RUNNING, thread.interrupt_since
             thread.must_trap = True
 
-    def _run_into(self, thread: FakeThread, address: int) -> None:
+    def _run_into(self, thread: FakeThread, address: int, registers: Mapping[str, int]) -> None:
+        for name, value in registers.items():
+            thread[name] = value
         trap = self._architecture.trap_bytes
         try:
             found = self._processes[thread.pid].memory.read(VirtAddr(address), len(trap))
@@ -259,7 +266,7 @@ class Stage:
     def _come_to(self, thread: FakeThread, address: int, behind: int) -> None:
         trap = self._architecture.trap_bytes
         if self._processes[thread.pid].memory.read(VirtAddr(address), len(trap)) == trap:
-            self._run_into(thread, address)
+            self._run_into(thread, address, {})
         else:
             self._move(thread, behind)
 
@@ -268,14 +275,14 @@ class Stage:
 
     def _signal_stop(self, thread: FakeThread, number: int, code: int, address: int) -> None:
         if number == signals.SIGTRAP:
-            self._trapped(thread, code)
+            self._trapped(thread, code, address)
             return
         thread.siginfo = siginfo(number, code, address)
         self._stopped(thread, Stop.SIGNAL, events.SignalArrived(thread, number, code, VirtAddr(address)))
 
-    def _trapped(self, thread: FakeThread, code: int) -> None:
+    def _trapped(self, thread: FakeThread, code: int, address: int = 0) -> None:
         """A stop for SIGTRAP: first made safe if a site answers for it (see ``ports.Site``), then consumed."""
-        thread.siginfo = siginfo(signals.SIGTRAP, code, 0)
+        thread.siginfo = siginfo(signals.SIGTRAP, code, address)
         self._stopped(thread, Stop.SIGNAL, None)
         thread.words[:] = thread.registers
         site = thread.sites.get(thread.words[PC])
@@ -286,7 +293,7 @@ class Stage:
             self._note("consumed", thread)
             self._batch.append((thread, site))
         elif code == _TRAP_TRACE:
-            self._stopped(thread, Stop.SIGNAL, events.StepDone(thread))
+            self._stopped(thread, Stop.SIGNAL, events.StepDone(thread, (), VirtAddr(address)))
         else:
             self._stopped(thread, Stop.SIGNAL, events.SignalArrived(thread, signals.SIGTRAP, code, VirtAddr(0)))
 
@@ -303,7 +310,7 @@ class Stage:
             thread.registers[PC] = self._behind(thread)
         for name, value in registers.items():
             thread[name] = value
-        self._trapped(thread, _TRAP_TRACE)
+        self._trapped(thread, _TRAP_TRACE, thread.registers[PC])
 
     def _behind(self, thread: FakeThread) -> VirtAddr:
         """The address behind the instruction that the thread stands at."""
