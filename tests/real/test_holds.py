@@ -144,6 +144,31 @@ def test_process_is_held_whole(target_program: StartProgram, eventually: Callabl
         assert eventually(lambda: busy.hits > hits)
 
 
+def test_a_thread_that_is_sent_away_from_a_system_call_arrives_exactly(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
+    """Invariant: rip given to a thread that waits in a system call is where it goes on, not where a restart would."""
+    program = target_program("echo")
+    with ubpx.attach(program.pid) as target:
+        client = target.client("debugger")
+        hold = client.hold(thread=program.pid)
+        back = dict(target.registers(program.pid))
+        seen: list[int] = []
+
+        def at_ret(hit: ubpx.Hit) -> None:
+            seen.append(hit.regs.rip)
+            hit.regs.rip, hit.regs.rax = back["rip"] - 2, 0  # the read begins again
+            for name in ("rdi", "rsi", "rdx"):
+                hit.regs[name] = back[name]
+
+        lease = client.probe("answer+4", at_ret)
+        assert lease.address is not None
+        hold.release(registers={"rip": lease.address})
+        assert eventually(lambda: seen == [lease.address])
+        lease.release()
+        assert program.answer(1) == 2
+
+
 @pytest.mark.contract("hold-1", "hold-2")
 def test_client_takes_a_hold_unasked(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: client.hold stops one thread, or all, wherever they are; releasing lets them run, no hit is lost."""

@@ -264,6 +264,10 @@ def _check_handler(handler: object, place: str | int) -> None:
         raise UsageError(f"the handler of {place!r} is a {kind}; give a callable that takes a hit")
 
 
+RESERVED_NAME: Final = "ubpx"
+"""In whose name ubpx itself holds and probes."""
+
+
 class Roster:
     """The clients of one target. Owned by the target."""
 
@@ -274,6 +278,8 @@ class Roster:
         """Raises UsageError if a living client has the name."""
         if not is_text(client.name) or not client.name:
             raise UsageError(f"{client.name!r} is no name; a client needs a name that others can be told")
+        if client.name == RESERVED_NAME:
+            raise UsageError(f"the name {RESERVED_NAME!r} is ubpx's own; choose another name")
         if client.name in self._clients:
             raise UsageError(f"a client named {client.name!r} is already here; choose another name, or close that one")
         self._clients[client.name] = client

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ubpx._errors import InternalError, TargetGone, UsageError
 from ubpx.core.catches import Catches
-from ubpx.core.clients import Client, ClientState, Roster
+from ubpx.core.clients import RESERVED_NAME, Client, ClientState, Roster
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald, Wanted
 from ubpx.core.holds import Hold, Parting
@@ -27,7 +27,7 @@ from ubpx.core.verdicts import RegisterCollision
 from ubpx.core.watching import Watching
 
 MODULE_HOOKS: Final = frozenset({"ubpx_module_loaded", "ubpx_module_unloaded"})
-STARTER: Final = "ubpx"
+STARTER: Final = RESERVED_NAME
 """The owner of the hold that keeps a started program at its entry point, and of what ubpx probes for itself."""
 
 
@@ -290,11 +290,15 @@ class TargetDesk:
         self._herald.tell("ubpx_process_forked", process=process, child=child)
 
     def execed(self, process: TracedProcess, old: AddressSpace) -> None:
-        """The old program's probepoints are gone; what was given by a spec waits for its module."""
-        self._leasing.suspend(old)
+        """The old program's probepoints are gone; what was given by a spec waits for its module.
+
+        The exec is told first: a broker then looks who may hear any more of the process.
+        """
+        lost = self._leasing.suspend(old)
         self._watching.lose(old)
         if not self.starting:
             self._herald.tell("ubpx_process_execed", process=process, path=_executable(process.pid))
+        self._leasing.tell_replaced(lost)
 
     def _modules_changed(self, loaded: frozenset[LoadedFile], unloaded: frozenset[LoadedFile]) -> None:
         process = self._traced

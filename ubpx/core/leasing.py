@@ -196,13 +196,23 @@ class Leasing:
 
     # Modules that come and go -------------------------------------------------------------
 
-    def suspend(self, old: AddressSpace) -> None:
-        """The program is gone, and its probepoints: what was given by a spec waits for its module."""
+    def suspend(self, old: AddressSpace) -> Sequence[VirtAddr]:
+        """The program is gone, and its probepoints: what was given by a spec waits for its module.
+
+        Gives the addresses of those whose loss is to be told.
+        """
+        told = []
         for probepoint in old.registry:
             self._lose_leases(old, probepoint)
             old.registry.remove(probepoint)
             if probepoint.told:
-                self._tell_lost(probepoint.address, "the process runs a new program")
+                told.append(probepoint.address)
+        return told
+
+    def tell_replaced(self, addresses: Sequence[VirtAddr]) -> None:
+        """Tell of those."""
+        for address in addresses:
+            self._tell_lost(address, "the process runs a new program")
 
     def lose(self, space: AddressSpace, addresses: range, reason: str) -> None:
         """What was mapped there is gone: as ``suspend``, for these addresses."""

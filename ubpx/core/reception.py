@@ -152,7 +152,10 @@ class HitReception:
             self._plan_step(thread, site, merged)
             thread.arrival = None
         elif self.tracer.fetch(thread.port):
-            put(thread.port.words, thread.process.space.layout, registers)
+            layout = thread.process.space.layout
+            if layout.pc_name in registers:  # else a system call that it is stopped in would begin again right before
+                put(thread.port.words, layout, thread.process.space.architecture.outside_call)
+            put(thread.port.words, layout, registers)
             self.tracer.store(thread.port)
 
     def _merge_late(

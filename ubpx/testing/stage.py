@@ -76,7 +76,7 @@ class Stage:
 
     # What threads do ----------------------------------------------------------------------
 
-    def arrive(self, tid: int, address: int, registers: Mapping[str, int] | None = None, **how: bool) -> None:
+    def arrive(self, tid: int, address: int, registers: Mapping[str, int] | None = None, /, **how: bool) -> None:
         """The thread runs into the trap that stands at ``address``, with these registers; AssertionError if none does.
 
         ``in_step``: instead of the end of its next step.

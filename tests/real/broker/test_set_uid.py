@@ -147,7 +147,6 @@ def test_a_program_that_gains_rights_is_lost_before_it_runs(  # noqa: PLR0915 - 
     assert program.wait() == 3
 
 
-@pytest.mark.xfail(reason="the core tells of lost probepoints before it tells the broker of the exec", strict=True)
 def test_not_even_the_loss_of_probepoints_is_told(
     peers: Peers, broker: BrokerProcess, target_program: StartProgram, set_uid: Callable[[Program], Path]
 ) -> None:

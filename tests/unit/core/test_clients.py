@@ -126,6 +126,12 @@ def test_every_exception_is_logged_with_its_traceback(client: Client, caplog: py
     assert record.exc_info[1] is error
 
 
+def test_the_name_of_ubpx_itself_is_not_free() -> None:
+    """Invariant: nobody may take over what ubpx holds in its own name."""
+    with pytest.raises(UsageError, match="ubpx's own"):
+        Roster().join(Client("ubpx", priority=0, target=None, desk=cast(Any, RecordingDesk())))
+
+
 def test_living_names_are_unique(client: Client) -> None:
     """Invariant: a name is free again once its client has left; a closed client may not act."""
     roster, twin = Roster(), Client("a", priority=0, target=None, desk=cast(Any, RecordingDesk()))
@@ -138,6 +144,7 @@ def test_living_names_are_unique(client: Client) -> None:
     roster.leave(client, forget=swept.append)
     roster.leave(client, forget=swept.append)
     assert swept == [client]
+
     assert client.state is ClientState.CLOSED
     with pytest.raises(UsageError, match="is closed; join again"):
         client.probe(16, ignore)

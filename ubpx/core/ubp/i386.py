@@ -1,5 +1,6 @@
 """The i386 architecture: 32-bit code, as a tracer of 64 bits sees it."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import attrs
@@ -30,6 +31,7 @@ class I386(X86):
     pc_name: ClassVar[str] = "eip"
     word_size: ClassVar[int] = 4
     address_limit: ClassVar[int] = 0xFFFF_E000
+    outside_call: ClassVar[Mapping[str, int]] = {"orig_eax": 2**64 - 1}
     transient_registers: ClassVar[frozenset[str]] = frozenset({"orig_eax", "eflags"})
 
     def interrupted_pc(self, regs: ReadableRegisters, memory: Memory) -> VirtAddr:

@@ -187,6 +187,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def outside_call(self) -> Mapping[str, int]:
+        """Registers that make the kernel not begin again a system call in which the thread is stopped."""
+        ...
+
+    @property
     def word_size(self) -> int:
         """Bytes of a general register, of an address, of what a call pushes."""
         ...

@@ -1,5 +1,6 @@
 """The x86_64 architecture: 64-bit mode of x86."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import attrs
@@ -31,6 +32,7 @@ class X86_64(X86):  # noqa: N801  (the processor's own name)
     pc_name: ClassVar[str] = "rip"
     word_size: ClassVar[int] = 8
     address_limit: ClassVar[int] = 0x7FFF_FFFF_F000
+    outside_call: ClassVar[Mapping[str, int]] = {"orig_rax": 2**64 - 1}
     transient_registers: ClassVar[frozenset[str]] = frozenset({"orig_rax", "eflags"})
 
     def interrupted_pc(self, regs: ReadableRegisters, memory: Memory) -> VirtAddr:
