@@ -146,6 +146,8 @@ def test_parser_finds_what_iced_finds(code: bytes, address: VirtAddr) -> None:
         InsnClass.CALL: {flow.CALL},
         InsnClass.INDIRECT_CALL: {flow.INDIRECT_CALL},
         InsnClass.LEAVES: {flow.RETURN, flow.INDIRECT_BRANCH},
+        InsnClass.SYSTEM_CALL: {flow.CALL},
+        InsnClass.TRANSACTION: {flow.XBEGIN_XABORT_XEND},
         InsnClass.PLAIN: {flow.NEXT, flow.EXCEPTION},
     }
     assert insn.flow_control in expected.get(kind, {flow.NEXT})

@@ -328,7 +328,9 @@ class Coordinator:
             self._steps.handler_entered(thread)
             self._move(thread, Input.INTERRUPTED)
             return
-        if thread.state is State.RUNNING:
+        if thread.state is State.RUNNING and self._steps.trap_is_ours(thread):
+            self._move(thread, Input.INTERRUPTED)
+        elif thread.state is State.RUNNING:
             self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, event.address))
         else:
             self._steps.finish(thread)

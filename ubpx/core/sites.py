@@ -1,5 +1,6 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -8,11 +9,11 @@ from ubpx._errors import InternalError, MemoryFault, NotEmulated, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
-from ubpx.core.ports import Site, TracedThread, Tracer
+from ubpx.core.ports import Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.spaces import AddressSpace
-from ubpx.core.ubp.plans import Emulator, Strategy
+from ubpx.core.ubp.plans import Emulator, MemoryWrite, Strategy
 from ubpx.core.values import VirtAddr
 
 Answer = tuple[Lease, Verdict | None, Mapping[str, int] | None]
@@ -54,6 +55,16 @@ def leave_slot(tracer: Tracer, thread: TracedThread, space: AddressSpace, slots_
         registers = WordRegisters(thread.words, space.layout)
         put(thread.words, space.layout, space.architecture.leave_slot(code, registers).registers)
         tracer.store(thread)
+
+
+def write_to(memory: Memory, write: MemoryWrite) -> None:
+    """Do what an Outcome wants written. Raises MemoryFault, but for a conditional one."""
+    if write.instead_of is None:
+        memory.write(write.address, write.data)
+        return
+    with contextlib.suppress(MemoryFault):
+        if memory.read(write.address, len(write.data)) == write.instead_of:
+            memory.write(write.address, write.data)
 
 
 def run_handlers(

@@ -9,7 +9,7 @@ from ubpx._errors import InsnRefused, InternalError, MemoryFault
 from ubpx.core import events
 from ubpx.core.ports import Tracer
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import ReturningSite, leave_slot
+from ubpx.core.sites import ReturningSite, leave_slot, write_to
 from ubpx.core.spaces import AddressSpace, Thread
 from ubpx.core.stepping import State
 from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode
@@ -68,6 +68,18 @@ class Steps:
         put(words, space.layout, {**changes, space.layout.pc_name: origin})
         site.expect(thread.port, words)
         thread.returning = site if waits else None
+
+    def trap_is_ours(self, thread: Thread) -> bool:
+        """Whether the trap of a program that steps itself came from what only the slot has; then it is out of there."""
+        if not self._tracer.fetch(thread.port):
+            return False
+        space = thread.process.space
+        pc = thread.port.words[space.layout.pc]
+        code = space.slots.code_at(pc)
+        if code is None or code.link is None or pc <= code.slot + code.link[0]:
+            return False
+        self._leave_slot(thread)
+        return True
 
     def handler_entered(self, thread: Thread) -> None:
         """The signal that interrupted a system call has a handler: the call may end there, and not begin again."""
@@ -212,7 +224,7 @@ class Steps:
 
     def _apply(self, thread: Thread, outcome: Outcome) -> None:
         for write in outcome.writes:
-            thread.process.space.raw.write(write.address, write.data)
+            write_to(thread.process.space.raw, write)
         if outcome.registers:
             put(thread.port.words, thread.process.space.layout, outcome.registers)
             self._tracer.store(thread.port)

@@ -198,9 +198,18 @@ def test_indirect_call_finds_its_operand(
 
 def test_indirect_call_by_register(emulate: Callable[..., Outcome]) -> None:
     """Invariant: the register's value from before the push is the target, of rsp too."""
-    assert emulate("ff d0").registers == {"rsp": SP - 8, "rip": REGS["rax"]}
-    assert emulate("41 ff d7").registers == {"rsp": SP - 8, "rip": REGS["r15"]}
+    assert emulate("ff d0", rax=0x5000).registers == {"rsp": SP - 8, "rip": 0x5000}
+    assert emulate("41 ff d7", r15=0x7FFF_FFFF_FFFF).registers == {"rsp": SP - 8, "rip": 0x7FFF_FFFF_FFFF}
     assert emulate("ff d4").registers == {"rsp": SP - 8, "rip": SP}
+
+
+@pytest.mark.parametrize("target", [0x8000_0000_0000, 0xFFFF_8000_0000_0000, 0x1234_5678_9ABC_DEF0])
+def test_call_to_what_is_no_address_faults_where_it_stands(emulate: Callable[..., Outcome], target: int) -> None:
+    """Invariant: the processor does not leave a call whose target is not canonical."""
+    with pytest.raises(NotEmulated, match="canonical"):
+        emulate("ff d0", rax=target)
+    with pytest.raises(NotEmulated, match="canonical"):
+        emulate("ff 10", {0x5000: target.to_bytes(8, "little")}, rax=0x5000)
 
 
 def test_popf_changes_what_a_program_may_change(emulate: Callable[..., Outcome], origin: VirtAddr) -> None:

@@ -108,7 +108,7 @@ def test_call_that_did_not_run_writes_nothing(x86: X86_64, analyze: Analyze) -> 
     assert x86.after_step(planned(x86, analyze("ff d0")), at(SLOT)).writes == ()
 
 
-@pytest.mark.parametrize("text", ["f7 f9", "48 8b 05 10 00 00 00", "ff 10", "9c", "e8 00 00 00 00", "f3 a4"])
+@pytest.mark.parametrize("text", ["f7 f9", "48 8b 05 10 00 00 00", "9c", "f3 a4"])
 def test_fault_is_seen_at_the_original(x86: X86_64, analyze: Analyze, origin: VirtAddr, text: str) -> None:
     """Invariant: a copy that faulted (idiv, a bad pointer) leaves the thread at the program's own instruction."""
     assert x86.cancel_step(planned(x86, analyze(text)), at(SLOT)) == Outcome(registers={"rip": origin})
@@ -160,3 +160,22 @@ def test_program_that_steps_itself_is_noted(x86: X86_64, analyze: Analyze) -> No
 def test_system_call_that_begins_again(x86: X86_64, rax: int, orig_rax: int, number: int | None) -> None:
     """Invariant: only what the kernel may restart, and in a system call, is said to restart."""
     assert x86.restarted({"rax": rax, "orig_rax": orig_rax}) == (None if number is None else {"rax": number})
+
+
+@pytest.mark.parametrize("text", ["ff 10", "e8 00 00 00 00"])
+def test_call_that_faults_at_its_target_has_pushed_already(
+    x86: X86_64, analyze: Analyze, origin: VirtAddr, text: str
+) -> None:
+    """Invariant: what the processor wrote below the stack pointer is the program's return address, not the slot's."""
+    analysis = analyze(text)
+    wrong, right = (address.to_bytes(8, "little") for address in (SLOT + analysis.insn.length, analysis.insn.end))
+    write = MemoryWrite(VirtAddr(SP - 8), right, instead_of=wrong)
+    assert x86.cancel_step(planned(x86, analysis), at(SLOT)) == Outcome(registers={"rip": origin}, writes=(write,))
+
+
+def test_popf_that_faults_leaves_no_trap_flag(x86: X86_64, analyze: Analyze, origin: VirtAddr) -> None:
+    """Invariant: the trap flag of a step is never taken for one that popf has set, where popf has not run."""
+    shown = at(SLOT, USUAL_FLAGS | TRAP_FLAG)
+    assert x86.cancel_step(planned(x86, analyze("9d")), shown).registers == {"rip": origin, "eflags": USUAL_FLAGS}
+    own = planned(x86, analyze("9d"), USUAL_FLAGS | TRAP_FLAG)
+    assert x86.cancel_step(own, shown).registers == {"rip": origin}

@@ -5,9 +5,7 @@ code. Source: Intel SDM volume 2A, chapter 2 and appendix A; AMD APM volume 3, c
 """
 
 from enum import Enum
-from typing import Final
-
-import attrs
+from typing import Final, NamedTuple
 
 OPERAND_SIZE: Final = 0x66
 ADDRESS_SIZE: Final = 0x67
@@ -27,8 +25,7 @@ class Form(Enum):
     XOP = "XOP"
 
 
-@attrs.frozen(kw_only=True)
-class Encoding:
+class Encoding(NamedTuple):
     """Where the parts of one instruction are, and what they say."""
 
     raw: bytes
@@ -104,17 +101,7 @@ def parse(raw: bytes, bits: int) -> Encoding:
     if form is Form.LEGACY and opcode_map == 1 and opcode == 0x0F:
         opcode = raw[-1]  # 3DNow! has it behind everything
         opcode_map = _MAP_3DNOW
-    return Encoding(
-        raw=raw,
-        bits=bits,
-        form=form,
-        prefixes=prefixes,
-        rex=rex,
-        opcode_map=opcode_map,
-        opcode=opcode,
-        modrm=modrm,
-        modrm_at=at + 1,
-    )
+    return Encoding(raw, bits, form, prefixes, rex, opcode_map, opcode, modrm, at + 1)
 
 
 _MAP_3DNOW: Final = -1  # no number is given to it

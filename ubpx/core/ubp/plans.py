@@ -86,7 +86,7 @@ class SlotCode:
     """(offset in the slot, original address) of every instruction boundary in it."""
     link: tuple[int, str] | None = None
     """(offset in the slot, register): at that place the register may hold the place's own address, and the slot's
-    next instruction puts it right."""
+    next instruction puts it right: a trap of the program's own behind that is one too many."""
 
     def to_origin(self, pc: VirtAddr) -> VirtAddr | None:
         """The program's own address for a PC in the slot; None for a PC that is no boundary."""
@@ -134,6 +134,8 @@ class MemoryWrite:
 
     address: VirtAddr
     data: bytes
+    instead_of: bytes | None = None
+    """Write only if these bytes stand there, and nothing if they cannot be read."""
 
 
 @attrs.frozen(kw_only=True)

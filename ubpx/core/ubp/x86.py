@@ -46,6 +46,10 @@ class InsnClass(Enum):
     SYSTEM_CALL = "syscall"
     TRANSACTION = "xbegin"
     X87 = "floating point that records its own address"
+    KERNEL_EMULATED = "str, sldt, smsw, sgdt, sidt: where UMIP forbids it, the kernel does it instead"
+
+    # Members are compared by identity anyway; Enum's own hash costs a call for each look-up.
+    __hash__ = object.__hash__
 
 
 def condition_holds(condition: int, eflags: int) -> bool:
@@ -124,11 +128,22 @@ def _two_byte_class(encoding: Encoding) -> InsnClass:
         found = InsnClass.NOP
     elif opcode == 0x05:
         found = InsnClass.SYSTEM_CALL
+    elif opcode < 2 and (opcode, encoding.reg) in _FORBIDDEN_BY_UMIP and _stores_table(encoding):
+        found = InsnClass.KERNEL_EMULATED
     elif opcode == 0x34:  # sysenter: the kernel returns to its own code page, wherever it was called from
         found = InsnClass.LEAVES
     elif opcode == 0xB2:  # lss
         found = InsnClass.STACK_SEGMENT
     return found
+
+
+# (opcode, ModRM.reg) of sldt, str, sgdt, sidt, smsw.
+_FORBIDDEN_BY_UMIP: Final = frozenset({(0, 0), (0, 1), (1, 0), (1, 1), (1, 4)})
+
+
+def _stores_table(encoding: Encoding) -> bool:
+    """Sgdt and sidt are on memory alone: on registers their opcodes are other instructions."""
+    return not encoding.on_register or (encoding.opcode, encoding.reg) not in {(1, 0), (1, 1)}
 
 
 _ENDBR: Final = frozenset({0xFA, 0xFB})

@@ -31,14 +31,17 @@ from ubpx.core.ubp.x86_emulation import make_emulator
 from ubpx.core.ubp.x86_operands import Mode, operand_address
 from ubpx.core.ubp.x86_refusals import refusal, undecodable
 from ubpx.core.ubp.x86_slots import COUNTED_REFUSAL, make_slot, reach
-from ubpx.core.ubp.x86_steps import finish_step, hide, leave, plan_step, restarted
+from ubpx.core.ubp.x86_steps import finish_step, hide, leave, plan_step, restarted, unfinished
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
 _COPIED: Final = (Strategy.BOOST, Strategy.STEP, Strategy.INLINE)
 _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
     **dict.fromkeys(InsnClass, (Strategy.EMULATE, *_COPIED)),
     **dict.fromkeys((InsnClass.PLAIN, InsnClass.LEAVES, InsnClass.PUSH_FLAGS), _COPIED),
-    **dict.fromkeys((InsnClass.STACK_SEGMENT, InsnClass.SYSTEM_CALL, InsnClass.TRANSACTION), (Strategy.BOOST,)),
+    **dict.fromkeys(
+        (InsnClass.STACK_SEGMENT, InsnClass.SYSTEM_CALL, InsnClass.TRANSACTION, InsnClass.KERNEL_EMULATED),
+        (Strategy.BOOST,),
+    ),
     **dict.fromkeys(
         (InsnClass.CALL, InsnClass.INDIRECT_CALL, InsnClass.POP_FLAGS),
         (Strategy.EMULATE, Strategy.STEP, Strategy.INLINE),
@@ -54,6 +57,7 @@ _REFUSALS: Final[Mapping[Strategy, str]] = {
 _CALL_REFUSAL: Final = "a call in a slot pushes the slot's address, which only a step can put right"
 _WAITS_REFUSAL: Final = "it may wait in the kernel, for a thread that is held meanwhile or for a signal kept back"
 _AS_ONE_REFUSAL: Final = "the processor runs it and the next instruction as one, so that it cannot be stepped alone"
+_UMIP_REFUSAL: Final = "where the kernel does it instead of the processor, a step runs the next instruction too"
 _ABORT_REFUSAL: Final = "a step aborts the transaction at once"
 _CLASS_REFUSALS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
     InsnClass.COUNTED_BRANCH: {Strategy.BOOST: COUNTED_REFUSAL, Strategy.STEP: COUNTED_REFUSAL},
@@ -63,6 +67,7 @@ _CLASS_REFUSALS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
     InsnClass.SYSTEM_CALL: {Strategy.STEP: _WAITS_REFUSAL, Strategy.INLINE: _WAITS_REFUSAL},
     InsnClass.STACK_SEGMENT: {Strategy.STEP: _AS_ONE_REFUSAL, Strategy.INLINE: _AS_ONE_REFUSAL},
     InsnClass.TRANSACTION: {Strategy.STEP: _ABORT_REFUSAL, Strategy.INLINE: _ABORT_REFUSAL},
+    InsnClass.KERNEL_EMULATED: {Strategy.STEP: _UMIP_REFUSAL, Strategy.INLINE: _UMIP_REFUSAL},
     InsnClass.X87: {Strategy.BOOST: "the slot's address would stay in the floating-point unit (FIP)"},
 }
 
@@ -90,6 +95,11 @@ _FIX_UPS: Final[Mapping[InsnClass, frozenset[FixUp]]] = {
     InsnClass.X87: frozenset({FixUp.X87_POINTER}),
 }
 _NO_FIX_UP: Final[frozenset[FixUp]] = frozenset()
+_FACTS: Final = {
+    kind: (_STRATEGIES[kind], _REASONS[kind], _FIX_UPS.get(kind, _NO_FIX_UP), kind is InsnClass.SYSTEM_CALL)
+    for kind in InsnClass
+}
+_LANDING: Final = frozenset({InsnClass.JUMP, InsnClass.NOP})
 _COMPLETIONS: Final = (b"\x00", b"\x58")  # after most beginnings one of them is a valid rest; 58 is a vector's add
 
 
@@ -112,22 +122,22 @@ class X86:
             raise InsnRefused(address, None, self._why_undecodable(code, address))
         insn = Insn(address, code[: decoded.length], decoded.text)
         encoding = parse(insn.raw, self.mode.bits)
-        reason = refusal(encoding)
+        kind = insn_class(encoding)
+        reason = refusal(encoding, kind)
         if reason is not None:
             raise InsnRefused(address, insn, reason)
-        kind = insn_class(encoding)
-        strategies, refusals = _STRATEGIES[kind], _REASONS[kind]
+        strategies, refusals, fix_ups, waits = _FACTS[kind]
         if kind is InsnClass.INDIRECT_CALL and not self._can_emulate(encoding, insn.end):
             strategies, refusals = _STEPPED_CALL, _STEPPED_CALL_REASONS
         return InsnAnalysis(
             insn=insn,
             strategies=strategies,
             refusals=refusals,
-            reach=() if kind is InsnClass.COUNTED_BRANCH else reach(encoding, kind, insn),
-            landing=_landing(encoding, kind, insn),
-            fix_ups=_FIX_UPS.get(kind, _NO_FIX_UP),
-            restarts=kind is InsnClass.SYSTEM_CALL or is_repeated_string(encoding),
-            waits=kind is InsnClass.SYSTEM_CALL,
+            reach=reach(encoding, kind, insn),
+            landing=_landing(encoding, kind, insn) if kind in _LANDING else None,
+            fix_ups=fix_ups,
+            restarts=waits or is_repeated_string(encoding),
+            waits=waits,
         )
 
     def _can_emulate(self, call: Encoding, end: VirtAddr) -> bool:
@@ -165,9 +175,7 @@ class X86:
 
     def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
         """See Architecture. If the copy ran after all, the same as ``after_step``."""
-        if regs[self.mode.pc] == plan.slot:
-            return Outcome(registers={self.mode.pc: plan.origin})
-        return self.after_step(plan, regs)
+        return unfinished(plan, regs, self.mode) if regs[self.mode.pc] == plan.slot else self.after_step(plan, regs)
 
     def leave_slot(self, code: SlotCode, regs: ReadableRegisters) -> Outcome:
         """See Architecture."""
@@ -200,7 +208,5 @@ class X86:
             start = VirtAddr(start + length)
 
 
-def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr | None:
-    if kind is InsnClass.JUMP:
-        return VirtAddr(branch_target(encoding, insn.end))
-    return insn.end if kind is InsnClass.NOP else None
+def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr:
+    return VirtAddr(branch_target(encoding, insn.end)) if kind is InsnClass.JUMP else insn.end

@@ -96,11 +96,21 @@ def _indirect_call(encoding: Encoding, end: VirtAddr, mode: Mode) -> Emulator:
     """The target is read before the return address is pushed, also where that lies at the same place."""
     if encoding.on_register:
         name = mode.registers[(encoding.modrm or 0) & 7 | encoding.extended]
-        return lambda regs, _memory: _pushed(regs, end, regs[name], mode)
+        return lambda regs, _memory: _pushed(regs, end, _checked(regs[name], mode), mode)
     address = operand_address(encoding, mode, end)
     if address is None:
         return _never("the segment or the form of its operand is not followed here")
-    return lambda regs, memory: _pushed(regs, end, _word(memory, address(regs), mode), mode)
+    return lambda regs, memory: _pushed(regs, end, _checked(_word(memory, address(regs), mode), mode), mode)
+
+
+def _checked(target: int, mode: Mode) -> int:
+    """A call to what may be no address at all faults at the call, not at its target."""
+    if mode.bits == 64 and target >> _USUAL_ADDRESS_BITS:
+        raise NotEmulated("the target may be no canonical address")
+    return target
+
+
+_USUAL_ADDRESS_BITS: Final = 47
 
 
 def _never(reason: str) -> Emulator:

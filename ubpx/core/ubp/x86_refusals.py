@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ubpx.core.ubp.encoding import LOCK, OPERAND_SIZE, REP, REPNE, Encoding, Form, opcode_offset
-from ubpx.core.ubp.x86 import NEAR_BRANCHES, InsnClass, insn_class
+from ubpx.core.ubp.x86 import NEAR_BRANCHES, InsnClass
 
 _PRIVILEGED: Final = "only the kernel may execute it"
 _FAR: Final = "a far transfer also loads cs, which a copy or an emulation would have to follow"
@@ -74,23 +74,22 @@ _REFUSED_0F01: Final[Mapping[int | None, str]] = {
 }
 
 
-def refusal(encoding: Encoding) -> str | None:
-    """Why there can be no probe at this instruction; None if there can."""
+def refusal(encoding: Encoding, kind: InsnClass) -> str | None:
+    """Why there can be no probe at this instruction of the class ``kind``; None if there can."""
     if encoding.form is not Form.LEGACY:
         clashes = encoding.rex or encoding.prefixes & {LOCK, OPERAND_SIZE, REP, REPNE}
         return _NOT_AN_INSTRUCTION if clashes else None
-    return (
-        _refusal_of_prefixes(encoding)
-        or _refusal_of_opcode(encoding)
-        or _refusal_of_group(encoding)
-        or (_PRIVILEGED if _privileged_by_prefix(encoding) else None)
-    )
+    found = _refusal_of_prefixes(encoding, kind) if encoding.prefixes else None
+    if encoding.opcode_map == 0:
+        found = found or _refusal_of_one_byte(encoding)
+    else:
+        found = found or _refusal_of_opcode(encoding)
+        if found is None and _privileged_by_prefix(encoding):
+            return _PRIVILEGED
+    return found or (_refusal_of_group(encoding) if encoding.modrm is not None else None)
 
 
-def _refusal_of_prefixes(encoding: Encoding) -> str | None:
-    if not encoding.prefixes:
-        return None
-    kind = insn_class(encoding)
+def _refusal_of_prefixes(encoding: Encoding, kind: InsnClass) -> str | None:
     if LOCK in encoding.prefixes and kind is not InsnClass.PLAIN:
         return _NOT_AN_INSTRUCTION
     if kind is InsnClass.LEAVES and encoding.opcode == 0xC2 and OPERAND_SIZE in encoding.prefixes:
@@ -101,8 +100,6 @@ def _refusal_of_prefixes(encoding: Encoding) -> str | None:
 
 
 def _refusal_of_opcode(encoding: Encoding) -> str | None:
-    if encoding.opcode_map == 0:
-        return _refusal_of_one_byte(encoding)
     if encoding.opcode_map == 1:
         if encoding.opcode == (0x34 if encoding.bits == 64 else 0x05):
             return _SYSENTER if encoding.bits == 64 else _SYSCALL_32
@@ -123,8 +120,6 @@ def _refusal_of_one_byte(encoding: Encoding) -> str | None:
 
 def _refusal_of_group(encoding: Encoding) -> str | None:
     """The refusals that hang on ModRM."""
-    if encoding.modrm is None:
-        return None
     group = encoding.opcode_map, encoding.opcode, encoding.reg
     if group in _REFUSED_GROUPS:
         return _REFUSED_GROUPS[group]
@@ -137,9 +132,7 @@ def _refusal_of_group(encoding: Encoding) -> str | None:
 
 
 def _privileged_by_prefix(encoding: Encoding) -> bool:
-    """What only the kernel may execute and shares its opcode with what anybody may."""
-    if encoding.opcode_map == 0:
-        return False
+    """What only the kernel may execute and shares its opcode with what anybody may; not among the one-byte opcodes."""
     prefixes = encoding.prefixes
     match encoding.opcode_map, encoding.opcode:
         case 1, 0x01:  # setssbsy, rmpquery; else serialize, rdpru

@@ -48,17 +48,16 @@ def used_operand(encoding: Encoding, kind: InsnClass, insn: Insn) -> int | None:
 
 def reach(encoding: Encoding, kind: InsnClass, insn: Insn) -> tuple[VirtAddr, ...]:
     """What a slot must lie within 2 GiB of."""
-    if encoding.bits == 32:
+    if encoding.bits == 32 or kind is InsnClass.COUNTED_BRANCH:
         return ()
-    found = []
-    operand = used_operand(encoding, kind, insn)
-    if operand is not None and ADDRESS_SIZE not in encoding.prefixes:
-        found.append(VirtAddr(operand))
+    end = insn.end
+    way_back = () if kind in NEVER_FALLS_THROUGH else (end,)
     if kind in RELATIVE:
-        found.append(VirtAddr(branch_target(encoding, insn.end)))
-    if kind not in NEVER_FALLS_THROUGH:
-        found.append(insn.end)
-    return tuple(found)
+        return (VirtAddr(branch_target(encoding, end)), *way_back)
+    if encoding.displacement_at is None or ADDRESS_SIZE in encoding.prefixes:
+        return way_back
+    operand = used_operand(encoding, kind, insn)
+    return way_back if operand is None else (VirtAddr(operand), *way_back)
 
 
 def _copy(encoding: Encoding, kind: InsnClass, insn: Insn, slot: VirtAddr) -> bytes:

@@ -61,6 +61,22 @@ def finish_step(plan: StepPlan, regs: ReadableRegisters, mode: Mode) -> Outcome:
     return Outcome(registers=registers, writes=tuple(writes), x87_pointer=pointer)
 
 
+def unfinished(plan: StepPlan, regs: ReadableRegisters, mode: Mode) -> Outcome:
+    """See ``Architecture.cancel_step``: the copy has not run.
+
+    Before a call faults at its target, the processor writes the return address. And the kernel takes the trap flag
+    of a step over popf for one that popf has set.
+    """
+    registers = {mode.pc: int(plan.origin)}
+    if regs["eflags"] & TRAP_FLAG and not plan.steps_itself:
+        registers["eflags"] = regs["eflags"] & ~TRAP_FLAG
+    if FixUp.RETURN_ADDRESS not in plan.fix_ups:
+        return Outcome(registers=registers)
+    wrong, right = (address.to_bytes(mode.word, "little") for address in (plan.slot_end, plan.origin_end))
+    write = MemoryWrite(VirtAddr(regs[mode.sp] - mode.word & mode.mask), right, wrong)
+    return Outcome(registers=registers, writes=(write,))
+
+
 def _unlinked(regs: ReadableRegisters, link: int, end: int, *, own_trap: bool) -> dict[str, int]:
     """Rcx and r11 as the system call would have left them in place; nothing if it has not left them so."""
     if regs["rcx"] != link:
