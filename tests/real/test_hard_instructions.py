@@ -72,6 +72,7 @@ def test_a_system_call_that_begins_again_has_arrived_once(target_program: StartP
     [
         ("stepped_nop",), ("stepped_nop+1",), ("stepped_push",), ("stepped_pop",), ("stepped_call",),
         ("stepped_call+5",), ("stepped_last",), ("stepped_called",), ("stepped_syscall",), ("stepped_syscall+2",),
+        ("stepped_rep",), ("stepped_ss",), ("stepped_ss+2",),
         ("stepped_nop", "stepped_nop+1", "stepped_push", "stepped_pop", "stepped_call", "stepped_fld", "stepped_last"),
     ],
     ids="+".join,
@@ -84,7 +85,7 @@ def test_a_program_that_steps_itself_gets_each_trap(
     program = target_program("hard", "stepping", 20)
     with ubpx.attach(program.pid) as target:
         client = target.client("one")
-        forced = None if places == ("stepped_syscall",) else strategy  # that can only be boosted
+        forced = None if places in {("stepped_syscall",), ("stepped_ss",)} else strategy  # that can only be boosted
         leases = [client.probe(place, lambda _: None, strategy=forced) for place in places]
         program.tell("g").number("calls")
         assert [lease.hits for lease in leases] == [20] * len(places)

@@ -76,7 +76,7 @@ class Steps:
         space = thread.process.space
         pc = thread.port.words[space.layout.pc]
         code = space.slots.code_at(pc)
-        if code is None or code.link is None or pc <= code.slot + code.link[0]:
+        if code is None or code.cushion is None or pc <= code.slot + code.cushion:
             return False
         self._leave_slot(thread)
         return True
@@ -201,6 +201,8 @@ class Steps:
                 thread.pending = signal.SIGTRAP
                 pc = VirtAddr(thread.port.words[space.layout.pc])
                 self._tracer.correct_fault_address(thread.port, pc)
+                if plan.repeats and pc == plan.origin:
+                    self._expect_return(thread, plan.origin, {}, waits=False)
             self._give_back_signals(thread)
             self.stepped(thread)
 

@@ -14,7 +14,7 @@ from ubpx.core.values import VirtAddr
 ORIGIN, SLOT, SP = VirtAddr(0x804_8000), VirtAddr(0xF700_0000), 0xFFF0_1000
 REGS = {
     "eax": 0x11, "ecx": 0x2222_0001, "edx": 0x33, "ebx": 0x44, "esp": SP, "ebp": SP + 0x100, "esi": 0x66, "edi": 0x77,
-    "eip": ORIGIN, "eflags": 0x246, "ss": 0x2B, "gs_base": 0xF7F0_0000, "fs_base": 0,
+    "eip": ORIGIN, "eflags": 0x246, "ss": 0x2B, "fs": 0x2B, "gs": 0x63, "gs_base": 0xF7F0_0000, "fs_base": 0,
 }  # fmt: skip
 MakeMemory = Callable[[Mapping[int, bytes]], Memory]
 EMULATE, BOOST, STEP, INLINE = Strategy.EMULATE, Strategy.BOOST, Strategy.STEP, Strategy.INLINE
@@ -130,6 +130,12 @@ def test_the_kernels_own_page_is_called_by_gs(emulate: Callable[..., Outcome]) -
     """Invariant: call *%gs:0x10, as libc makes system calls, finds its target in thread-local memory."""
     outcome = emulate("65 ff 15 10 00 00 00", {0xF7F0_0010: (0xF7FF_0550).to_bytes(4, "little")})
     assert outcome.registers == {"esp": SP - 4, "eip": 0xF7FF_0550}
+
+
+def test_a_segment_that_is_not_there_is_left_to_the_processor(emulate: Callable[..., Outcome]) -> None:
+    """Invariant: a null selector faults at the call."""
+    with pytest.raises(NotEmulated, match="segment"):
+        emulate("64 ff 13", {0x44: b"\x11\0\0\0"}, fs=3)
 
 
 def test_stack_operations(emulate: Callable[..., Outcome]) -> None:

@@ -166,6 +166,19 @@ def test_system_call_leaves_the_programs_address_in_rcx(
     assert x86.leave_slot(found, {"rip": slot, "rcx": 1}).registers == {"rip": origin}
 
 
+@pytest.mark.parametrize("text", ["8e d0", "0f b2 20", "0f 00 c8", "0f 01 e0"])
+def test_where_the_processor_gives_no_trap_it_falls_on_a_cushion(
+    x86: X86_64, analyze: Analyze, slot: VirtAddr, origin: VirtAddr, text: str
+) -> None:
+    """Invariant: a program that steps itself meets no trap between such an instruction and its own next one."""
+    found, size = x86.slot_code(analyze(text), slot), len(bytes.fromhex(text))
+    assert found.code[size : size + 2] == b"\x90\xe9"
+    assert found.cushion == size
+    assert found.places == ((0, origin), (size, origin + size), (size + 1, origin + size))
+    assert x86.slot_code(analyze("0f 05"), slot).cushion == 2
+    assert x86.slot_code(analyze("90"), slot).cushion is None
+
+
 def test_transaction_keeps_its_abort_handler(x86: X86_64, analyze: Analyze, slot: VirtAddr) -> None:
     """Invariant: an aborted transaction goes where the program says."""
     copy, rest = copied(x86, analyze("c7 f8 00 01 00 00"), slot)

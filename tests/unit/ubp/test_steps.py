@@ -179,3 +179,9 @@ def test_popf_that_faults_leaves_no_trap_flag(x86: X86_64, analyze: Analyze, ori
     assert x86.cancel_step(planned(x86, analyze("9d")), shown).registers == {"rip": origin, "eflags": USUAL_FLAGS}
     own = planned(x86, analyze("9d"), USUAL_FLAGS | TRAP_FLAG)
     assert x86.cancel_step(own, shown).registers == {"rip": origin}
+
+
+def test_a_program_that_steps_itself_sees_each_iteration(x86: X86_64, analyze: Analyze, origin: VirtAddr) -> None:
+    """Invariant: behind each iteration of rep its own trap comes, with the address of the rep."""
+    own = planned(x86, analyze("f3 aa"), USUAL_FLAGS | TRAP_FLAG)
+    assert x86.after_step(own, at(SLOT)) == Outcome(registers={"rip": origin})

@@ -86,7 +86,10 @@ class SlotCode:
     """(offset in the slot, original address) of every instruction boundary in it."""
     link: tuple[int, str] | None = None
     """(offset in the slot, register): at that place the register may hold the place's own address, and the slot's
-    next instruction puts it right: a trap of the program's own behind that is one too many."""
+    next instruction puts it right."""
+    cushion: int | None = None
+    """Offset in the slot of an instruction that the program has not: where the processor gives a program that steps
+    itself no trap behind the copy, it gives one behind this, and that is one too many."""
 
     def to_origin(self, pc: VirtAddr) -> VirtAddr | None:
         """The program's own address for a PC in the slot; None for a PC that is no boundary."""

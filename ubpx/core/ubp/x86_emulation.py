@@ -100,7 +100,16 @@ def _indirect_call(encoding: Encoding, end: VirtAddr, mode: Mode) -> Emulator:
     address = operand_address(encoding, mode, end)
     if address is None:
         return _never("the segment or the form of its operand is not followed here")
-    return lambda regs, memory: _pushed(regs, end, _checked(_word(memory, address(regs), mode), mode), mode)
+    selector = (
+        {0x64: "fs", 0x65: "gs"}.get(next(iter(encoding.prefixes & {0x64, 0x65}), 0)) if mode.bits == 32 else None
+    )
+
+    def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
+        if selector is not None and regs[selector] < 4:
+            raise NotEmulated("its operand is in a segment that is not there")
+        return _pushed(regs, end, _checked(_word(memory, address(regs), mode), mode), mode)
+
+    return emulate
 
 
 def _checked(target: int, mode: Mode) -> int:

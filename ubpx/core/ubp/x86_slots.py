@@ -9,6 +9,9 @@ from ubpx.core.values import Insn, VirtAddr
 NEVER_FALLS_THROUGH = frozenset({InsnClass.JUMP, InsnClass.CALL, InsnClass.INDIRECT_CALL, InsnClass.LEAVES})
 COUNTED_REFUSAL = "its 8-bit displacement does not reach the program from a slot"
 _DISPLACEMENT_SIZE = 4
+_NO_OWN_TRAP = frozenset({InsnClass.SYSTEM_CALL, InsnClass.STACK_SEGMENT, InsnClass.KERNEL_EMULATED})
+"""Behind these a program that steps itself gets its trap one instruction later, or may do."""
+_NOP = b"\x90"
 _LEA_RCX = b"\x48\x8d\x0d"
 
 
@@ -16,16 +19,20 @@ def make_slot(encoding: Encoding, insn: Insn, slot: VirtAddr) -> SlotCode:
     """See ``Architecture.slot_code``."""
     kind = check_copied(encoding, insn)
     code = _copy(encoding, kind, insn, slot)
-    places, link = [(0, insn.address)], None
+    places, link, cushion = [(0, insn.address)], None, None
+    if kind in _NO_OWN_TRAP:
+        cushion = len(code)
+        places.append((len(code), insn.end))
     if kind is InsnClass.SYSTEM_CALL:
         # The kernel leaves the copy's next address in rcx; no flag may change while that is put right.
         link = len(code), "rcx"
-        places.append((len(code), insn.end))
         code += _LEA_RCX + _reaching(insn, slot, insn.end, slot + len(code) + 7, encoding.bits)
+    elif kind in _NO_OWN_TRAP:
+        code += _NOP
     if kind not in NEVER_FALLS_THROUGH:
         places.append((len(code), insn.end))
         code += b"\xe9" + _reaching(insn, slot, insn.end, slot + len(code) + 5, encoding.bits)
-    return SlotCode(origin=insn.address, slot=slot, code=code, places=tuple(places), link=link)
+    return SlotCode(origin=insn.address, slot=slot, code=code, places=tuple(places), link=link, cushion=cushion)
 
 
 def check_copied(encoding: Encoding, insn: Insn) -> InsnClass:

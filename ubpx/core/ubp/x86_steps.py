@@ -41,9 +41,12 @@ def plan_step(encoding: Encoding, analysis: InsnAnalysis, slot: VirtAddr, regs: 
 def finish_step(plan: StepPlan, regs: ReadableRegisters, mode: Mode) -> Outcome:
     """See ``Architecture.after_step``.
 
-    A rep that is still at its start has not finished; in place, a jump to itself has.
+    A rep that is still at its start has not finished, unless the program itself wants a trap behind each iteration;
+    in place, a jump to itself has.
     """
     pc = regs[mode.pc]
+    if pc == plan.slot and plan.repeats and plan.steps_itself:
+        return Outcome(registers={mode.pc: plan.origin})
     if pc == plan.slot and (plan.repeats or not plan.in_place):
         return Outcome(registers={}, finished=False)
     writes = []
