@@ -27,7 +27,7 @@ from ubpx.core.ubp.x86 import (
     condition_holds,
     insn_class,
 )
-from ubpx.core.ubp.x86_operands import Mode, operand_address
+from ubpx.core.ubp.x86_operands import Mode, operand_address, segment
 from ubpx.core.values import ReadableRegisters, VirtAddr
 
 # Each takes an encoding, the address behind the instruction and the mode, and gives what does that instruction.
@@ -100,12 +100,10 @@ def _indirect_call(encoding: Encoding, end: VirtAddr, mode: Mode) -> Emulator:
     address = operand_address(encoding, mode, end)
     if address is None:
         return _never("the segment or the form of its operand is not followed here")
-    selector = (
-        {0x64: "fs", 0x65: "gs"}.get(next(iter(encoding.prefixes & {0x64, 0x65}), 0)) if mode.bits == 32 else None
-    )
+    selector = segment(encoding) if mode.bits == 32 else None
 
     def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
-        if selector is not None and regs[selector] < 4:
+        if selector is not None and regs[selector] <= _LAST_NULL_SELECTOR:
             raise NotEmulated("its operand is in a segment that is not there")
         return _pushed(regs, end, _checked(_word(memory, address(regs), mode), mode), mode)
 
@@ -120,6 +118,7 @@ def _checked(target: int, mode: Mode) -> int:
 
 
 _USUAL_ADDRESS_BITS: Final = 47
+_LAST_NULL_SELECTOR: Final = 3
 
 
 def _never(reason: str) -> Emulator:

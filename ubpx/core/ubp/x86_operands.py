@@ -56,8 +56,7 @@ MODE_32: Final = Mode(
     bits=32, registers=("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"), pc="eip", word=4
 )  # fmt: skip
 
-_FS: Final = 0x64
-_GS: Final = 0x65
+_BASED: Final = {0x64: "fs", 0x65: "gs"}
 _SEGMENTS_WITHOUT_BASE: Final = frozenset({0x26, 0x2E, 0x36, 0x3E})
 _SIB: Final = 4
 _NO_BASE: Final = 5
@@ -74,15 +73,20 @@ def operand_address(encoding: Encoding, mode: Mode, end: VirtAddr) -> Address | 
     """
     if mode.bits == 32 and (ADDRESS_SIZE in encoding.prefixes or encoding.prefixes & _SEGMENTS_WITHOUT_BASE):
         return None
-    overrides = encoding.prefixes & {_FS, _GS}
-    if len(overrides) > 1:
+    if encoding.prefixes >= _BASED.keys():
         return None
-    segment = {frozenset({_FS}): "fs_base", frozenset({_GS}): "gs_base"}.get(overrides)
+    override = segment(encoding)
     fixed = encoding.operand_address(end)
     offset = _computed(encoding, mode) if fixed is None else lambda _regs: fixed
-    if segment is None:
+    if override is None:
         return offset
-    return lambda regs: offset(regs) + regs[segment] & mode.mask
+    base = f"{override}_base"
+    return lambda regs: offset(regs) + regs[base] & mode.mask
+
+
+def segment(encoding: Encoding) -> str | None:
+    """The segment with a base of its own that the instruction's operand is in."""
+    return next((name for prefix, name in _BASED.items() if prefix in encoding.prefixes), None)
 
 
 def _computed(encoding: Encoding, mode: Mode) -> Address:
