@@ -62,7 +62,7 @@ def emulate(i386: I386, memory: MakeMemory) -> Callable[..., Outcome]:
         ("17", (BOOST,)),  # pop ss
         ("8e d0", (BOOST,)),
         ("8b 05 10 00 00 00", (BOOST, STEP, INLINE)),  # an absolute address here
-        ("0f 34", (BOOST, STEP, INLINE)),
+        ("0f 34", (BOOST,)),
         ("d9 e8", (STEP, INLINE)),
         ("55", (EMULATE, BOOST, STEP, INLINE)),
         ("e8 00 00 00 00", (EMULATE, STEP, INLINE)),

@@ -185,3 +185,21 @@ def test_a_program_that_steps_itself_sees_each_iteration(x86: X86_64, analyze: A
     """Invariant: behind each iteration of rep its own trap comes, with the address of the rep."""
     own = planned(x86, analyze("f3 aa"), USUAL_FLAGS | TRAP_FLAG)
     assert x86.after_step(own, at(SLOT)) == Outcome(registers={"rip": origin})
+
+
+@pytest.mark.parametrize("text", ["c4 e2 69 90 04 0f", "62 f2 7d 49 a0 04 0f"])
+def test_what_stops_half_way_has_not_finished(x86: X86_64, analyze: Analyze, text: str) -> None:
+    """Invariant: a gather or scatter that still stands where it stood goes on, in place too."""
+    analysis = analyze(text)
+    here = analysis.insn.address
+    plan = x86.before_step(analysis, here, at(here))
+    assert not x86.after_step(plan, at(here)).finished
+    assert x86.after_step(plan, at(analysis.insn.end)).finished
+
+
+def test_a_tile_load_stops_half_way_too() -> None:
+    """Invariant: of AMX, which capstone does not know, a load goes on as a gather does."""
+    x86 = X86_64()
+    analysis = x86.analyze(bytes.fromhex("c4 e2 7b 4b 44 9a 00"), VirtAddr(0x401000))
+    plan = x86.before_step(analysis, VirtAddr(0x401000), at(0x401000))
+    assert not x86.after_step(plan, at(0x401000)).finished

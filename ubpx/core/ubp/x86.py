@@ -44,6 +44,7 @@ class InsnClass(Enum):
     POP_FLAGS = "popf"
     STACK_SEGMENT = "mov ss, pop ss, lss: the processor runs the next instruction with it"
     SYSTEM_CALL = "syscall"
+    SYSENTER = "sysenter of 32-bit code: the kernel returns to its own page, wherever it was called from"
     TRANSACTION = "xbegin"
     X87 = "floating point that records its own address"
     KERNEL_EMULATED = "str, sldt, smsw, sgdt, sidt: where UMIP forbids it, the kernel does it instead"
@@ -130,8 +131,8 @@ def _two_byte_class(encoding: Encoding) -> InsnClass:
         found = InsnClass.SYSTEM_CALL
     elif opcode < 2 and (opcode, encoding.reg) in _FORBIDDEN_BY_UMIP and _stores_table(encoding):
         found = InsnClass.KERNEL_EMULATED
-    elif opcode == 0x34:  # sysenter: the kernel returns to its own code page, wherever it was called from
-        found = InsnClass.LEAVES
+    elif opcode == 0x34:
+        found = InsnClass.SYSENTER
     elif opcode == 0xB2:  # lss
         found = InsnClass.STACK_SEGMENT
     return found
@@ -170,6 +171,17 @@ def is_repeated_string(encoding: Encoding) -> bool:
     """Whether one step runs one iteration of it only."""
     is_string = encoding.form is Form.LEGACY and encoding.opcode_map == 0 and encoding.opcode in _STRINGS
     return is_string and bool(encoding.prefixes & {REP, REPNE})
+
+
+_GATHERS_AND_SCATTERS: Final = frozenset({*range(0x90, 0x94), *range(0xA0, 0xA4), 0xC6, 0xC7})
+_TILES: Final = 0x4B
+
+
+def goes_on_after_fault(encoding: Encoding) -> bool:
+    """Whether it may stop half-way, keep what it has done, and go on from there: gathers, scatters, tiles of AMX."""
+    if encoding.form not in (Form.VEX, Form.EVEX) or encoding.opcode_map != 2:
+        return False
+    return encoding.opcode in _GATHERS_AND_SCATTERS or (encoding.opcode == _TILES and not encoding.on_register)
 
 
 NEAR_BRANCHES: Final = frozenset(

@@ -39,7 +39,13 @@ _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
     **dict.fromkeys(InsnClass, (Strategy.EMULATE, *_COPIED)),
     **dict.fromkeys((InsnClass.PLAIN, InsnClass.LEAVES, InsnClass.PUSH_FLAGS), _COPIED),
     **dict.fromkeys(
-        (InsnClass.STACK_SEGMENT, InsnClass.SYSTEM_CALL, InsnClass.TRANSACTION, InsnClass.KERNEL_EMULATED),
+        (
+            InsnClass.STACK_SEGMENT,
+            InsnClass.SYSTEM_CALL,
+            InsnClass.SYSENTER,
+            InsnClass.TRANSACTION,
+            InsnClass.KERNEL_EMULATED,
+        ),
         (Strategy.BOOST,),
     ),
     **dict.fromkeys(
@@ -65,6 +71,7 @@ _CLASS_REFUSALS: Final[Mapping[InsnClass, Mapping[Strategy, str]]] = {
     InsnClass.INDIRECT_CALL: {Strategy.BOOST: _CALL_REFUSAL},
     InsnClass.POP_FLAGS: {Strategy.BOOST: "the slot's jump back would meet a trap flag that it sets"},
     InsnClass.SYSTEM_CALL: {Strategy.STEP: _WAITS_REFUSAL, Strategy.INLINE: _WAITS_REFUSAL},
+    InsnClass.SYSENTER: {Strategy.STEP: _WAITS_REFUSAL, Strategy.INLINE: _WAITS_REFUSAL},
     InsnClass.STACK_SEGMENT: {Strategy.STEP: _AS_ONE_REFUSAL, Strategy.INLINE: _AS_ONE_REFUSAL},
     InsnClass.TRANSACTION: {Strategy.STEP: _ABORT_REFUSAL, Strategy.INLINE: _ABORT_REFUSAL},
     InsnClass.KERNEL_EMULATED: {Strategy.STEP: _UMIP_REFUSAL, Strategy.INLINE: _UMIP_REFUSAL},
@@ -95,9 +102,9 @@ _FIX_UPS: Final[Mapping[InsnClass, frozenset[FixUp]]] = {
     InsnClass.X87: frozenset({FixUp.X87_POINTER}),
 }
 _NO_FIX_UP: Final[frozenset[FixUp]] = frozenset()
+_WAITING: Final = frozenset({InsnClass.SYSTEM_CALL, InsnClass.SYSENTER})
 _FACTS: Final = {
-    kind: (_STRATEGIES[kind], _REASONS[kind], _FIX_UPS.get(kind, _NO_FIX_UP), kind is InsnClass.SYSTEM_CALL)
-    for kind in InsnClass
+    kind: (_STRATEGIES[kind], _REASONS[kind], _FIX_UPS.get(kind, _NO_FIX_UP), kind in _WAITING) for kind in InsnClass
 }
 _LANDING: Final = frozenset({InsnClass.JUMP, InsnClass.NOP})
 _COMPLETIONS: Final = (b"\x00", b"\x58")  # after most beginnings one of them is a valid rest; 58 is a vector's add
@@ -136,7 +143,7 @@ class X86:
             reach=reach(encoding, kind, insn),
             landing=_landing(encoding, kind, insn) if kind in _LANDING else None,
             fix_ups=fix_ups,
-            restarts=waits or is_repeated_string(encoding),
+            restarts=kind is InsnClass.SYSTEM_CALL or is_repeated_string(encoding),
             waits=waits,
         )
 

@@ -4,7 +4,7 @@ from typing import Final
 
 from ubpx.core.ubp.encoding import Encoding
 from ubpx.core.ubp.plans import FixUp, InsnAnalysis, MemoryWrite, Outcome, SlotCode, StepPlan
-from ubpx.core.ubp.x86 import TRAP_FLAG, is_repeated_string
+from ubpx.core.ubp.x86 import TRAP_FLAG, goes_on_after_fault, is_repeated_string
 from ubpx.core.ubp.x86_operands import Mode
 from ubpx.core.ubp.x86_slots import check_copied, copy_size
 from ubpx.core.values import ReadableRegisters, VirtAddr
@@ -32,7 +32,7 @@ def plan_step(encoding: Encoding, analysis: InsnAnalysis, slot: VirtAddr, regs: 
         slot=slot,
         origin_end=insn.end,
         slot_end=VirtAddr(slot + size),
-        repeats=is_repeated_string(encoding),
+        repeats=is_repeated_string(encoding) or goes_on_after_fault(encoding),
         fix_ups=fix_ups,
         steps_itself=steps_itself,
     )
