@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ubpx._errors import SpecError, UnreadableModule
 from ubpx.core.values import parse_maps
 from ubpx.symbols import elf as elf_module
+from ubpx.symbols.code import read_code_map
 from ubpx.symbols.elf import ImageReader, Machine, read_headers
 from ubpx.symbols.lookup import Symbols, read_symbols
 from ubpx.symbols.relocations import read_relocations
@@ -47,6 +48,10 @@ def read_everything(data: bytes) -> None:
     for name in names[:20]:
         for symbol in symbols.named(name):
             unwind.end_of(symbol.address)
+            unwind.around(symbol.address)
+    found = read_code_map(reader, headers)
+    assert all(each.start < each.end for each in found.ranges)
+    assert all(each.start < each.end for each in found.gaps)
 
 
 @pytest.fixture(scope="module")

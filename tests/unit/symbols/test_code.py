@@ -1,0 +1,98 @@
+"""Which bytes of a file are functions: who vouches for them, and what nobody vouches for."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from ubpx._errors import UnreadableModule
+from ubpx.symbols.code import CodeMap, ProvedBy, code_map, holds_stubs_alone, read_code_map
+from ubpx.symbols.elf import ImageReader, Machine, Section, read_headers
+
+BASE = 0x401000
+
+
+def map_of(data: bytes) -> CodeMap:
+    reader = ImageReader(io.BytesIO(data), "made")
+    return read_code_map(reader, read_headers(reader))
+
+
+def test_functions_are_ascending_and_what_is_between_them_are_gaps(elf_maker: Any, entry: Any) -> None:
+    """Invariant: each byte of an executable section is in one range or in one gap."""
+    data = elf_maker.make(
+        [
+            entry(name="second", value=BASE + 0x30, size=0x10),
+            entry(name="first", value=BASE + 0x10, size=0x18),
+            entry(name="alias", value=BASE + 0x10, size=0x18),
+            entry(name="unsized", value=BASE + 0x60),
+            entry(name="label", value=BASE + 0x14, size=2, type=0),
+            entry(name="datum", value=BASE + 0x70, size=8, type=1),
+        ],
+        text_size=0x100,
+    )
+    found = map_of(data)
+    assert [(each.start - BASE, each.end - BASE, each.name) for each in found.ranges] == [
+        (0x10, 0x28, "alias"), (0x30, 0x40, "second"),
+    ]  # fmt: skip
+    assert {each.proved_by for each in found.ranges} == {ProvedBy.SYMBOL}
+    assert [(each.start - BASE, each.end - BASE, each.section) for each in found.gaps] == [
+        (0, 0x10, ".text"), (0x28, 0x30, ".text"), (0x40, 0x100, ".text"),
+    ]  # fmt: skip
+
+
+def test_functions_that_overlap_are_cut_at_each_start(elf_maker: Any, entry: Any) -> None:
+    """Invariant: no byte is in two ranges, and none that somebody vouches for is in a gap."""
+    data = elf_maker.make(
+        [
+            entry(name="outer", value=BASE, size=0x40),
+            entry(name="inner", value=BASE + 0x10, size=0x10),
+            entry(name="straddling", value=BASE + 0x38, size=0x10),
+            entry(name="beyond", value=BASE + 0xF0, size=0x40),
+            entry(name="outside", value=BASE + 0x200, size=0x40),
+        ],
+        text_size=0x100,
+    )
+    found = map_of(data)
+    assert [(each.start - BASE, each.end - BASE, each.name) for each in found.ranges] == [
+        (0, 0x10, "outer"), (0x10, 0x38, "inner"), (0x38, 0x48, "straddling"), (0xF0, 0x100, "beyond"),
+    ]  # fmt: skip
+    assert [(each.start - BASE, each.end - BASE) for each in found.gaps] == [(0x48, 0xF0)]
+
+
+LAZY = bytes.fromhex("ff3501000000 ff2502000000 0f1f4000") + bytes.fromhex("ff2503000000 6800000000 e9e0ffffff")
+IBT = bytes.fromhex("f30f1efa f2ff2501000000 0f1f440000") * 2
+I386 = bytes.fromhex("ffb304000000 ffa308000000 00000000") + bytes.fromhex("ffa30c000000 6800000000 e9e0ffffff")
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "code", "alone"),
+    [
+        (Machine.X86_64, ".plt", LAZY, True),
+        (Machine.X86_64, ".plt.sec", IBT, True),
+        (Machine.I386, ".plt", I386, True),
+        (Machine.X86_64, ".plt", I386, False),
+        (Machine.X86_64, ".text", LAZY, False),
+        (Machine.X86_64, ".plt", LAZY + b"\x31", False),
+        (Machine.X86_64, ".plt", LAZY[:-1], False),
+        (Machine.X86_64, ".plt", b"", False),
+        (Machine.AARCH64, ".plt", LAZY, False),
+    ],
+)
+def test_stubs_are_believed_where_a_section_holds_nothing_else(
+    elf_maker: Any, machine: Machine, name: str, code: bytes, alone: bool
+) -> None:
+    headers = attrs.evolve(read_headers(ImageReader(io.BytesIO(elf_maker.make([])), "made")), machine=machine)
+    section = Section(
+        name=name, kind="SHT_PROGBITS", index=1, allocated=True, executable=True, address=BASE, offset=0,
+        size=len(code), link=0, info=0,
+    )  # fmt: skip
+    assert holds_stubs_alone(headers, section, code) is alone
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    tmp_path.joinpath("text").write_text("no ELF file")
+    for path in (tmp_path / "text", tmp_path / "absent", tmp_path):
+        with pytest.raises(UnreadableModule):
+            code_map(path)
