@@ -12,6 +12,7 @@ from ubpx.core.ubp.i386 import I386
 from ubpx.core.ubp.plans import (
     Architecture,
     FixUp,
+    Flow,
     InsnAnalysis,
     MemoryWrite,
     Outcome,
@@ -39,6 +40,7 @@ def architecture(name: str) -> Architecture:
 
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "FixUp", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode", "Span",
-    "StepPlan", "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all", "spans",
+    "ARCHITECTURES", "Architecture", "FixUp", "Flow", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode",
+    "Span", "StepPlan", "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all",
+    "spans",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ keeps it; ubp itself remembers nothing (S7).
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import attrs
 
@@ -156,6 +156,24 @@ class Outcome:
     """If the address of the last floating-point instruction (FIP) is the first of these, it must be the second."""
 
 
+class Flow(NamedTuple):  # not attrs: one is made for each instruction of a function, of which there may be 100,000
+    """Where control goes from one instruction, and what it uses at an address that it says itself."""
+
+    start: VirtAddr
+    end: VirtAddr
+    target: VirtAddr | None = None
+    """Where a direct jump, branch or call leads."""
+    falls_through: bool = True
+    """Whether the next instruction may be the one behind it; a call is taken to return."""
+    calls: bool = False
+    operand: VirtAddr | None = None
+    """Where its operand is, if that is addressed relative to the instruction, or absolutely: a table, with an index."""
+    touches: bool = False
+    """Whether it reads or writes that operand; else it takes the address alone (lea)."""
+    prefixes: int = 0
+    """How many bytes of prefixes it begins with, which a branch may skip (an optional lock)."""
+
+
 Emulator = Callable[[ReadableRegisters, Memory], Outcome]
 """Does what one instruction does, on the registers at arrival.
 
@@ -288,6 +306,13 @@ class Architecture(Protocol):
 
     def instruction_starts(self, code: bytes, address: VirtAddr) -> Iterator[VirtAddr]:
         """Start addresses of the instructions from ``address`` on, linearly; ends at what is undecodable."""
+        ...
+
+    def flow(self, code: bytes, address: VirtAddr) -> Iterator[Flow]:
+        """The instructions from ``address`` on, linearly, and where each leads.
+
+        Ends at what is undecodable, or so encoded that processors disagree on its length.
+        """
         ...
 
     def argument(self, index: int, regs: ReadableRegisters, memory: Memory) -> int:

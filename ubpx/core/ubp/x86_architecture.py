@@ -16,9 +16,11 @@ from ubpx._errors import InsnRefused, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import LONGEST_INSN, Decoder, instruction_lengths
 from ubpx.core.ubp.encoding import Encoding, parse
+from ubpx.core.ubp.flow import flow
 from ubpx.core.ubp.plans import (
     Emulator,
     FixUp,
+    Flow,
     InsnAnalysis,
     Outcome,
     SlotCode,
@@ -213,6 +215,10 @@ class X86:
         for length in instruction_lengths(self.decoder, code, address):
             yield start
             start = VirtAddr(start + length)
+
+    def flow(self, code: bytes, address: VirtAddr) -> Iterator[Flow]:
+        """See Architecture."""
+        return flow(self.decoder, self.mode.bits, code, address)
 
 
 def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr:
