@@ -301,9 +301,9 @@ class StartProgram:
             program.expect("ready")
         return program
 
-    def build(self, name: str) -> Path:
-        """Its path, for what starts it otherwise."""
-        return build(name)
+    def build(self, name: str, *flags: str) -> Path:
+        """Its path, for what starts it otherwise or looks into it."""
+        return build(name, *flags)
 
     def spawned(
         self, spawn: Callable[..., ubpx.Target], name: str, *args: object, **options: Any

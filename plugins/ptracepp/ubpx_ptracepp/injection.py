@@ -8,7 +8,7 @@ in the kind of stop in which the kernel restarts an interrupted system call by i
 import ctypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ubpx import PtraceFailed, SlotsExhausted, TargetGone
@@ -34,6 +34,7 @@ from ubpx_ptracepp.requests import (
     request,
     tgkill,
 )
+from ubpx_ptracepp.rseq import Announcement
 
 WORDS: Final = 27
 """64-bit words in x86_64's struct user_regs_struct."""
@@ -104,17 +105,21 @@ def find_syscall_insn(pid: ProcessId, memory: ProcessMemory) -> VirtAddr:
 class Injector:
     """Lets stopped threads make system calls. Owned by the tracer, used in its thread."""
 
+    def __init__(self, memory: Callable[[ProcessId], ProcessMemory]) -> None:
+        self._memory: Final = memory
+
     def call(self, pid: ProcessId, tid: int, insn: VirtAddr, name: str, arguments: Sequence[int]) -> int:
         """The call's result as the kernel gives it: negative errno values are negative.
 
-        The thread must be in a plain or signal-delivery stop; it ends in a plain one, its registers and
-        signal mask as before. Raises TargetGone if it was killed, SlotsExhausted if a seccomp filter
-        forbids it.
+        The thread must be in a plain or signal-delivery stop; it ends in a plain one, its registers, signal mask
+        and announced restartable sequence as before. Raises TargetGone if it was killed, SlotsExhausted if a
+        seccomp filter forbids it.
         """
         seccomp = self._suspend_seccomp(pid, tid)
         saved, mask = RegisterBuffer(), signal_mask(tid)
         if mask is None or not request(PTRACE_GETREGS, tid, 0, ctypes.addressof(saved)):
             raise TargetGone(pid, None)
+        announcement = Announcement(tid, self._memory(pid))
         set_signal_mask(tid, _NO_SYSCALL)
         self._load(tid, saved, insn, SYSCALLS[name], arguments)
         owed: list[int] = []
@@ -125,6 +130,7 @@ class Injector:
         request(PTRACE_INTERRUPT, tid)
         self._run(tid, PTRACE_CONT, None, owed)
         request(PTRACE_SETREGS, tid, 0, ctypes.addressof(saved))
+        announcement.put_back()
         set_signal_mask(tid, mask)
         if seccomp:
             request(PTRACE_SETOPTIONS, tid, 0, OPTIONS)

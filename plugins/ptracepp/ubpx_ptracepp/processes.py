@@ -26,7 +26,7 @@ class ProcessTable:
     def __init__(self, tell_status: TellStatus) -> None:
         self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
         self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
-        self._injector: Final = Injector()
+        self._injector: Final = Injector(self.memory)
         self._tell_status: Final = tell_status
 
     def memory(self, pid: ProcessId) -> ProcessMemory:
