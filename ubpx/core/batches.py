@@ -107,6 +107,7 @@ def survey(
             if address in unproved:
                 raise unproved[address]
             analysis = arming.analyze_code(space, code, address)
+            boundaries.check_interruptible(space, place, analysis)
             alike = id(analysis.strategies), id(analysis.refusals)
             choice = choices.get(alike) or arming.choose(space, analysis, strategy)
             choices[alike] = choice

@@ -1,47 +1,88 @@
-"""Proof that an instruction starts at an address: decoding from its symbol's start arrives there."""
+"""Where a probe may stand: proof that an instruction starts there, and what no proof helps against."""
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
-from ubpx._errors import NotAnInstruction
+from ubpx._errors import InsnRefused, MemoryFault, NotAnInstruction
+from ubpx.core.proofs import Function, Proof, prove
 from ubpx.core.spaces import AddressSpace
+from ubpx.core.ubp import InsnAnalysis
 from ubpx.core.values import Place, VirtAddr
+
+LARGEST_FUNCTION: Final = 4 << 20
+"""Bytes. Decoding takes 5 us for each instruction, and the target, which may be hostile, says how many there are."""
+_ASSUME: Final = "pass assume_boundary=True if you know that one starts there"
 
 
 def unproved(space: AddressSpace, places: Iterable[Place]) -> Mapping[VirtAddr, NotAnInstruction]:
     """The places at which no instruction is proved to start, by address, and what to raise for each.
 
-    Each symbol is decoded once, however many places are in it. Raises MemoryFault.
+    A function's own start needs no proof. Each function is decoded once, however many places are in it.
+    Raises MemoryFault.
     """
     refused: dict[VirtAddr, NotAnInstruction] = {}
     inside: dict[tuple[VirtAddr, VirtAddr], list[Place]] = {}
     for place in places:
         start, end = place.symbol_start, place.symbol_end
         if start is None or end is None:
-            refused[place.address] = NotAnInstruction(
-                place.address,
-                "it lies outside any symbol",
-                "pass assume_boundary=True if you know that one starts there",
-            )
+            reason = place.gap or "it lies outside any symbol"
+            refused[place.address] = NotAnInstruction(place.address, reason, _ASSUME)
         elif start != place.address:
             inside.setdefault((start, end), []).append(place)
     for (start, end), several in inside.items():
-        starts = _starts(space, start, end, last=max(place.address for place in several))
+        if end - start > LARGEST_FUNCTION:
+            reason = f"its function, from {start:#x} to {end:#x}, is larger than the {LARGEST_FUNCTION} bytes decoded"
+            refused |= {place.address: NotAnInstruction(place.address, reason, _ASSUME) for place in several}
+            continue
+        proof = _proof(space, start, end, several)
         for place in several:
-            if place.address not in starts:
-                refused[place.address] = NotAnInstruction(
-                    place.address,
-                    f"it is inside an instruction of {place.name}",
-                    "probe that instruction's start",
-                )
+            objection = proof.objection(place.address)
+            if objection is not None:
+                reason = f"{objection.reason}, in {place.name}"
+                refused[place.address] = NotAnInstruction(place.address, reason, objection.remedy)
     return refused
 
 
-def _starts(space: AddressSpace, start: VirtAddr, end: VirtAddr, *, last: VirtAddr) -> set[VirtAddr]:
-    """Where instructions start in the symbol, up to ``last``."""
-    code = space.memory.read(start, min(end, last + space.architecture.longest_insn) - start)
-    found = set()
-    for address in space.architecture.instruction_starts(code, start):
-        if address > last:
-            break
-        found.add(address)
-    return found
+def _proof(space: AddressSpace, start: VirtAddr, end: VirtAddr, places: Iterable[Place]) -> Proof:
+    """What the function's bytes prove now; a proof that has been made is used again while they are the same."""
+    places = tuple(places)
+    try:
+        code = space.memory.read(start, end - start)
+    except MemoryFault:  # it claims more than is mapped
+        last = max(place.address for place in places)
+        code = space.memory.read(start, min(end, last + space.architecture.longest_insn) - start)
+    entries = sorted({entry for place in places for entry in place.entries})
+    data = sorted({span for place in places for span in place.data})
+    function = Function(code=code, start=start, entries=tuple(entries), data=tuple(data))
+    known = space.proofs.get(start)
+    if known is None or known.function != function:
+        known = prove(space.architecture, function)
+        space.proofs.keep(start, known)
+    return known
+
+
+_ATOMIC: Final = (
+    "it is in a restartable sequence (rseq): each trap makes the kernel start the sequence anew, so that the program "
+    "would never get past it, and a copy elsewhere would not be atomic"
+)
+_ANNOUNCES: Final = (
+    "a restartable sequence (rseq) begins right behind it, and must be announced to the kernel there: a copy elsewhere "
+    "would lose the announcement, and a stop makes the kernel start the sequence anew for ever"
+)
+
+
+def check_interruptible(space: AddressSpace, place: Place, analysis: InsnAnalysis) -> None:
+    """Raises InsnRefused in a restartable sequence, and at the instruction that leads into one.
+
+    Source: Linux, kernel/rseq.c: a thread that was stopped with its pc in the sequence is sent to the abort handler
+    when it goes on; one whose pc is elsewhere (in a slot, say) loses its announcement.
+    """
+    if place.atomic is None:
+        return
+    start, end = place.atomic
+    insn = analysis.insn
+    if start <= insn.address < end:
+        raise InsnRefused(insn.address, insn, f"{_ATOMIC} ({start:#x} to {end:#x})")
+    leads_in = any(flow.falls_through for flow in space.architecture.flow(insn.raw, insn.address))
+    if insn.address < start <= insn.end and leads_in:
+        raise InsnRefused(insn.address, insn, f"{_ANNOUNCES} ({start:#x} to {end:#x})")

@@ -69,6 +69,7 @@ class Leasing:
                 for error in boundaries.unproved(space, (place,)).values():
                     raise error
             analysis = arming.analyze(space, place.address)
+            boundaries.check_interruptible(space, place, analysis)
             prospect = batches.Prospect(place.address, analysis, arming.choose(space, analysis, request.strategy))
             fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
             if not fresh:  # a handler has probed it while an area was mapped

@@ -12,6 +12,7 @@ from ubpx._errors import UbpxError, UsageError
 from ubpx.core.checks import check_bytes, check_span
 from ubpx.core.ports import Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
+from ubpx.core.proofs import Proofs
 from ubpx.core.registers import RegisterLayout
 from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
@@ -145,6 +146,8 @@ class AddressSpace:
         """For the fast lane, by the PC that a trap reports."""
         self.silent_sites: Mapping[int, Site] = {}
         """The same for children that share the memory; set by whoever makes the space."""
+        self.proofs: Final = Proofs()
+        """Where instructions start in the functions that were probed last."""
         self.watches: Final = WatchTable()
         self.quiesced = False
         self.taking_turns = False

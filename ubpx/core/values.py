@@ -112,15 +112,29 @@ class Watched:
 
 @attrs.frozen(kw_only=True)
 class Place:
-    """Where a probe specification leads in one process."""
+    """Where a probe specification leads in one process, and what is known of the code around.
+
+    A resolver gives what it knows; the bytes are read, and instructions proved, by the core.
+    """
 
     address: VirtAddr
     name: str
     """For people: ``libc.so.6:write+0x4``, or the address where no symbol is near."""
     symbol_start: VirtAddr | None
-    """Where the enclosing symbol starts: decoding from here proves an instruction's start."""
+    """Where the enclosing function starts: decoding from here proves an instruction's start.
+
+    It may be a symbol's, or one that unwind data alone describes.
+    """
     symbol_end: VirtAddr | None
-    """Behind the enclosing symbol's last byte; None, like ``symbol_start``, outside any symbol."""
+    """Behind the enclosing function's last byte; None, like ``symbol_start``, outside any."""
+    entries: tuple[VirtAddr, ...] = ()
+    """Where else in that function instructions are known to start: other functions' symbols, abort handlers."""
+    data: tuple[tuple[VirtAddr, VirtAddr], ...] = ()
+    """Spans of that function that are known to be data, ascending."""
+    gap: str | None = None
+    """Outside any function: which gap it is, from where to where and between what, for people."""
+    atomic: tuple[VirtAddr, VirtAddr] | None = None
+    """The restartable sequence (rseq) that the address is in, or whose announcement ends there; never probed."""
 
 
 @attrs.frozen(kw_only=True)

@@ -9,11 +9,13 @@ import attrs
 
 from ubpx._errors import UnreadableModule
 from ubpx.core.ports import ProcessView
-from ubpx.symbols.elf import ElfHeaders, ImageReader, read_headers
+from ubpx.symbols.code import read_stubs
+from ubpx.symbols.elf import ElfHeaders, ImageReader, Section, read_headers
 from ubpx.symbols.files import open_mapped
 from ubpx.symbols.lookup import Symbols, read_symbols
 from ubpx.symbols.modules import VDSO, Module
 from ubpx.symbols.relocations import Relocations, read_relocations
+from ubpx.symbols.rseq import RestartableSequence, read_sequences
 from ubpx.symbols.unwind import UnwindTable, read_unwind_table
 
 MAX_FILES: Final = 128
@@ -31,6 +33,8 @@ class _KnownFile:
     symbols: Symbols | None = None
     relocations: Relocations | None = None
     unwind: UnwindTable | None = None
+    sequences: tuple[RestartableSequence, ...] | None = None
+    stubs: tuple[Section, ...] | None = None
 
 
 class ElfCache:
@@ -44,7 +48,7 @@ class ElfCache:
         self._known: dict[Identity, _KnownFile] = {}
 
     def headers(self, process: ProcessView, module: Module) -> ElfHeaders:
-        """Raises UnreadableModule, like the other three."""
+        """Raises UnreadableModule, like all others."""
         with _open(process, module) as stream:
             return self._file(stream, module).headers
 
@@ -71,6 +75,22 @@ class ElfCache:
             if known.unwind is None:
                 known.unwind = _read(read_unwind_table, stream, module, known)
             return known.unwind
+
+    def sequences(self, process: ProcessView, module: Module) -> tuple[RestartableSequence, ...]:
+        """The restartable sequences that the file describes, as linked."""
+        with _open(process, module) as stream:
+            known = self._file(stream, module)
+            if known.sequences is None:
+                known.sequences = _read(read_sequences, stream, module, known)
+            return known.sequences
+
+    def stubs(self, process: ProcessView, module: Module) -> tuple[Section, ...]:
+        """The sections that hold the linker's stubs and nothing else."""
+        with _open(process, module) as stream:
+            known = self._file(stream, module)
+            if known.stubs is None:
+                known.stubs = _read(read_stubs, stream, module, known)
+            return known.stubs
 
     def _file(self, stream: BinaryIO, module: Module) -> _KnownFile:
         identity = _identity(stream)

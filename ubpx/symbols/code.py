@@ -91,11 +91,11 @@ def read_code_map(reader: ImageReader, headers: ElfHeaders) -> CodeMap:
         (each for each in headers.sections if each.executable and each.allocated and each.size),
         key=lambda each: each.address,
     )
-    ranges = _divided(_witnessed(reader, headers, sections), sections)
+    ranges = _divided(_witnessed(reader, headers), sections)
     return CodeMap(tuple(ranges), tuple(_between(ranges, sections)))
 
 
-def _witnessed(reader: ImageReader, headers: ElfHeaders, sections: Sequence[Section]) -> list[CodeRange]:
+def _witnessed(reader: ImageReader, headers: ElfHeaders) -> list[CodeRange]:
     """What each witness says, in any order."""
     symbols = read_symbols(reader, headers).functions(lambda name: True)  # noqa: ARG005  (all of them)
     said = [
@@ -103,11 +103,7 @@ def _witnessed(reader: ImageReader, headers: ElfHeaders, sections: Sequence[Sect
         for each in symbols
         if each.size
     ]
-    said += [
-        CodeRange(each.address, each.end, each.name, ProvedBy.STUBS)
-        for each in sections
-        if holds_stubs_alone(headers, each, reader.section(each) if is_for_stubs(each) else b"")
-    ]
+    said += [CodeRange(each.address, each.end, each.name, ProvedBy.STUBS) for each in read_stubs(reader, headers)]
     said += [CodeRange(start, end, None, ProvedBy.UNWIND) for start, end in read_unwind_table(reader, headers).ranges()]
     return said
 
@@ -165,15 +161,19 @@ _ONLY_STUBS: Final = {
 }
 
 
-def is_for_stubs(section: Section) -> bool:
-    """Whether linkers put their stubs into a section of this name."""
-    return section.executable and section.name.startswith(_STUBS)
+def read_stubs(reader: ImageReader, headers: ElfHeaders) -> tuple[Section, ...]:
+    """The sections that hold the linker's stubs and nothing else. Raises UnreadableModule."""
+    return tuple(
+        each
+        for each in headers.sections
+        if each.executable and each.name.startswith(_STUBS) and holds_stubs_alone(headers.machine, reader.section(each))
+    )
 
 
-def holds_stubs_alone(headers: ElfHeaders, section: Section, code: bytes) -> bool:
-    """Whether the ``code`` of the section is stubs from its first byte to its last.
+def holds_stubs_alone(machine: Machine, code: bytes) -> bool:
+    """Whether the code is stubs from its first byte to its last.
 
     Source: System V ABI, AMD64 supplement, section 5.2; binutils, elf_x86_64 PLT layouts (lazy, IBT, BND).
     """
-    layout = _ONLY_STUBS.get(headers.machine)
-    return layout is not None and is_for_stubs(section) and layout.fullmatch(code) is not None
+    layout = _ONLY_STUBS.get(machine)
+    return layout is not None and layout.fullmatch(code) is not None

@@ -11,12 +11,13 @@ from ubpx._errors import MemoryFault, SpecError, TargetGone, UnknownModule, Unre
 from ubpx.core.ports import ProcessView
 from ubpx.core.values import MappedRange, VirtAddr
 from ubpx.symbols.cache import ElfCache
-from ubpx.symbols.elf import ElfHeaders
+from ubpx.symbols.elf import ElfHeaders, Section
 from ubpx.symbols.files import is_same_file
 from ubpx.symbols.lookup import Symbols
 from ubpx.symbols.modules import ADDRESS_MASK, VDSO, Module, answers_to, load_biases, modules_of, vdso_biases
 from ubpx.symbols.names import nearest_names, printable
 from ubpx.symbols.relocations import Relocations
+from ubpx.symbols.rseq import RestartableSequence, sections_with_sequences, sequences_in_memory
 from ubpx.symbols.symtab import Symbol
 from ubpx.symbols.unwind import UnwindTable
 
@@ -65,6 +66,9 @@ class LoadedModules:
         self._named: dict[int, Mapping[str, tuple[Symbol, ...]]] = {}
         self._relocations_of: dict[int, Relocations] = {}
         self._numbered: dict[int, Mapping[int, Symbol]] = {}
+        self._unwind_of: dict[int, UnwindTable] = {}
+        self._stubs_of: dict[int, Sequence[Section]] = {}
+        self._sequences_of: dict[tuple[int, int], Sequence[RestartableSequence]] = {}
         self._searched: dict[str | None, Sequence[LoadedModule] | SpecError] = {}
         self._owners = {
             mapped.start: module for module in self._modules for mapped in module.ranges if mapped.executable
@@ -148,7 +152,7 @@ class LoadedModules:
         return next((copy for copy in self._copies(module) if copy.holds_code_at(address)), None)
 
     def symbols(self, loaded: LoadedModule) -> Symbols:
-        """Raises UnreadableModule, like the other two."""
+        """Raises UnreadableModule, like the others."""
         known = self._symbols_of.get(id(loaded.module))
         if known is None:
             known = self._symbols_of[id(loaded.module)] = self._cache.symbols(self._process, loaded.module)
@@ -172,8 +176,32 @@ class LoadedModules:
                 self._numbered[id(loaded.module)] = self.relocations(loaded).numbered(names)
 
     def unwind(self, loaded: LoadedModule) -> UnwindTable:
-        """Where the module's functions end."""
-        return self._cache.unwind(self._process, loaded.module)
+        """Where the module's functions start and end."""
+        known = self._unwind_of.get(id(loaded.module))
+        if known is None:
+            known = self._unwind_of[id(loaded.module)] = self._cache.unwind(self._process, loaded.module)
+        return known
+
+    def stubs(self, loaded: LoadedModule) -> Sequence[Section]:
+        """The module's sections that hold the linker's stubs and nothing else, as linked."""
+        known = self._stubs_of.get(id(loaded.module))
+        if known is None:
+            known = self._stubs_of[id(loaded.module)] = self._cache.stubs(self._process, loaded.module)
+        return known
+
+    def sequences(self, loaded: LoadedModule) -> Sequence[RestartableSequence]:
+        """The module's restartable sequences, in memory; ascending. Raises UnreadableModule."""
+        arrays = [(each, loaded.in_memory(each.address)) for each in sections_with_sequences(loaded.headers)]
+        if not arrays:
+            return ()
+        key = id(loaded.module), loaded.bias
+        known = self._sequences_of.get(key)
+        if known is None:
+            linked = self._cache.sequences(self._process, loaded.module)
+            found = {each.moved(loaded.bias, ADDRESS_MASK) for each in linked}
+            found.update(sequences_in_memory(self._process.memory, loaded.headers, arrays))
+            known = self._sequences_of[key] = sorted(found)
+        return known
 
     def word_at(self, loaded: LoadedModule, linked: int) -> VirtAddr | None:
         """The address that the program's memory holds there; None if nothing is mapped."""

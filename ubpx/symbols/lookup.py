@@ -45,6 +45,31 @@ class AddressIndex:
             at -= 1
         return None if label is None else self._best_name(label, address)
 
+    def function_around(self, address: int) -> tuple[int, int] | None:
+        """Start and end of the outermost function with a size around the address."""
+        found = None
+        at = bisect.bisect_right(self._starts, address) - 1
+        while at >= 0 and self._reach[at] > address:
+            row = self._rows[at][0]
+            if row[3] & 15 != _LABEL_TYPE and row[0] + row[1] > address:
+                found = (row[0], max(row[0] + row[1], found[1] if found and found[0] == row[0] else 0))
+            at -= 1
+        return found
+
+    def functions_between(self, start: int, end: int) -> list[int]:
+        """Where functions start behind ``start`` and before ``end``; a place may come twice."""
+        first, last = bisect.bisect_right(self._starts, start), bisect.bisect_left(self._starts, end)
+        return [row[0] for row, _ in self._rows[first:last] if row[3] & 15 != _LABEL_TYPE]
+
+    def function_beside(self, address: int, step: int) -> Symbol | None:
+        """The next function behind the address (``step`` 1), or the last that starts at it or before (-1)."""
+        at = bisect.bisect_right(self._starts, address) - (step < 0)
+        while 0 <= at < len(self._rows):
+            if self._rows[at][0][3] & 15 != _LABEL_TYPE:
+                return self._rows[at][1].symbol(self._rows[at][0])
+            at += step
+        return None
+
     def _best_name(self, start: int, address: int) -> Symbol | None:
         first, last = bisect.bisect_left(self._starts, start), bisect.bisect_right(self._starts, start)
         names = (table.symbol(row) for row, table in self._rows[first:last] if self._covers(row, address))
@@ -78,12 +103,14 @@ def _name_rank(symbol: Symbol) -> tuple[bool, bool, bool, int, int, str]:
 class Symbols:
     """All code symbols of one file.
 
-    Immutable but for the address index, made when first asked for. Owned by the ElfCache that made it.
+    Immutable but for the address index and the spans of data, made when first asked for. Owned by the
+    ElfCache that made it.
     """
 
     def __init__(self, headers: ElfHeaders, tables: Sequence[SymbolTable]) -> None:
         self._code, self._tables = headers.code(), tuple(tables)
         self._index: AddressIndex | None = None
+        self._data: list[tuple[int, int]] | None = None
 
     def named(self, name: str) -> tuple[Symbol, ...]:
         """The code symbols of this name, in any version; each place in each version once."""
@@ -143,6 +170,32 @@ class Symbols:
     def enclosing(self, address: int) -> Symbol | None:
         """The symbol around the address, by its best name; a function before a label inside it."""
         return self._addresses().enclosing(address)
+
+    def function_around(self, address: int) -> tuple[int, int] | None:
+        """Start and end of the outermost function with a size around the address."""
+        return self._addresses().function_around(address)
+
+    def functions_between(self, start: int, end: int) -> Sequence[int]:
+        """Where functions start behind ``start`` and before ``end``; a place may come twice."""
+        return self._addresses().functions_between(start, end)
+
+    def function_before(self, address: int) -> Symbol | None:
+        """The last function that starts at the address or before."""
+        return self._addresses().function_beside(address, -1)
+
+    def function_after(self, address: int) -> Symbol | None:
+        """The next function that starts behind the address."""
+        return self._addresses().function_beside(address, 1)
+
+    def section_around(self, address: int) -> Section | None:
+        """The section with code that holds the address."""
+        return self._code.around(address)
+
+    def data_between(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What symbols with a size call data there, amid code; ascending, each with its end."""
+        if self._data is None:
+            self._data = sorted({span for table in self._tables for span in table.data_in_code()})
+        return [span for span in self._data if span[0] < end and start < span[1]]
 
     def _addresses(self) -> AddressIndex:
         if self._index is None:

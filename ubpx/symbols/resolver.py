@@ -19,6 +19,7 @@ from ubpx._errors import (
 )
 from ubpx.core.ports import ProcessView, Refusal
 from ubpx.core.values import Place, VirtAddr
+from ubpx.symbols.around import surroundings
 from ubpx.symbols.cache import ElfCache
 from ubpx.symbols.ifunc import implementation, prefetch
 from ubpx.symbols.loaded import LoadedModule, LoadedModules
@@ -128,12 +129,13 @@ def _functions_of_glob(modules: LoadedModules, glob: GlobSpec) -> list[Place | R
         name = _name(loaded, symbol)
         try:
             function = _function(modules, loaded, symbol, name=name, asked=name, suggest=False)
-            start, end = function.start, function.end
+            start = function.start
             _check_executable(modules, start)
         except (UnboundIfunc, NotExecutable) as error:
             refused.append(Refusal(name, error))
         else:
-            places.setdefault(start, Place(address=start, name=name, symbol_start=start, symbol_end=end))
+            if start not in places:
+                places[start] = _place(modules, function, start, name)
     return [*(places[address] for address in sorted(places)), *refused]
 
 
@@ -159,11 +161,9 @@ def _loader_stop(modules: LoadedModules) -> Place | None:
 
 def _place_of_address(modules: LoadedModules, address: VirtAddr) -> Place:
     _check_executable(modules, address)
-    around = _enclosing(modules, address)
-    if around is None:
-        return Place(address=address, name=f"{address:#x}", symbol_start=None, symbol_end=None)
-    name = around.name + _plus(address - around.start)
-    return Place(address=address, name=name, symbol_start=around.start, symbol_end=around.end)
+    around = surroundings(modules, address)
+    name = f"{address:#x}" if around.symbol is None else around.symbol + _plus(address - around.symbol_start)
+    return around.place(address, name)
 
 
 def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool) -> Place:
@@ -172,12 +172,15 @@ def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool)
     function = _function(modules, loaded, symbol, name=name, asked=str(spec), suggest=suggest)
     address = VirtAddr((function.start + spec.offset) & ADDRESS_MASK)
     _check_executable(modules, address)
-    name = function.name + _plus(spec.offset)
-    if address != function.start and not function.start <= address < function.end:
-        around = _enclosing(modules, address)
-        start_end = (None, None) if around is None else (around.start, around.end)
-        return Place(address=address, name=name, symbol_start=start_end[0], symbol_end=start_end[1])
-    return Place(address=address, name=name, symbol_start=function.start, symbol_end=function.end)
+    return _place(modules, function, address, function.name + _plus(spec.offset))
+
+
+def _place(modules: LoadedModules, function: _Function, address: VirtAddr, name: str) -> Place:
+    """The address in, or near, a function that was asked for by name."""
+    around = surroundings(modules, address)
+    if around.start is None and function.start <= address < max(function.end, function.start + 1):
+        around = attrs.evolve(around, start=function.start, end=function.end, gap=None)
+    return around.place(address, name)
 
 
 def _matches(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool) -> list[tuple[LoadedModule, Symbol]]:
@@ -235,30 +238,12 @@ def _function(
         return _Function(name=name, start=loaded.in_memory(symbol.address), end=loaded.in_memory(linked_end))
     # Where no symbol tells the implementation's end, the unwind table or the next symbol does.
     start = implementation(modules, loaded, symbol, asked, suggest=suggest)
-    known = _enclosing(modules, start)
-    if known is not None and known.start == start:
-        return _Function(name=name, start=start, end=known.end)
-    linked = loaded.as_linked(start)
-    end = modules.unwind(loaded).end_of(linked) or modules.symbols(loaded).next_start(linked)
-    return _Function(name=name, start=start, end=loaded.in_memory(end))
-
-
-def _enclosing(modules: LoadedModules, address: VirtAddr) -> _Function | None:
-    """The function around the address; None too where its module cannot be read."""
-    loaded = modules.around(address)
-    if loaded is None:
-        return None
-    try:
-        symbols = modules.symbols(loaded)
-    except UnreadableModule:
-        return None
-    symbol = symbols.enclosing(loaded.as_linked(address))
-    if symbol is None:
-        return None
-    label = f"{symbol.name}@{symbol.version}" if symbol.hidden else symbol.name
-    label += "[resolver]" if symbol.kind is SymbolKind.IFUNC else ""
-    start, end = loaded.in_memory(symbol.address), loaded.in_memory(symbols.end_of(symbol))
-    return _Function(name=f"{loaded.name}:{printable(label)}", start=start, end=end)
+    around = surroundings(modules, start)
+    if around.end is not None and around.start == start:
+        return _Function(name=name, start=start, end=around.end)
+    return _Function(
+        name=name, start=start, end=loaded.in_memory(modules.symbols(loaded).next_start(loaded.as_linked(start)))
+    )
 
 
 def _refuse_data(modules: LoadedModules, searched: Sequence[LoadedModule], spec: SymbolSpec) -> None:

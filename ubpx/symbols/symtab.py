@@ -154,6 +154,12 @@ class SymbolTable:
             if here and self._strings.startswith(wanted, row[2]):
                 yield attrs.evolve(self.symbol(row), kind=SymbolKind.DATA)
 
+    def data_in_code(self) -> Iterator[tuple[int, int]]:
+        """Start and end of what is data by its symbol's type, in a section with instructions."""
+        for row, index in self.all_rows():
+            if row[3] & 15 == _OBJECT and row[1] and index in self._code_sections.indices:
+                yield row[0], row[0] + row[1]
+
     def numbered(self, names: frozenset[str]) -> Mapping[int, Symbol]:
         """All symbols of these names, imported ones too, by their numbers."""
         wanted = tuple(name.encode("utf-8", "replace") + b"\0" for name in names)

@@ -53,6 +53,17 @@ class UnwindTable:
         end = self._entry_end(entry - self.frames_address, start)
         return (start, end) if end is not None and address < end else None
 
+    def end_before(self, address: int) -> int | None:
+        """Where the last function ends that starts at the address or before."""
+        at = bisect.bisect_right(range(len(self.table) // 8), address, key=lambda number: self._pair(number)[0]) - 1
+        return None if at < 0 else self._entry_end(self._pair(at)[1] - self.frames_address, self._pair(at)[0])
+
+    def start_after(self, address: int) -> int | None:
+        """Where the first function starts behind the address."""
+        count = len(self.table) // 8
+        at = bisect.bisect_right(range(count), address, key=lambda number: self._pair(number)[0])
+        return self._pair(at)[0] if at < count else None
+
     def ranges(self) -> list[tuple[int, int]]:
         """Start and end of all functions that it has, in its order, which is ascending in a sound file."""
         found = []

@@ -101,14 +101,72 @@ def test_a_wrong_name_is_answered_with_the_nearest(build: Build, start: Start) -
     assert "libc.so.6" in refused.value.nearest
 
 
-def test_a_stripped_program_has_no_symbols_but_its_addresses_stand(build: Build, start: Start) -> None:
-    """Invariant: without symbols a name is unknown, and an address has no bounds."""
+def test_a_stripped_program_has_no_names_but_its_functions_have_bounds(build: Build, start: Start) -> None:
+    """Invariant: without symbols a name is unknown; unwind data say where an address's function starts and ends."""
     program = start(build("stripped", {"plain.c": PLAIN}, "-s"))
     with pytest.raises(UnknownSymbol):
         program.resolve("add")
-    place = program.resolve(program.said["add"])
-    assert (place.name, place.symbol_start, place.symbol_end) == (f"{program.said['add']:#x}", None, None)
+    add = program.said["add"]
+    place = program.resolve(add)
+    assert (place.name, place.symbol_start, place.gap) == (f"{add:#x}", add, None)
+    assert place.symbol_end is not None
+    inside = program.resolve(place.symbol_end - 1)
+    assert (inside.name, inside.symbol_start, inside.symbol_end) == (f"{inside.address:#x}", add, place.symbol_end)
     assert program.resolve("libc:getchar").symbol_start
+
+
+GAP = r"""
+asm(".text\n.p2align 4\n.type padded, @function\npadded: ret\n.size padded, .-padded\n.skip 20, 0xcc\n"
+    ".type behind, @function\nbehind: ret\n.size behind, .-behind\n");
+extern char padded, behind;
+int main(void) { tell("padded", &padded); tell("behind", &behind); wait_for_end(); return 0; }
+"""
+
+
+def test_an_address_in_no_function_is_in_a_gap_that_is_described(build: Build, start: Start) -> None:
+    """Invariant: the gap's bounds and its neighbours are told; without symbols what unwind data know of them."""
+    program = start(build("gap", {"gap.c": GAP}))
+    first, last = program.said["padded"] + 1, program.said["behind"]
+    place = program.resolve(first + 3)
+    assert (place.symbol_start, place.symbol_end) == (None, None)
+    said = f"from {first:#x} (the end of gap:padded) to {last:#x} (the start of gap:behind)"
+    assert place.gap is not None
+    assert said in place.gap
+    bare = start(build("gap", {"gap.c": GAP}, "-s"))
+    place = bare.resolve(bare.said["padded"] + 4)
+    assert place.symbol_start is None
+    assert place.gap is not None
+    assert "a function without a name" in place.gap
+
+
+def test_the_linkers_stubs_are_proved_from_their_sections_start(build: Build, start: Start) -> None:
+    """Invariant: an entry of the PLT is inside a section that is decoded from its start."""
+    stubs = 'int main(void) { tell("main", main); wait_for_end(); return getpid(); }'
+    path = build("stubs", {"stubs.c": stubs}, "-no-pie", "-s")
+    program = start(path)
+    listed = subprocess.run(["readelf", "-SW", path], check=True, capture_output=True, text=True).stdout
+    address, size = (int(field, 16) for field in re.search(r" \.plt +PROGBITS +(\w+) \w+ (\w+)", listed).groups())  # type: ignore[union-attr]
+    place = program.resolve(address + 16)
+    assert (place.symbol_start, place.symbol_end) == (address, address + size)
+
+
+NESTED = r"""
+asm(".text\n.type outer, @function\nouter: nop\n.type inner, @function\ninner: nop\nret\n.size inner, .-inner\n"
+    "tag: nop\n.type table, @object\ntable: .quad 1\n.size table, .-table\nret\n.size outer, .-outer\n");
+extern char outer, tag, table;
+int main(void) { tell("outer", &outer); tell("tag", &tag); tell("table", &table); wait_for_end(); return 0; }
+"""
+
+
+@pytest.mark.parametrize("spec", ["outer", "inner", "tag", "outer+2"])
+def test_a_function_inside_another_is_proved_from_the_outer_ones_start(build: Build, start: Start, spec: str) -> None:
+    """Invariant: wherever in it, the outermost function is decoded; functions in it are entries, objects in it data."""
+    program = start(build("nested", {"nested.c": NESTED}))
+    place = program.resolve(spec)
+    outer, table = program.said["outer"], program.said["table"]
+    assert (place.symbol_start, place.symbol_end) == (outer, table + 9)
+    assert place.entries == (outer + 1,)
+    assert place.data == ((table, table + 8),)
 
 
 TWIN = 'static KEPT int twin(int a) {{ return a + {0}; }}\nvoid tell_{1}(void) {{ tell("{1}", twin); }}\n'
