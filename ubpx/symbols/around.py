@@ -4,7 +4,6 @@ What vouches for an address, the best first: a function symbol with a size; a se
 unwind table; a symbol without a size, as far as nothing else begins; an abort handler of a restartable sequence.
 """
 
-import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -51,15 +50,18 @@ class Surroundings:
         )
 
 
-def surroundings(modules: LoadedModules, address: VirtAddr) -> Surroundings:
-    """What the module at the address says; a gap too where there is none that can be read."""
+def surroundings(modules: LoadedModules, address: VirtAddr, *, named: bool = True) -> Surroundings:
+    """What the module at the address says; a gap too where there is none that can be read.
+
+    Unless ``named``, the symbol need not be told: its name costs more than all the rest.
+    """
     loaded = modules.around(address)
     if loaded is None:
         mapped = modules.range_at(address)
         where = printable(mapped.path) if mapped is not None and mapped.path else "anonymous memory"
         return Surroundings(gap=f"it lies in {where}, of which no file says where instructions start")
     try:
-        return _in_module(modules, loaded, address)
+        return _in_module(modules, loaded, address, named=named)
     except UnreadableModule as error:
         return Surroundings(gap=f"it lies outside any symbol that can be read ({error.reason})")
 
@@ -71,52 +73,58 @@ def label_of(loaded: LoadedModule, symbol: Symbol) -> str:
     return f"{loaded.name}:{printable(label)}"
 
 
-def _in_module(modules: LoadedModules, loaded: LoadedModule, address: VirtAddr) -> Surroundings:
+def _in_module(modules: LoadedModules, loaded: LoadedModule, address: VirtAddr, *, named: bool) -> Surroundings:
     linked, symbols = loaded.as_linked(address), modules.symbols(loaded)
-    sequences: Sequence[RestartableSequence] = ()
-    with contextlib.suppress(UnreadableModule):
-        sequences = modules.sequences(loaded)
-    symbol = symbols.enclosing(linked)
-    span = _function(modules, loaded, linked, symbol)
-    low, high, between = (0, 0, "") if span else _gap(modules, loaded, linked)
-    aborts = [loaded.as_linked(each.abort) for each in sequences]
+    sequences = modules.sequences(loaded)
+    span = _sure_function(modules, loaded, linked)
+    symbol = symbols.enclosing(linked) if named or span is None else None
+    if span is None and symbol is not None:
+        span = _around_label(modules, loaded, linked, symbol)
+    gap = None
     if span is None:
-        handlers = [abort for abort in aborts if low <= abort <= linked < high]
+        low, high, gap = _gap(modules, loaded, linked)
+        handlers = [abort for abort in _aborts(loaded, sequences) if low <= abort <= linked < high]
         span = (max(handlers), high) if handlers else None
-    known = Surroundings(
-        symbol=None if symbol is None else label_of(loaded, symbol),
-        symbol_start=0 if symbol is None else loaded.in_memory(symbol.address),
-        atomic=_atomic(sequences, address),
-        gap=None if span else between,
-    )
+    name = None if symbol is None else label_of(loaded, symbol)
+    symbol_start = 0 if symbol is None else loaded.in_memory(symbol.address)
+    atomic = _atomic(sequences, address) if sequences else None
     if span is None:
-        return known
+        return Surroundings(symbol=name, symbol_start=symbol_start, gap=gap, atomic=atomic)
     start, end = span
-    entries = {*symbols.functions_between(start, end), *(abort for abort in aborts if start < abort < end)}
-    return attrs.evolve(
-        known,
+    entries = {*symbols.functions_between(start, end)}
+    entries |= {abort for abort in _aborts(loaded, sequences) if start < abort < end}
+    return Surroundings(
+        symbol=name,
+        symbol_start=symbol_start,
         start=loaded.in_memory(start),
         end=loaded.in_memory(end),
         entries=tuple(map(loaded.in_memory, sorted(entries))),
         data=tuple((loaded.in_memory(low), loaded.in_memory(high)) for low, high in symbols.data_between(start, end)),
+        atomic=atomic,
     )
 
 
-def _function(modules: LoadedModules, loaded: LoadedModule, linked: int, symbol: Symbol | None) -> _Span | None:
-    """Where the function around starts and ends, as linked."""
+def _aborts(loaded: LoadedModule, sequences: Sequence[RestartableSequence]) -> list[int]:
+    """The abort handlers, as linked."""
+    return [loaded.as_linked(each.abort) for each in sequences]
+
+
+def _sure_function(modules: LoadedModules, loaded: LoadedModule, linked: int) -> _Span | None:
+    """Where the function around starts and ends, as linked, if a sized symbol, stubs or unwind data say so."""
     by_size = modules.symbols(loaded).function_around(linked)
     if by_size is not None:
         return by_size
     for section in modules.stubs(loaded):
         if linked in section:
             return section.address, section.end
-    unwind = modules.unwind(loaded)
-    by_unwind = unwind.around(linked)
-    if by_unwind is not None or symbol is None:
-        return by_unwind
+    return modules.unwind(loaded).around(linked)
+
+
+def _around_label(modules: LoadedModules, loaded: LoadedModule, linked: int, symbol: Symbol) -> _Span | None:
+    """As far as a symbol without a size, or without a type, reaches."""
     end = modules.symbols(loaded).end_of(symbol)
     if not symbol.size:
-        end = unwind.end_of(symbol.address) or end
+        end = modules.unwind(loaded).end_of(symbol.address) or end
     return (symbol.address, end) if linked < end else None
 
 

@@ -191,17 +191,19 @@ class LoadedModules:
 
     def sequences(self, loaded: LoadedModule) -> Sequence[RestartableSequence]:
         """The module's restartable sequences, in memory; ascending. Raises UnreadableModule."""
-        arrays = [(each, loaded.in_memory(each.address)) for each in sections_with_sequences(loaded.headers)]
-        if not arrays:
-            return ()
         key = id(loaded.module), loaded.bias
         known = self._sequences_of.get(key)
         if known is None:
-            linked = self._cache.sequences(self._process, loaded.module)
-            found = {each.moved(loaded.bias, ADDRESS_MASK) for each in linked}
-            found.update(sequences_in_memory(self._process.memory, loaded.headers, arrays))
-            known = self._sequences_of[key] = sorted(found)
+            known = self._sequences_of[key] = self._read_sequences(loaded)
         return known
+
+    def _read_sequences(self, loaded: LoadedModule) -> Sequence[RestartableSequence]:
+        arrays = [(each, loaded.in_memory(each.address)) for each in sections_with_sequences(loaded.headers)]
+        if not arrays:
+            return ()
+        linked = self._cache.sequences(self._process, loaded.module)
+        found = {each.moved(loaded.bias, ADDRESS_MASK) for each in linked}
+        return sorted(found | set(sequences_in_memory(self._process.memory, loaded.headers, arrays)))
 
     def word_at(self, loaded: LoadedModule, linked: int) -> VirtAddr | None:
         """The address that the program's memory holds there; None if nothing is mapped."""

@@ -177,7 +177,7 @@ def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool)
 
 def _place(modules: LoadedModules, function: _Function, address: VirtAddr, name: str) -> Place:
     """The address in, or near, a function that was asked for by name."""
-    around = surroundings(modules, address)
+    around = surroundings(modules, address, named=False)
     if around.start is None and function.start <= address < max(function.end, function.start + 1):
         around = attrs.evolve(around, start=function.start, end=function.end, gap=None)
     return around.place(address, name)
@@ -238,7 +238,7 @@ def _function(
         return _Function(name=name, start=loaded.in_memory(symbol.address), end=loaded.in_memory(linked_end))
     # Where no symbol tells the implementation's end, the unwind table or the next symbol does.
     start = implementation(modules, loaded, symbol, asked, suggest=suggest)
-    around = surroundings(modules, start)
+    around = surroundings(modules, start, named=False)
     if around.end is not None and around.start == start:
         return _Function(name=name, start=start, end=around.end)
     return _Function(
