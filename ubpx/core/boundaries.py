@@ -51,8 +51,9 @@ def _proof(space: AddressSpace, start: VirtAddr, end: VirtAddr, places: Iterable
     except MemoryFault:  # it claims more than is mapped
         last = max(place.address for place in places)
         code = space.memory.read(start, min(end, last + space.architecture.longest_insn) - start)
-    entries = sorted({entry for place in places for entry in place.entries})
-    data = sorted({span for place in places for span in place.data})
+    # Places of one function mostly share what is known of it, which may be much.
+    entries = sorted(set().union(*{id(place.entries): place.entries for place in places}.values()))
+    data = sorted(set().union(*{id(place.data): place.data for place in places}.values()))
     function = Function(code=code, start=start, entries=tuple(entries), data=tuple(data))
     known = space.proofs.get(start)
     if known is None or known.function != function:

@@ -21,13 +21,14 @@ from ubpx.core.ubp import Architecture, Flow
 from ubpx.core.values import VirtAddr
 
 _ASSUME: Final = "pass assume_boundary=True if you know that one starts there"
+_ENTANGLED: Final = "its function is too entangled to tell code from data"
 _MOST_ROUNDS: Final = 16
 """Each finds data in what the round before took for code; more than three are hardly ever needed."""
 _SHOWN_BYTES: Final = 8
 MOST_KEPT: Final = 8
 """Proofs of one memory; the largest functions (libpython's interpreter loop) take 5 MB."""
 _NEAR: Final = 15
-"""Instructions before an address among which is any that contains it: none is longer, and each starts elsewhere."""
+"""Instructions up to an address among which is any that contains it: none is longer, and each starts elsewhere."""
 
 
 @attrs.frozen
@@ -70,9 +71,11 @@ class Proof:
         self, function: Function, found: dict[VirtAddr, Flow], used: dict[VirtAddr, str], holes: list["_Hole"]
     ) -> None:
         self.function: Final = function
-        self._found, self._used, self._holes = found, used, holes
+        self._found = found
         self._starts = sorted(found)
         self._inner = dict(self._overlaps())
+        self._used = {flow.start: use for at, use in used.items() for flow in self._containing(at)}
+        self._holes = sorted(holes, key=lambda hole: hole.start)
 
     def objection(self, address: VirtAddr) -> Objection | None:
         """Why no probe may stand there; None where an instruction is proved to start that no other contains."""
@@ -82,12 +85,13 @@ class Proof:
         flow = self._found.get(address)
         if flow is not None:
             return self._objection_to(flow)
-        around = self._around(address)
+        around = next(self._containing(address), None)
         if around is not None:
             what = f"it is inside the instruction at {around.start:#x} ({self._bytes(around)})"
             return Objection(what, "probe that instruction's start")
-        hole = next((hole for hole in self._holes if hole.start <= address < hole.end), None)
-        return Objection(hole.reason if hole else "its function is too entangled to tell code from data", _ASSUME)
+        at = bisect.bisect_right(self._holes, address, key=lambda hole: hole.start) - 1
+        known = at >= 0 and address < self._holes[at].end
+        return Objection(self._holes[at].reason if known else _ENTANGLED, _ASSUME)
 
     def _objection_to(self, flow: Flow) -> Objection | None:
         outer = self._inner.get(flow.start)
@@ -97,17 +101,17 @@ class Proof:
                 f"({self._bytes(outer)}), which a trap here would corrupt",
                 f"probe {outer.start:#x}, or the instruction behind both",
             )
-        use = next((use for at, use in self._used.items() if flow.start <= at < flow.end), None)
+        use = self._used.get(flow.start)
         return None if use is None else Objection(use, _ASSUME)
 
     def _bytes(self, flow: Flow) -> str:
         return self.function.shown(flow.start, flow.end)
 
-    def _around(self, address: VirtAddr) -> Flow | None:
-        """The first of the proved instructions that contain the address behind their start."""
-        at = bisect.bisect_left(self._starts, address)
+    def _containing(self, address: int) -> Iterator[Flow]:
+        """The proved instructions that contain the address, the first ones first."""
+        at = bisect.bisect_right(self._starts, address)
         near = (self._found[start] for start in self._starts[max(at - _NEAR, 0) : at])
-        return next((flow for flow in near if flow.end > address), None)
+        return (flow for flow in near if flow.end > address)
 
     def _overlaps(self) -> Iterator[tuple[VirtAddr, Flow]]:
         """Starts inside other proved instructions, each with the outer one."""

@@ -83,30 +83,24 @@ def _in_module(modules: LoadedModules, loaded: LoadedModule, address: VirtAddr, 
     gap = None
     if span is None:
         low, high, gap = _gap(modules, loaded, linked)
-        handlers = [abort for abort in _aborts(loaded, sequences) if low <= abort <= linked < high]
+        aborts = (loaded.as_linked(each.abort) for each in sequences)
+        handlers = [abort for abort in aborts if low <= abort <= linked < high]
         span = (max(handlers), high) if handlers else None
     name = None if symbol is None else label_of(loaded, symbol)
     symbol_start = 0 if symbol is None else loaded.in_memory(symbol.address)
     atomic = _atomic(sequences, address) if sequences else None
     if span is None:
         return Surroundings(symbol=name, symbol_start=symbol_start, gap=gap, atomic=atomic)
-    start, end = span
-    entries = {*symbols.functions_between(start, end)}
-    entries |= {abort for abort in _aborts(loaded, sequences) if start < abort < end}
+    inside = modules.inside(loaded, *span)
     return Surroundings(
         symbol=name,
         symbol_start=symbol_start,
-        start=loaded.in_memory(start),
-        end=loaded.in_memory(end),
-        entries=tuple(map(loaded.in_memory, sorted(entries))),
-        data=tuple((loaded.in_memory(low), loaded.in_memory(high)) for low, high in symbols.data_between(start, end)),
+        start=loaded.in_memory(span[0]),
+        end=loaded.in_memory(span[1]),
+        entries=inside.entries,
+        data=inside.data,
         atomic=atomic,
     )
-
-
-def _aborts(loaded: LoadedModule, sequences: Sequence[RestartableSequence]) -> list[int]:
-    """The abort handlers, as linked."""
-    return [loaded.as_linked(each.abort) for each in sequences]
 
 
 def _sure_function(modules: LoadedModules, loaded: LoadedModule, linked: int) -> _Span | None:

@@ -51,6 +51,15 @@ class LoadedModule:
         return inside and self.module.holds_code_at(address)
 
 
+@attrs.frozen(kw_only=True)
+class Inside:
+    """What symbols and descriptors say of a stretch of code. Addresses are the process's."""
+
+    entries: tuple[VirtAddr, ...]
+    """Where functions and abort handlers start behind its own start; ascending."""
+    data: tuple[tuple[VirtAddr, VirtAddr], ...]
+
+
 class LoadedModules:
     """What is mapped in the process; made for one look-up and dropped, because programs map and unmap."""
 
@@ -69,6 +78,7 @@ class LoadedModules:
         self._unwind_of: dict[int, UnwindTable] = {}
         self._stubs_of: dict[int, Sequence[Section]] = {}
         self._sequences_of: dict[tuple[int, int], Sequence[RestartableSequence]] = {}
+        self._inside: dict[tuple[int, int, int, int], Inside] = {}
         self._searched: dict[str | None, Sequence[LoadedModule] | SpecError] = {}
         self._owners = {
             mapped.start: module for module in self._modules for mapped in module.ranges if mapped.executable
@@ -204,6 +214,22 @@ class LoadedModules:
         linked = self._cache.sequences(self._process, loaded.module)
         found = {each.moved(loaded.bias, ADDRESS_MASK) for each in linked}
         return sorted(found | set(sequences_in_memory(self._process.memory, loaded.headers, arrays)))
+
+    def inside(self, loaded: LoadedModule, start: int, end: int) -> Inside:
+        """What is known of the code between two addresses (as linked), in memory; the same object each time."""
+        key = id(loaded.module), loaded.bias, start, end
+        known = self._inside.get(key)
+        if known is None:
+            symbols = self.symbols(loaded)
+            entries = {loaded.in_memory(each) for each in symbols.functions_between(start, end)}
+            aborts = (VirtAddr(each.abort) for each in self.sequences(loaded))
+            entries |= {abort for abort in aborts if start < loaded.as_linked(abort) < end}
+            data = symbols.data_between(start, end)
+            known = self._inside[key] = Inside(
+                entries=tuple(sorted(entries)),
+                data=tuple((loaded.in_memory(first), loaded.in_memory(last)) for first, last in data),
+            )
+        return known
 
     def word_at(self, loaded: LoadedModule, linked: int) -> VirtAddr | None:
         """The address that the program's memory holds there; None if nothing is mapped."""

@@ -100,6 +100,17 @@ def _name_rank(symbol: Symbol) -> tuple[bool, bool, bool, int, int, str]:
     )  # fmt: skip
 
 
+def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ascending spans, those that overlap made one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
 class Symbols:
     """All code symbols of one file.
 
@@ -194,8 +205,10 @@ class Symbols:
     def data_between(self, start: int, end: int) -> list[tuple[int, int]]:
         """What symbols with a size call data there, amid code; ascending, each with its end."""
         if self._data is None:
-            self._data = sorted({span for table in self._tables for span in table.data_in_code()})
-        return [span for span in self._data if span[0] < end and start < span[1]]
+            self._data = _joined(sorted({span for table in self._tables for span in table.data_in_code()}))
+        first = bisect.bisect_right(self._data, start, key=lambda span: span[1])
+        last = bisect.bisect_left(self._data, end, key=lambda span: span[0])
+        return self._data[first:last]
 
     def _addresses(self) -> AddressIndex:
         if self._index is None:

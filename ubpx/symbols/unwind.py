@@ -18,6 +18,8 @@ _TABLE: Final = 0x3B
 """DW_EH_PE_datarel | DW_EH_PE_sdata4: 32-bit distances from the header's own start."""
 _COUNT: Final = 0x03
 """DW_EH_PE_udata4."""
+MAX_MADE: Final = 1 << 20
+"""Functions of which a table is made where there is none; libLLVM has 100,000."""
 _LONGER: Final = 0xFFFFFFF0
 """From here on a length has another meaning."""
 _PCREL_4: Final = 0x1B
@@ -143,9 +145,10 @@ def _search_table(order: str, data: bytes) -> bytes | None:
 
 def _made_table(unwind: UnwindTable) -> bytes:
     """The pairs that a linker would have written for the frames, as distances from their own start."""
-    pairs, at = [], 0
+    pairs: list[tuple[int, int]] = []
+    at = 0
     frames, order = unwind.frames, unwind.order
-    while at <= len(frames) - 16:
+    while at <= len(frames) - 16 and len(pairs) < MAX_MADE:
         length, to_cie, distance = struct.unpack_from(order + "IIi", frames, at)
         if not 0 < length < _LONGER:
             break  # the end, or 64-bit DWARF, which nobody writes here

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ubpx.symbols.code import ProvedBy, code_map, function_ranges, gaps
+from ubpx.symbols.elf import ImageReader, read_headers
+from ubpx.symbols.unwind import read_unwind_table
 
 SOURCE = r"""
 KEPT int add(int a, int b) { return a + b; }
@@ -57,3 +59,25 @@ def test_each_byte_of_the_c_library_is_in_one_range_or_one_gap() -> None:
             joined.append((start, end))
     assert joined == sections
     assert tuple(gaps(libc)) == everything.gaps
+
+
+@pytest.mark.parametrize("flags", [(), ("-static",)], ids=["search table", "made table"])
+def test_the_unwind_table_is_searched_as_it_is_listed(build: Callable[..., Path], flags: tuple[str, ...]) -> None:
+    """Invariant: a search for any byte of a function finds the function that the whole table lists."""
+    with build("coded", {"coded.c": SOURCE}, *flags).open("rb") as stream:
+        reader = ImageReader(stream, "coded")
+        unwind = read_unwind_table(reader, read_headers(reader))
+    listed = unwind.ranges()
+    assert listed == sorted(listed)
+    assert len(listed) > 4
+    for (start, end), (following, _) in zip(listed, [*listed[1:], (1 << 40, 0)], strict=True):
+        assert unwind.end_of(start) == end
+        assert {unwind.around(address) for address in (start, (start + end) // 2, end - 1)} == {(start, end)}
+        if end < following:
+            assert unwind.around(end) is None
+            assert (unwind.end_before(end), unwind.start_after(end)) == (
+                end,
+                following if following < 1 << 40 else None,
+            )
+    assert unwind.around(listed[0][0] - 1) is None
+    assert unwind.end_before(listed[0][0] - 1) is None

@@ -146,6 +146,53 @@ def test_a_function_comes_before_the_label_inside_it(elf_maker: Any, entry: Any)
     }
 
 
+def test_the_outermost_function_is_around_an_address(elf_maker: Any, entry: Any) -> None:
+    """Invariant: only functions with a size are; those inside another are told as starts in it."""
+    symbols = symbols_of(
+        elf_maker.make(
+            [
+                entry(name="outer", value=BASE, size=32),
+                entry(name="alias", value=BASE, size=16),
+                entry(name="inner", value=BASE + 8, size=8),
+                entry(name="unsized", value=BASE + 12),
+                entry(name="label", value=BASE + 16, type=0),
+                entry(name="next", value=BASE + 32, size=4),
+                entry(name="late", value=BASE + 40),
+            ]
+        )
+    )
+    assert symbols.function_around(BASE + 12) == (BASE, BASE + 32)
+    assert symbols.function_around(BASE + 31) == (BASE, BASE + 32)
+    assert symbols.function_around(BASE + 32) == (BASE + 32, BASE + 36)
+    assert symbols.function_around(BASE + 36) is None
+    assert symbols.function_around(BASE + 40) is None
+    assert list(symbols.functions_between(BASE, BASE + 32)) == [BASE + 8, BASE + 12]
+    before, after = symbols.function_before(BASE + 37), symbols.function_after(BASE + 37)
+    assert before is not None
+    assert after is not None
+    assert (before.name, after.name) == ("next", "late")
+    assert symbols.function_after(BASE + 40) is None
+    assert symbols.function_before(BASE - 1) is None
+
+
+def test_data_amid_code_is_known_by_its_symbols(elf_maker: Any, entry: Any) -> None:
+    """Invariant: objects with a size in sections with code; those that overlap are one span."""
+    symbols = symbols_of(
+        elf_maker.make(
+            [
+                entry(name="late", value=BASE + 48, size=8, type=1),
+                entry(name="first", value=BASE + 8, size=8, type=1),
+                entry(name="more", value=BASE + 12, size=8, type=1),
+                entry(name="unsized", value=BASE + 30, type=1),
+                entry(name="elsewhere", value=BASE + 40, size=4, type=1, section=4),
+            ]
+        )
+    )
+    assert symbols.data_between(BASE, BASE + 64) == [(BASE + 8, BASE + 20), (BASE + 48, BASE + 56)]
+    assert symbols.data_between(BASE + 20, BASE + 48) == []
+    assert symbols.data_between(BASE + 19, BASE + 49) == [(BASE + 8, BASE + 20), (BASE + 48, BASE + 56)]
+
+
 def test_an_alias_is_named_as_a_person_would(elf_maker: Any, entry: Any) -> None:
     """Invariant: of several names of one place, the public one with fewest underscores is shown."""
     names = [("__GI___write", 0), ("__write", 1), ("write", 2), ("__libc_write", 1)]
