@@ -69,6 +69,20 @@ def test_a_lease_waits_for_dlopen(loader: Program, library: str, slots: ubpx.tar
     assert loader.tell("q").wait() == 0
 
 
+def test_a_sequence_of_a_library_is_known_before_the_library_is_relocated(loader: Program, library: str) -> None:
+    """Invariant: a lease that waits for a place in a restartable sequence is refused when the library comes."""
+    name = library.rpartition("/")[2]
+    with ubpx.attach(loader.pid) as target:
+        client = target.client("one")
+        inside = client.probe(f"{name}:plugin_sequence_start", lambda _: None)
+        behind = client.probe(f"{name}:plugin_sequence_post", lambda _: None)
+        loader.tell("o").expect("opened")
+        assert (inside.state, behind.state) == (ubpx.LeaseState.PENDING, ubpx.LeaseState.ARMED)
+        assert isinstance(inside.obstacle, ubpx.InsnRefused)
+        assert "restartable sequence" in str(inside.obstacle)
+    assert loader.tell("q").wait() == 0
+
+
 def test_modules_are_told_by_path_and_base(loader: Program, library: str) -> None:
     """Invariant: each load and unload is told once, before the call that made it returns."""
     keeper = ModuleKeeper()

@@ -1,7 +1,12 @@
-/* A library that loader opens; its constructor calls its function once before dlopen returns. */
+/* A library that loader opens; its constructor calls its function once before dlopen returns. Nobody calls its
+ * restartable sequence. */
 #include "common.h"
+#include "sequences.h"
 
 FUNCTION(plugin_function, "lea 1(%rdi), %rax\n ret");
+FUNCTION(plugin_sequence, "lea plugin_sequence_descriptor(%rip), %rax\n mov %rax, %fs:8(%rsi)\n"
+                          "plugin_sequence_start: incq (%rdi)\nplugin_sequence_post: ret\n"
+                          ABORT(plugin_sequence, "nop") SEQUENCE(plugin_sequence));
 long plugin_function(long);
 
 __attribute__((constructor)) static void initialise(void)

@@ -3,19 +3,13 @@
  * linger: stays in a sequence until "go" is not 0. Both say where the struct rseq of the first thread is; in the end
  * they print how often a sequence was aborted. */
 #include "common.h"
+#include "sequences.h"
 #include <sched.h>
 #include <sys/rseq.h>
 
 enum { CACHE_LINE = 64, RSEQ_CS = 8 };
 
-/* struct rseq_cs: version, flags, start, length, abort handler. */
-#define SEQUENCE(name)                                                                     \
-    ".pushsection __rseq_cs, \"aw\"\n.balign 32\n" #name "_descriptor: .long 0, 0\n"       \
-    ".quad " #name "_start, " #name "_post - " #name "_start, " #name "_abort\n.popsection\n" \
-    ".pushsection __rseq_cs_ptr_array, \"aw\"\n.quad " #name "_descriptor\n.popsection\n"
-/* The kernel wants the signature in front of an abort handler: an ud1 whose operand it is. */
-#define ABORT(name)                                                                        \
-    ".byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n" #name "_abort: lock incq aborts(%rip)\n jmp " #name "\n"
+#define COUNTED "lock incq aborts(%rip)"
 #define UNWOUND(name, body) FUNCTION(name, ".cfi_startproc\n" body ".cfi_endproc\n")
 
 /* rdi: the counters, rsi: the struct rseq's distance from fs. Long enough to be interrupted often. */
@@ -32,7 +26,7 @@ UNWOUND(add_here,
         "mov %rdx, (%rdi,%rax)\n"
         "add_here_post: lea 1(%rdx), %rax\n"
         "ret\n"
-        ABORT(add_here) SEQUENCE(add_here));
+        ABORT(add_here, COUNTED) SEQUENCE(add_here));
 UNWOUND(linger,
         "lea linger_descriptor(%rip), %rax\n"
         "linger_announce: mov %rax, %fs:8(%rsi)\n"
@@ -40,7 +34,7 @@ UNWOUND(linger,
         "je linger_start\n"
         "linger_post: lea 1(%rsi), %rax\n"
         "ret\n"
-        ABORT(linger) SEQUENCE(linger));
+        ABORT(linger, COUNTED) SEQUENCE(linger));
 UNWOUND(beside, "lea 1(%rdi), %rax\n ret\n");
 
 long add_here(void *, ptrdiff_t), linger(void *, ptrdiff_t), beside(long);

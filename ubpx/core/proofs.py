@@ -209,13 +209,13 @@ class _Search:
                 self.used[operand] = f"the instruction at {flow.start:#x} takes its address, perhaps that of data"
 
     def _data_in_believed(self) -> bool:
-        return any(
-            at in flow_bytes
-            for at in self.used
-            for start in range(at - self._architecture.longest_insn + 1, at + 1)
-            if (flow := self.found.get(VirtAddr(start))) is not None and flow.start not in self._certain
-            for flow_bytes in (range(flow.start, flow.end),)
-        )
+        """Whether data stands in an instruction that is only believed."""
+        longest = self._architecture.longest_insn
+        for at in self.used:
+            around = (self.found.get(VirtAddr(start)) for start in range(at - longest + 1, at + 1))
+            if any(flow is not None and flow.end > at and flow.start not in self._certain for flow in around):
+                return True
+        return False
 
     def _explore_certain(self) -> None:
         """Rule 1."""
