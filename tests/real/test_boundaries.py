@@ -1,4 +1,4 @@
-"""A probe is accepted where an instruction is proved to start, in a stripped program as in any other."""
+"""A probe is accepted where an instruction is proved to start, and where nobody can prove it, at a client's word."""
 
 from __future__ import annotations
 
@@ -33,14 +33,11 @@ def disassembled(program: Path, start: int, end: int) -> list[int]:
     return [int(found, 16) for found in re.findall(r"^ +([0-9a-f]+):\t", listed, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("flags", [FIXED, STRIPPED], ids=["with symbols", "stripped"])
-def test_of_a_function_exactly_the_instructions_are_accepted(
-    target_program: StartProgram, flags: tuple[str, ...]
-) -> None:
+def test_of_a_function_exactly_the_instructions_are_accepted(target_program: StartProgram) -> None:
     """Invariant: byte for byte a probe is accepted where objdump, which has the symbols, sees an instruction start."""
     whole = target_program.build("boundaries", *FIXED)
     symbols = symbols_of(whole)
-    program = target_program("boundaries", flags=flags)
+    program = target_program("boundaries", flags=FIXED)
     with ubpx.attach(program.pid) as target, target.client("one") as client:
         for name in ("by_case", "main"):
             start, end = symbols[name]
@@ -53,13 +50,10 @@ def test_of_a_function_exactly_the_instructions_are_accepted(
             group.release()
 
 
-@pytest.mark.parametrize("flags", [FIXED, STRIPPED], ids=["with symbols", "stripped"])
-def test_where_a_prefix_may_be_skipped_the_outer_start_alone_is_accepted(
-    target_program: StartProgram, flags: tuple[str, ...]
-) -> None:
+def test_where_a_prefix_may_be_skipped_the_outer_start_alone_is_accepted(target_program: StartProgram) -> None:
     """Invariant: a trap behind the lock prefix would corrupt the locked instruction; one at it harms nobody."""
     outer, _ = symbols_of(target_program.build("boundaries", *FIXED))["maybe_outer"]
-    program = target_program("boundaries", flags=flags)
+    program = target_program("boundaries", flags=FIXED)
     with ubpx.attach(program.pid) as target, target.client("one") as client:
         with pytest.raises(ubpx.NotAnInstruction, match=rf"overlap.*the one at {outer:#x} \(f0 48 ff 05 .*corrupt"):
             client.probe(outer + 1, lambda _: None)
@@ -70,11 +64,10 @@ def test_where_a_prefix_may_be_skipped_the_outer_start_alone_is_accepted(
         assert lease.hits == 2
 
 
-@pytest.mark.parametrize("flags", [FIXED, STRIPPED], ids=["with symbols", "stripped"])
-def test_data_amid_code_is_refused(target_program: StartProgram, flags: tuple[str, ...]) -> None:
+def test_data_amid_code_is_refused(target_program: StartProgram) -> None:
     """Invariant: what the function reads is data, and code behind it is proved by the branch that leads there."""
     start, end = symbols_of(target_program.build("boundaries", *FIXED))["reads_amid"]
-    program = target_program("boundaries", flags=flags)
+    program = target_program("boundaries", flags=FIXED)
     with ubpx.attach(program.pid) as target, target.client("one") as client:
         group = client.probe_many(range(start, end), lambda _: None, skip_refused=True)
         assert [lease.address for lease in group] == [start, start + 7, start + 17, start + 20]
@@ -86,7 +79,7 @@ def test_data_amid_code_is_refused(target_program: StartProgram, flags: tuple[st
 def test_what_only_an_address_leads_to_needs_somebodys_word(target_program: StartProgram) -> None:
     """Invariant: behind undecodable bytes nothing is proved that no direct branch leads to; a word for it is taken."""
     _, end = symbols_of(target_program.build("boundaries", *FIXED))["computed"]
-    program = target_program("boundaries", flags=STRIPPED)
+    program = target_program("boundaries", flags=FIXED)
     with ubpx.attach(program.pid) as target, target.client("one") as client:
         last = end - 5  # add; ret
         with pytest.raises(ubpx.NotAnInstruction, match=r"\(06 0e 48 83 .*no instruction .*assume_boundary=True"):
@@ -107,8 +100,8 @@ def test_a_table_between_functions_is_in_a_gap(target_program: StartProgram) -> 
             client.probe(table + 8, lambda _: None)
 
 
-def test_addresses_in_a_stripped_library_need_nobodys_word(target_program: StartProgram) -> None:
-    """Invariant: in functions of libc that unwind data alone describe, the second instruction can be probed."""
+def test_a_function_without_a_name_takes_somebodys_word_and_is_told(target_program: StartProgram) -> None:
+    """Invariant: where unwind data alone tell of a function, the refusal says which, and what decoding there finds."""
     program = target_program("echo")
     lines = [line.split() for line in Path(f"/proc/{program.pid}/maps").read_text().splitlines() if "libc.so.6" in line]
     base = int(lines[0][0].partition("-")[0], 16)
@@ -119,6 +112,10 @@ def test_addresses_in_a_stripped_library_need_nobodys_word(target_program: Start
         firsts = {b"\xf3\x0f\x1e\xfa", b"\x41\x54", b"\x41\x55", b"\x41\x56", b"\x41\x57"}  # endbr64; push r12 to r15
         seconds = [base + start + len(each) for start, raw in code.items() for each in firsts if raw.startswith(each)]
         assert len(seconds) > 20
-        group = client.probe_many(seconds, lambda _: None)
-        assert len(group) == len(seconds)
+        for second in seconds[:5]:
+            with pytest.raises(ubpx.NotAnInstruction, match=r"without a name from 0x.*arrives there.*assume_boundary"):
+                client.probe(second, lambda _: None)
+        with pytest.raises(ubpx.NotAnInstruction, match=r"without a name from 0x.*inside"):
+            client.probe(seconds[0] - 1, lambda _: None)
+        assert len(client.probe_many(seconds, lambda _: None, assume_boundary=True)) == len(seconds)
         assert program.answer(1) == 2

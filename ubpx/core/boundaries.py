@@ -27,7 +27,7 @@ def unproved(space: AddressSpace, places: Iterable[Place]) -> Mapping[VirtAddr, 
         if start is None or end is None:
             reason = place.gap or "it lies outside any symbol"
             refused[place.address] = NotAnInstruction(place.address, reason, _ASSUME)
-        elif start != place.address:
+        elif start != place.address or place.gap is not None:
             inside.setdefault((start, end), []).append(place)
     for (start, end), several in inside.items():
         if end - start > LARGEST_FUNCTION:
@@ -37,7 +37,10 @@ def unproved(space: AddressSpace, places: Iterable[Place]) -> Mapping[VirtAddr, 
         proof = _proof(space, start, end, several)
         for place in several:
             objection = proof.objection(place.address)
-            if objection is not None:
+            if place.gap is not None:  # a function without a name, which only its caller can vouch for
+                found = objection.reason if objection else "decoding from that function's start arrives there"
+                refused[place.address] = NotAnInstruction(place.address, f"{place.gap}; {found}", _ASSUME)
+            elif objection is not None:
                 reason = f"{objection.reason}, in {place.name}"
                 refused[place.address] = NotAnInstruction(place.address, reason, objection.remedy)
     return refused

@@ -123,7 +123,7 @@ class Place:
     symbol_start: VirtAddr | None
     """Where the enclosing function starts: decoding from here proves an instruction's start.
 
-    It may be a symbol's, or one that unwind data alone describes.
+    With ``gap`` it is one that unwind data alone describes.
     """
     symbol_end: VirtAddr | None
     """Behind the enclosing function's last byte; None, like ``symbol_start``, outside any."""
@@ -132,7 +132,8 @@ class Place:
     data: tuple[tuple[VirtAddr, VirtAddr], ...] = ()
     """Spans of that function that are known to be data, ascending."""
     gap: str | None = None
-    """Outside any function: which gap it is, from where to where and between what, for people."""
+    """Outside any symbol: which gap it is, from where to where and between what, for people; then it takes the client's
+    word that an instruction starts there."""
     atomic: tuple[VirtAddr, VirtAddr] | None = None
     """The restartable sequence (rseq) that the address is in, or whose announcement ends there; never probed."""
 

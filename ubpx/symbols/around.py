@@ -92,6 +92,11 @@ def _in_module(modules: LoadedModules, loaded: LoadedModule, address: VirtAddr, 
     if span is None:
         return Surroundings(symbol=name, symbol_start=symbol_start, gap=gap, atomic=atomic)
     inside = modules.inside(loaded, *span)
+    if gap is None and modules.symbols(loaded).function_around(linked) is None and symbols.enclosing(linked) is None:
+        gap = (
+            f"it lies outside any symbol, in a function without a name from {loaded.in_memory(span[0]):#x} "
+            f"to {loaded.in_memory(span[1]):#x}"
+        )
     return Surroundings(
         symbol=name,
         symbol_start=symbol_start,
@@ -99,6 +104,7 @@ def _in_module(modules: LoadedModules, loaded: LoadedModule, address: VirtAddr, 
         end=loaded.in_memory(span[1]),
         entries=inside.entries,
         data=inside.data,
+        gap=gap,
         atomic=atomic,
     )
 

@@ -108,7 +108,9 @@ def test_a_stripped_program_has_no_names_but_its_functions_have_bounds(build: Bu
         program.resolve("add")
     add = program.said["add"]
     place = program.resolve(add)
-    assert (place.name, place.symbol_start, place.gap) == (f"{add:#x}", add, None)
+    assert (place.name, place.symbol_start) == (f"{add:#x}", add)
+    assert place.gap is not None
+    assert f"in a function without a name from {add:#x}" in place.gap
     assert place.symbol_end is not None
     inside = program.resolve(place.symbol_end - 1)
     assert (inside.name, inside.symbol_start, inside.symbol_end) == (f"{inside.address:#x}", add, place.symbol_end)
