@@ -171,3 +171,13 @@ def test_register_names_are_the_words_of_a_64_bit_tracer(i386: I386) -> None:
     assert len(i386.register_names) == 27
     assert i386.register_names.index(i386.pc_name) == 16
     assert i386.register_names.count("") == 8
+
+
+@pytest.mark.parametrize(
+    ("eax", "orig_eax", "number"),
+    [(-512, 4, 4), (-516, 162, 0), (-512, -1, None), (-4, 4, None), (7, 4, None)],
+)
+def test_system_call_that_begins_again(i386: I386, eax: int, orig_eax: int, number: int | None) -> None:
+    """Invariant: only what the kernel may restart, and in a system call, is said to restart; registers have 32 bits."""
+    regs = {"eax": eax & 0xFFFF_FFFF, "orig_eax": orig_eax & 0xFFFF_FFFF}
+    assert i386.restarted(regs) == (None if number is None else {"eax": number})

@@ -110,7 +110,7 @@ def restarted(regs: ReadableRegisters, mode: Mode) -> dict[str, int] | None:
     """See ``Architecture.restarted``."""
     result, call = ("rax", "orig_rax") if mode.bits == 64 else ("eax", "orig_eax")
     found = _as_signed_word(regs[result], mode)
-    if regs[call] >= 1 << 63 or found not in _RESTARTS:
+    if regs[call] >= 1 << mode.bits - 1 or found not in _RESTARTS:
         return None
     return {result: _RESTART_SYSCALL[mode.bits] if found == _RESTART_BLOCK else regs[call]}
 
