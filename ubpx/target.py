@@ -24,7 +24,6 @@ from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import TracedProcess
-from ubpx.core.ubp import architecture
 from ubpx.core.values import Place, ProcessId, ThreadId
 from ubpx.exits import exit_status
 
@@ -162,7 +161,7 @@ class Session:
         if tracer is None:
             raise NoTracer
         self._tracer: Final = tracer
-        coordinator = Coordinator(tracer, architecture(tracer.architecture_name))
+        coordinator = Coordinator(tracer)
         coordinator.reception.watchdog.deadline_s = deadline
         self._loop: Final = TracerThread(tracer, coordinator)
         self._loop.responsiveness.interval_s = switch_interval
@@ -332,6 +331,11 @@ class Target:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def architecture(self) -> str:
+        """What its present program is made for: ``x86_64`` or ``i386``. An exec may change it."""
+        return self._process.space.architecture.name
 
     @property
     def stops(self) -> int:

@@ -8,6 +8,7 @@ from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
 
 GROWTH = 64 << 20
 LOWEST, HIGHEST = 0x10000, 0x7FFF_FFFF_0000
+LIMIT = 0x7FFF_FFFF_F000
 PATHS = ["", "/bin/program", "[heap]", "[stack]"]
 
 
@@ -57,7 +58,7 @@ def in_the_way(place: int, mappings: list[MappedRange]) -> bool:
 def test_a_chosen_place_is_aligned_free_and_within_reach(layout: tuple[list[MappedRange], list[VirtAddr]]) -> None:
     """Invariant: what choose_hole gives can be mapped as it is, and reaches everything."""
     mappings, reach = layout
-    place = choose_hole(mappings, reach, AREA_SIZE)
+    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT)
     if place is None:
         return
     assert place % PAGE_SIZE == 0
@@ -74,7 +75,7 @@ def test_a_place_is_found_if_there_is_any(layout: tuple[list[MappedRange], list[
     fits = LOWEST <= other <= HIGHEST - AREA_SIZE and not overlaps(other, mappings) and within_reach(other, reach)
     if not fits:
         return
-    place = choose_hole(mappings, reach, AREA_SIZE)
+    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT)
     assert place is not None
     if not in_the_way(other, mappings):
         assert not in_the_way(place, mappings)

@@ -306,13 +306,19 @@ class StartProgram:
         return build(name, *flags)
 
     def spawned(
-        self, spawn: Callable[..., ubpx.Target], name: str, *args: object, **options: Any
+        self,
+        spawn: Callable[..., ubpx.Target],
+        name: str,
+        *args: object,
+        flags: tuple[str, ...] = (),
+        **options: Any,
     ) -> tuple[ubpx.Target, Program]:
         """Start it by ``ubpx.spawn`` or ``session.spawn``: stopped at its entry point."""
         child_in, our_in = os.pipe()
         our_out, child_out = os.pipe()
         try:
-            target = spawn([str(build(name)), *map(str, args)], stdin=child_in, stdout=child_out, **options)
+            command = [str(build(name, *flags)), *map(str, args)]
+            target = spawn(command, stdin=child_in, stdout=child_out, **options)
         except BaseException:
             os.close(our_in)
             os.close(our_out)

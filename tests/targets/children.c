@@ -12,7 +12,7 @@
 enum { CALLS_IN_CHILD = 5, CALLS_IN_PARENT = 20, STACK = 64 * 1024 };
 enum { FORKED = 21, VFORKED, LEAF, CLONED, CLONED_VFORK };
 
-FUNCTION(probed_child, "lea 1(%rdi), %rax\n ret");
+ADD_ONE(probed_child);
 long probed_child(long);
 
 extern char **environ;

@@ -111,4 +111,11 @@ static inline void start_thread(pthread_t *thread, void *(*body)(void *), void *
     asm(".text\n.globl " #name "\n.type " #name ", @function\n" #name ":\n"                \
         body "\n.size " #name ", .-" #name "\n")
 
+/* A function that takes a long and returns the next; its first instruction is one that runs in a slot. */
+#ifdef __i386__
+#define ADD_ONE(name) FUNCTION(name, "mov 4(%esp), %eax\n lea 1(%eax), %eax\n ret")
+#else
+#define ADD_ONE(name) FUNCTION(name, "lea 1(%rdi), %rax\n ret")
+#endif
+
 #endif

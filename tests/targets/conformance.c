@@ -3,7 +3,11 @@
 #include "common.h"
 #include <signal.h>
 
+#ifdef __i386__
+FUNCTION(site, "nopl 0(%eax)");
+#else
 FUNCTION(site, "nopl 0(%rax)");
+#endif
 CONTINUATION(behind, "ret");
 void site(void), behind(void);
 char writable[16];

@@ -3,13 +3,15 @@
  * "x N": exit N. Also a place for probes that must be refused. */
 #include "common.h"
 
-FUNCTION(answer, "lea 1(%rdi), %rax\n ret");
-FUNCTION(busy, "lea 1(%rdi), %rax\n ret");
+ADD_ONE(answer);
+ADD_ONE(busy);
 FUNCTION(has_syscall, "mov $186, %eax");
 CONTINUATION(probed_syscall, "syscall\n ret");
 FUNCTION(refused_int3, "int3\n ret");
 FUNCTION(refused_hlt, "hlt\n ret");
+#ifdef __x86_64__
 FUNCTION(long_insn, "movabs $0x1122334455667788, %rax\n ret");
+#endif
 long answer(long), busy(long);
 long some_data = 42;
 

@@ -3,10 +3,12 @@
 #include "common.h"
 #include "sequences.h"
 
-FUNCTION(plugin_function, "lea 1(%rdi), %rax\n ret");
+ADD_ONE(plugin_function);
+#ifdef __x86_64__
 FUNCTION(plugin_sequence, "lea plugin_sequence_descriptor(%rip), %rax\n mov %rax, %fs:8(%rsi)\n"
                           "plugin_sequence_start: incq (%rdi)\nplugin_sequence_post: ret\n"
                           ABORT(plugin_sequence, "nop") SEQUENCE(plugin_sequence));
+#endif
 long plugin_function(long);
 
 __attribute__((constructor)) static void initialise(void)

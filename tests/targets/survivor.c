@@ -9,7 +9,7 @@
 
 enum { CHILD = 6, FINAL_STATUS = 5, STACK = 64 * 1024, CALLS = 2000 };
 
-FUNCTION(probed_survivor, "lea 1(%rdi), %rax\n ret");
+ADD_ONE(probed_survivor);
 long probed_survivor(long);
 
 static char stack[STACK] __attribute__((aligned(16)));

@@ -13,7 +13,7 @@ from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.sites import SilentSites, leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
-from ubpx.core.ubp.plans import Architecture
+from ubpx.core.ubp import Architecture, architecture
 from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId
 
 
@@ -23,7 +23,6 @@ class Census:
     def __init__(
         self,
         tracer: Tracer,
-        architecture: Architecture,
         tracees: Tracees,
         keeper: Keeper,
         armory: Armory,
@@ -32,7 +31,8 @@ class Census:
         abandon: Callable[[AddressSpace], None],
     ) -> None:
         self._tracer: Final = tracer
-        self._architecture: Final = architecture
+        self._architectures: Final[dict[str, Architecture]] = {}
+        """Those of the programs seen so far, by name."""
         self._tracees: Final = tracees
         self._keeper: Final = keeper
         self._armory: Final = armory
@@ -62,13 +62,25 @@ class Census:
             parent.space.vforked.add(pid)
         return child
 
-    def new_space(self, pid: ProcessId, *, slots_allowed: bool) -> AddressSpace:
-        """The memory that the process has now, with nothing of ours in it."""
+    def new_space(
+        self, pid: ProcessId, *, slots_allowed: bool, copied_from: AddressSpace | None = None
+    ) -> AddressSpace:
+        """The memory that the process has now, with nothing of ours in it.
+
+        Raises UsageError for a program of an architecture that is not supported, TargetGone.
+        """
         identity = AddressSpaceId(next(self._identities))
         memory = self._tracer.memory(pid)
-        space = AddressSpace(identity, pid, memory, self._architecture, slots_allowed=slots_allowed)
+        made_for = copied_from.architecture if copied_from else self._architecture(self._tracer.architecture_of(pid))
+        space = AddressSpace(identity, pid, memory, made_for, slots_allowed=slots_allowed)
         space.silent_sites = SilentSites(space.sites)
         return space
+
+    def _architecture(self, name: str) -> Architecture:
+        known = self._architectures.get(name)
+        if known is None:
+            known = self._architectures[name] = architecture(name)
+        return known
 
     def adopt(self, port: TracedThread, process: TracedProcess) -> Thread:
         """Count a thread from now on."""
@@ -116,7 +128,7 @@ class Census:
             self._move(thread, Input.APPEARED)
             self.end_if_empty(parent)
             return
-        child_space = self.new_space(event.process, slots_allowed=False)
+        child_space = self.new_space(event.process, slots_allowed=False, copied_from=parent.space)
         self._armory.clean(parent.space, child_space)
         if self._tracer.fetch(port):
             leave_slot(self._tracer, port, child_space, parent.space)

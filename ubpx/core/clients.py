@@ -57,7 +57,7 @@ class Client:
         """Why it is quarantined."""
         self.strikes = 0
         """Exceptions since the last success."""
-        self.caught: Final[dict[str, frozenset[int]]] = {}
+        self.caught: Final[dict[str, frozenset[int | str]]] = {}
         """What its stop hooks are called for, by ``signals`` and ``syscalls``; where there is none: everything."""
         self._desk = desk
 
@@ -185,7 +185,8 @@ class Client:
         """Have ``ubpx_syscall_entered`` and ``_exited`` called for these alone, by number or name; None: for all.
 
         In ``ubpx_process_attached`` it comes before the first of them.
-        Raises UsageError for a name that is no system call's, and for a client without those hooks.
+        A name stays what it is when the program execs one of another architecture, whose numbers are others.
+        Raises UsageError for a name that is no system call's, and for a client without those hooks; TargetGone.
         """
         self.check_live()
         self._desk.catch(self, "syscalls", calls)

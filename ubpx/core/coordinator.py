@@ -21,16 +21,14 @@ from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Trac
 from ubpx.core.stepping import Action, Input, State, step
 from ubpx.core.steps import Steps
 from ubpx.core.turns import Turns
-from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import ProcessId, VirtAddr
 
 
 class Coordinator:
     """All traced processes of one session. Owned by its tracer thread."""
 
-    def __init__(self, tracer: Tracer, architecture: Architecture) -> None:
+    def __init__(self, tracer: Tracer) -> None:
         self.tracer: Final = tracer
-        self.architecture: Final = architecture
         self.tracees: Final = Tracees()
         self.keeper: Final = Keeper(tracer, self.tracees, self._move, self.run_until)
         self._turns: Final = Turns(tracer, self.tracees, self.keeper, move=self._move, run_until=self.run_until)
@@ -42,7 +40,7 @@ class Coordinator:
         self.batches: Final = Batches(self.reception, self.keeper.map_area)
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
         self._census: Final = Census(
-            tracer, architecture, self.tracees, self.keeper, self.armory,
+            tracer, self.tracees, self.keeper, self.armory,
             move=self._move, abandon=self._abandon,
         )  # fmt: skip
         self.attach: Final = self._census.attach
@@ -261,23 +259,34 @@ class Coordinator:
             self.tracer.detach(thread.port)
             self._census.drop(thread)
             return
-        old = process.space
-        process.space = self._census.new_space(process.pid, slots_allowed=old.slots_allowed)
-        thread.port.sites = process.space.sites
-        self._departure.abandon(old)
-        if thread.state is State.GONE:
-            return
-        self._listeners[process.pid].execed(process, old)
         try:
-            self.armory.set_entry_trap(process.space, self.tracer.entry_point(process.pid))
+            entered = self._enter_program(thread)
         except UbpxError as error:
             process.failure = error
             self.tracer.detach(thread.port)
             self._census.forget(thread)
             self._census.end(process, None)
             return
-        self.keeper.refresh(thread)
-        self._move(thread, Input.APPEARED)
+        if entered:
+            self.keeper.refresh(thread)
+            self._move(thread, Input.APPEARED)
+
+    def _enter_program(self, thread: Thread) -> bool:
+        """Give the process the memory of its new program, to be stopped at its entry point; False: it is gone.
+
+        Raises UbpxError if the program cannot be traced.
+        """
+        process = thread.process
+        old = process.space
+        space = self._census.new_space(process.pid, slots_allowed=old.slots_allowed)
+        process.space = space
+        thread.port.sites = space.sites
+        self._departure.abandon(old)
+        if thread.state is State.GONE:
+            return False
+        self._listeners[process.pid].execed(process, old)
+        self.armory.set_entry_trap(space, self.tracer.entry_point(process.pid))
+        return True
 
     def _entered(self, port: TracedThread) -> None:
         """The new program stands at its entry point (see sites.EntrySite)."""

@@ -146,14 +146,14 @@ class TargetDesk:
 
     def catch(self, client: Client, what: str, wanted: Iterable[int | str] | None) -> None:
         """See ``Client.catch_signals`` and ``Client.catch_syscalls``."""
-        numbers = self._catches.checked(client, what, wanted)
-        self.loop.run(lambda: self._catch(client, what, numbers))
+        chosen = self._catches.checked(client, what, wanted, self._traced.space.architecture.name)
+        self.loop.run(lambda: self._catch(client, what, chosen))
 
-    def _catch(self, client: Client, what: str, numbers: frozenset[int] | None) -> None:
-        if numbers is None:
+    def _catch(self, client: Client, what: str, chosen: frozenset[int | str] | None) -> None:
+        if chosen is None:
             client.caught.pop(what, None)
         else:
-            client.caught[what] = numbers
+            client.caught[what] = chosen
         self._unite_catches()
 
     def _unite_catches(self) -> None:
@@ -254,11 +254,13 @@ class TargetDesk:
 
     def syscall_entered(self, process: TracedProcess, tid: ThreadId, number: int, arguments: tuple[int, ...]) -> Wanted:
         """What clients want to happen before a system call."""
-        return self._catches.ask_syscall("entered", number, process=process, tid=tid, arguments=arguments)
+        kind = process.space.architecture.name
+        return self._catches.ask_syscall("entered", number, kind, process=process, tid=tid, arguments=arguments)
 
     def syscall_exited(self, process: TracedProcess, tid: ThreadId, number: int, result: int) -> Wanted:
         """What clients want to happen after a system call."""
-        return self._catches.ask_syscall("exited", number, process=process, tid=tid, result=result)
+        kind = process.space.architecture.name
+        return self._catches.ask_syscall("exited", number, kind, process=process, tid=tid, result=result)
 
     def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
         """Tell the two concerned."""

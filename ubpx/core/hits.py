@@ -1,28 +1,28 @@
 """What a handler gets: the hit, valid until the handler returns."""
 
-import struct
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import attrs
 
-from ubpx._errors import StaleHit, UnknownRegister, UsageError
+from ubpx._errors import MemoryFault, StaleHit, UnknownRegister, UsageError
 from ubpx.core.checks import is_int, is_text
 from ubpx.core.ports import Memory, TracedThread
 from ubpx.core.registers import RegisterLayout, WordRegisters
 from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
-_WORD_MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ARGUMENTS_IN_SNAPSHOT: Final = 6
 
 
-def as_word(name: str, value: object) -> int:
-    """What a register holds after ``value`` was written: its lowest 64 bits. Raises UsageError unless it is an int."""
+def as_word(name: str, value: object, layout: RegisterLayout) -> int:
+    """What a register holds after ``value`` was written: as many of its lowest bits as fit. Raises UsageError unless
+    it is an int.
+    """
     if not isinstance(value, int):
         raise UsageError(f"register {name} cannot be {value!r}; write an int")
-    return value & _WORD_MASK
+    return value & layout.mask
 
 
 class Surroundings(Protocol):
@@ -45,7 +45,7 @@ class Snapshot:
     tid: ThreadId
     regs: Mapping[str, int]
     args: tuple[int, ...]
-    """The arguments that the calling convention passes in registers."""
+    """The first six, as at a function's entry; fewer where the stack that holds them cannot be read."""
     lease: Any
 
 
@@ -53,7 +53,7 @@ class HitRegisters:
     """The thread's registers at arrival, by name; writes apply once, after all handlers.
 
     Attributes and items are the same: ``regs.rdi``, ``regs["rdi"]``. Values are unsigned,
-    a write is cut to 64 bits.
+    a write is cut to the register's size.
     """
 
     __slots__ = ("_hit",)
@@ -70,13 +70,13 @@ class HitRegisters:
         position = layout.index.get(name) if is_text(name) else None
         if position is None:
             raise UnknownRegister(layout.architecture, name, layout.names)
-        return hit._thread.words[position]
+        return hit._thread.words[position] & layout.mask
 
     def __setitem__(self, name: str, value: int) -> None:
         self[name]  # an unknown name and a stale hit raise
         if self._hit._writes is None:
             self._hit._writes = {}
-        self._hit._writes[name] = as_word(name, value)
+        self._hit._writes[name] = as_word(name, value, self._hit._surroundings.layout)
 
     def __getattr__(self, name: str) -> int:
         return self[name]
@@ -109,6 +109,14 @@ class HitArguments:
             raise UsageError(f"hit.args[{index!r}]: arguments are counted from 0; nobody knows how many there are")
         around = self._hit._surroundings
         return around.architecture.argument(index, WordRegisters(thread.words, around.layout), around.memory)
+
+
+def _first_arguments(args: HitArguments) -> Iterator[int]:
+    for index in range(_ARGUMENTS_IN_SNAPSHOT):
+        try:
+            yield args[index]
+        except MemoryFault:
+            return
 
 
 class Hit:
@@ -175,19 +183,17 @@ class Hit:
         thread = self._thread
         if thread is None:
             raise StaleHit
-        words: Any = thread.words
-        return thread.tid, bytes(words) if type(words) is memoryview else struct.pack(f"<{len(words)}Q", *words)
+        return thread.tid, self._surroundings.layout.packed(thread.words)
 
     def snapshot(self) -> Snapshot:
         """A frozen copy that stays valid."""
         thread = self._live()
-        names = self._surroundings.layout.names
         return Snapshot(
             address=self.address,
             pid=thread.pid,
             tid=thread.tid,
-            regs=MappingProxyType(dict(zip(names, thread.words, strict=False))),
-            args=tuple(self.args[index] for index in range(_ARGUMENTS_IN_SNAPSHOT)),
+            regs=MappingProxyType(self._surroundings.layout.values(thread.words)),
+            args=tuple(_first_arguments(self.args)),
             lease=self._lease,
         )
 

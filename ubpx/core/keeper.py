@@ -117,7 +117,7 @@ class Keeper:
         if thread.arrival is None and not served and not self._tracer.fetch(thread.port):
             raise TargetGone(process.pid, None)
         words = tuple(thread.port.words) if served else thread.arrival or tuple(thread.port.words)
-        registers = dict(zip(layout.names, words, strict=True))
+        registers = layout.values(words)
         code = process.space.slots.code_at(words[layout.pc])
         if code is not None:
             registers |= process.space.architecture.leave_slot(code, registers).registers
@@ -156,13 +156,14 @@ class Keeper:
         registers, signal = parting.registers, parting.signal
         if not isinstance(registers, Mapping):
             raise UsageError(f"registers={registers!r}; give a mapping from names to ints")
-        known = thread.process.space.layout.index
-        unknown = [name for name in registers if name not in known]
+        layout = thread.process.space.layout
+        unknown = [name for name in registers if name not in layout.index]
         if unknown:
-            raise UsageError(f"no register is named {unknown[0]!r}; there are {', '.join(known)}")
+            raise UsageError(f"no register is named {unknown[0]!r}; there are {', '.join(layout.names)}")
         if signal is not None and not (is_int(signal) and 0 <= signal <= _HIGHEST_SIGNAL):
             raise UsageError(f"signal={signal!r}; give a signal's number, 0 for none, or leave it out")
-        return Parting(registers={name: as_word(name, value) for name, value in registers.items()}, signal=signal)
+        wanted = {name: as_word(name, value, layout) for name, value in registers.items()}
+        return Parting(registers=wanted, signal=signal)
 
     def refresh_process(self, pid: ProcessId) -> None:
         process = self._tracees.processes.get(pid)
@@ -303,7 +304,7 @@ class Keeper:
         with self.stopped_thread(space) as thread:
             pid = thread.process.pid
             while True:
-                place = choose_hole(self._tracer.mappings(pid), reach, size)
+                place = choose_hole(self._tracer.mappings(pid), reach, size, limit=space.architecture.address_limit)
                 if place is None:
                     near = reach[0] if reach else VirtAddr(0)
                     raise SlotsExhausted(pid, near, "no room within 2 GiB of the instruction")

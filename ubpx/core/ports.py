@@ -190,14 +190,15 @@ class Launched(Protocol):
 class Tracer(Protocol):
     """What stops and starts threads. All methods but ``ring`` belong to the session's tracer thread."""
 
-    @property
-    def architecture_name(self) -> str:
-        """Of the processes it traces."""
+    def architecture_of(self, pid: ProcessId) -> str:
+        """The name of what the traced process's present program is made for; an exec may change it.
+
+        Raises UsageError if such programs cannot be traced.
+        """
         ...
 
-    @property
-    def syscall_numbers(self) -> Mapping[str, int]:
-        """The system calls of the processes that it traces, by name."""
+    def syscall_numbers(self, architecture: str) -> Mapping[str, int]:
+        """The system calls of one architecture's programs, by name."""
         ...
 
     def open(self) -> None:

@@ -19,7 +19,8 @@ REACH: Final = 0x7FFF_0000
 """How far a 32-bit displacement goes, less a margin for the length of a slot and an area."""
 AREA_SIZE: Final = 16 * PAGE_SIZE
 _LOWEST: Final = 0x10000
-_HIGHEST: Final = 0x7FFF_FFFF_0000
+_MARGIN: Final = 0x10000
+"""What is left of user space above the last multiple of this stays free, bytes."""
 _GROWTH: Final = 64 << 20
 """Room left above the heap and below the stack where that is possible, bytes."""
 
@@ -170,16 +171,21 @@ def _within(start: int, size: int, address: int) -> bool:
     return abs(start - address) <= REACH and abs(start + size - address) <= REACH
 
 
-def choose_hole(mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size: int) -> VirtAddr | None:
-    """Where an area of ``size`` bytes can be mapped within 2 GiB of all of ``reach``; None: nowhere.
+def choose_hole(
+    mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size: int, *, limit: int
+) -> VirtAddr | None:
+    """Where an area of ``size`` bytes can be mapped below ``limit``, within 2 GiB of all of ``reach``; None: nowhere.
 
-    The nearest place wins; places in the way of a growing heap or stack are taken last.
+    The nearest place wins, for no ``reach`` the one right below all that is mapped: there it is in nobody's way, and
+    what a wild pointer near 0 meets stays as it is. Places in the way of a growing heap or stack are taken last.
     """
     low = max([_LOWEST, *(address - REACH for address in reach)])
-    high = min([_HIGHEST, *(address + REACH for address in reach)]) - size
-    middle = sum(reach) // len(reach) if reach else low
+    highest = limit // _MARGIN * _MARGIN
+    high = min([highest, *(address + REACH for address in reach)]) - size
+    below = max(low, mappings[0].start - size) if mappings else low
+    middle = sum(reach) // len(reach) if reach else below
     choices = []
-    for hole, in_the_way in _holes(mappings):
+    for hole, in_the_way in _holes(mappings, highest):
         first = -(-max(hole.start, low) // PAGE_SIZE) * PAGE_SIZE
         last = min(hole.stop - size, high) // PAGE_SIZE * PAGE_SIZE
         if first <= last:
@@ -188,12 +194,12 @@ def choose_hole(mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size
     return min(choices)[2] if choices else None
 
 
-def _holes(mappings: Sequence[MappedRange]) -> Iterator[tuple[range, bool]]:
+def _holes(mappings: Sequence[MappedRange], highest: int) -> Iterator[tuple[range, bool]]:
     """The unmapped ranges, those where heap or stack grow apart from the rest."""
     end = _LOWEST
     below = ""
     for mapping in [*mappings, None]:
-        start = mapping.start if mapping else _HIGHEST
+        start = mapping.start if mapping else highest
         above = mapping.path if mapping else ""
         if end < start:
             yield from _cut(range(end, start), after_heap=below == "[heap]", before_stack=above.startswith("[stack"))

@@ -133,7 +133,12 @@ class AddressSpace:
         """The process that it was made for."""
         self.raw: Final = memory
         self.architecture: Final = architecture
-        self.layout: Final = RegisterLayout(architecture.name, architecture.register_names, architecture.pc_name)
+        self.layout: Final = RegisterLayout(
+            architecture.name,
+            architecture.register_names,
+            architecture.pc_name,
+            word_size=architecture.word_size,
+        )
         self.registry: Final = Registry()
         self.slots: Final = SlotTable()
         self.slots_allowed: Final = slots_allowed

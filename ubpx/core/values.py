@@ -150,7 +150,7 @@ class HitRecord:
     """The spec that was asked for."""
     address: VirtAddr
     args: tuple[int, ...]
-    """The arguments that the calling convention passes in registers, unsigned."""
+    """The first six, as at a function's entry, unsigned; fewer where the stack that holds them cannot be read."""
 
 
 class Severity(StrEnum):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Final
 
+from ubpx._errors import UsageError
 from ubpx.core.clients import Client
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.probepoints import Handler, Lease, LeaseState
@@ -32,6 +33,8 @@ class Watching:
     ) -> Lease:
         """See ``Client.watch``."""
         client.check_live()
+        if watched.address >= process.space.architecture.address_limit:
+            raise UsageError(f"{watched.address:#x} cannot be watched; give an address of the program's memory")
         lease = Lease(client, handler, priority=priority, age=next(self._ages), spec=None, exclusive=False)
         fresh = process.space.watches.grant(lease, watched)
         self._spaces[lease] = process.space

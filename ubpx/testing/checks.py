@@ -41,7 +41,8 @@ class Traced:
         self.tracer: Final = program.tracer
         (self.thread,) = self.tracer.seize(program.pid)
         self.memory: Final = self.tracer.memory(program.pid)
-        described = architecture(self.tracer.architecture_name)
+        described = architecture(self.tracer.architecture_of(program.pid))
+        self.limit: Final = described.address_limit
         self.trap: Final = described.trap_bytes
         self.pc: Final = described.register_names.index(described.pc_name)
         self.names: Final = described.register_names
@@ -153,7 +154,7 @@ def _interrupt_and_registers(traced: Traced) -> None:
     expect(thread.stops, before + 1)
     require(tracer.fetch(thread))
     kept = tuple(thread.words)
-    register = traced.names.index(next(name for name in ("r15", "x28", "s11") if name in traced.names))
+    register = traced.names.index(next(name for name in ("r15", "edi", "x28", "s11") if name in traced.names))
     thread.words[register] ^= 0x5A5A
     tracer.store(thread)
     thread.words[register] = 0
@@ -200,7 +201,7 @@ def _areas(traced: Traced) -> None:
     tracer, thread = traced.tracer, traced.thread
     pid = traced.program.pid
     before = [(each.start, each.end) for each in tracer.mappings(pid)]
-    place = choose_hole(tracer.mappings(pid), [traced.program.site], AREA_SIZE)
+    place = choose_hole(tracer.mappings(pid), [traced.program.site], AREA_SIZE, limit=traced.limit)
     if place is None:
         raise AssertionError("the program has no room within 2 GiB of its site")
     traced.stop()

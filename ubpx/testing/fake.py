@@ -19,10 +19,14 @@ _SIGSTOP: Final = 19
 _STOP_SIGNALS: Final = frozenset({19, 20, 21, 22})
 _TRAPS_AND_FAULTS: Final = frozenset({4, 5, 7, 8, 11})
 _ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~sum(1 << (each - 1) for each in (*_TRAPS_AND_FAULTS, 9, _SIGSTOP))
+_SYSCALLS: Final = {
+    "x86_64": {"read": 0, "write": 1, "getpid": 39},
+    "i386": {"read": 3, "write": 4, "getpid": 20},
+}
 
 
 class FakeTracer(Life):
-    """Implements ``ubpx.core.ports.Tracer`` over scripted processes of x86_64.
+    """Implements ``ubpx.core.ports.Tracer`` over scripted processes, of x86_64 unless the test says i386.
 
     A test adds processes (``process``), gives the tracer to a Coordinator, tells threads what to do
     (``arrive``, ``signal``, ``fork``, ...), waits until all of it has come about (``idle``), and
@@ -32,16 +36,17 @@ class FakeTracer(Life):
     A ``thread`` is always one of ours (FakeThread): the core hands back what it was given.
     """
 
-    architecture_name: Final = "x86_64"
-
     def __init__(self, *, patience: float = 10.0) -> None:
         super().__init__(patience=patience)
         self._owner: threading.Thread | None = None
 
-    @property
-    def syscall_numbers(self) -> Mapping[str, int]:
+    def architecture_of(self, pid: ProcessId) -> str:
+        """As the test said."""
+        return self._processes[pid].architecture
+
+    def syscall_numbers(self, architecture: str) -> Mapping[str, int]:
         """A few."""
-        return {"read": 0, "write": 1, "getpid": 39}
+        return _SYSCALLS[architecture]
 
     def open(self) -> None:
         """From now on the calling thread alone may make requests."""

@@ -53,9 +53,10 @@ class Life(Stage):
         if thread.reports_syscalls:
             self._event(thread, event)
 
-    def exec(self, tid: int, memory: FakeMemory, *, entry: int) -> None:
+    def exec(self, tid: int, memory: FakeMemory, *, entry: int, architecture: str = "x86_64") -> None:
         """The thread's process runs a new program; its other threads are gone."""
-        self._tell(tid, "exec", partial(self._exec, self._threads[ThreadId(tid)], memory, VirtAddr(entry)))
+        act = partial(self._exec, self._threads[ThreadId(tid)], memory, VirtAddr(entry), architecture)
+        self._tell(tid, "exec", act)
 
     def exit(self, tid: int, status: int = 0, **how: bool) -> None:
         """The thread exits: its exit event, then, when it goes on, it is gone."""
@@ -99,7 +100,7 @@ class Life(Stage):
     def _fork(self, maker: FakeThread, pid: ProcessId, *, child_first: bool, vfork: bool, lost: bool) -> None:
         parent = self._processes[maker.pid]
         memory = parent.memory if vfork else parent.memory.copy(without=parent.areas)
-        child = FakeProcess(pid, memory, parent.entry)
+        child = FakeProcess(pid, memory, parent.entry, parent.architecture)
         thread = FakeThread(ThreadId(pid), pid)
         thread.registers[:] = maker.registers
         created = events.TaskCreated(maker, thread.tid, waits_for_child=vfork)
@@ -115,14 +116,14 @@ class Life(Stage):
             elif not child_first:
                 self._appear(thread, maker.pid, shares_memory=vfork)
 
-    def _exec(self, thread: FakeThread, memory: FakeMemory, entry: VirtAddr) -> None:
+    def _exec(self, thread: FakeThread, memory: FakeMemory, entry: VirtAddr, architecture: str) -> None:
         process = self._processes[thread.pid]
         with self._changed:
             leader = process.threads.get(ThreadId(process.pid), thread)
             for other in list(process.threads.values()):
                 if other is not leader:
                     self._remove(other)
-            process.memory, process.entry = memory, entry
+            process.memory, process.entry, process.architecture = memory, entry, architecture
             process.areas.clear()
             leader.registers[:] = [0] * len(leader.registers)
             leader.script.clear()

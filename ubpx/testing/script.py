@@ -8,12 +8,21 @@ from typing import Any, Final
 import attrs
 
 from ubpx.core.ports import Site
+from ubpx.core.ubp import architecture
 from ubpx.core.ubp.x86_64 import X86_64
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.testing.memory import FakeMemory
 
 REGISTERS: Final = X86_64.register_names
 PC: Final = REGISTERS.index(X86_64.pc_name)
+"""In every architecture's words here."""
+POSITIONS: Final[Mapping[str, int]] = {
+    name: position
+    for names in (architecture("i386").register_names, REGISTERS)
+    for position, name in enumerate(names)
+    if name
+}
+"""Of the registers of both: each word has one name in either."""
 
 
 class Condition(StrEnum):
@@ -100,10 +109,10 @@ class FakeThread:
 
     def __getitem__(self, register: str) -> int:
         """The register that the thread itself has."""
-        return self.registers[REGISTERS.index(register)]
+        return self.registers[POSITIONS[register]]
 
     def __setitem__(self, register: str, value: int) -> None:
-        self.registers[REGISTERS.index(register)] = value
+        self.registers[POSITIONS[register]] = value
 
     def next(self) -> Happening | None:
         """What it does next, blocked signals left aside."""
@@ -124,6 +133,8 @@ class FakeProcess:
     pid: ProcessId
     memory: FakeMemory
     entry: VirtAddr
+    architecture: str = "x86_64"
+    """What its program is made for."""
     own_child: bool = False
     """The embedding program is its parent."""
     can_map: bool = True

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 from ubpx._errors import InsnRefused, MemoryFault
 from ubpx.core import events
 from ubpx.core.ports import Site
-from ubpx.core.ubp import architecture
+from ubpx.core.ubp import Architecture, architecture
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import PC, Condition, FakeProcess, FakeThread, Happening, Log, Stop, describe, siginfo
@@ -48,13 +48,14 @@ class Stage:
         self._rung = False
         self._waiting = False
         self._together = False
-        self._architecture: Final = architecture("x86_64")
 
     # Who there is -------------------------------------------------------------------------
 
-    def process(self, pid: int, memory: FakeMemory, *, entry: int = 0, own_child: bool = False) -> FakeProcess:
+    def process(
+        self, pid: int, memory: FakeMemory, *, entry: int = 0, own_child: bool = False, architecture: str = "x86_64"
+    ) -> FakeProcess:
         """A running process with its leader; nobody traces it yet."""
-        process = FakeProcess(ProcessId(pid), memory, VirtAddr(entry), own_child)
+        process = FakeProcess(ProcessId(pid), memory, VirtAddr(entry), architecture, own_child)
         self._processes[process.pid] = process
         self._born(FakeThread(ThreadId(pid), process.pid))
         return process
@@ -250,10 +251,13 @@ class Stage:
             thread.condition, thread.ready_since = Condition.RUNNING, thread.interrupt_since
             thread.must_trap = True
 
+    def _architecture(self, thread: FakeThread) -> Architecture:
+        return architecture(self._processes[thread.pid].architecture)
+
     def _run_into(self, thread: FakeThread, address: int, registers: Mapping[str, int]) -> None:
         for name, value in registers.items():
             thread[name] = value
-        trap = self._architecture.trap_bytes
+        trap = self._architecture(thread).trap_bytes
         try:
             found = self._processes[thread.pid].memory.read(VirtAddr(address), len(trap))
         except MemoryFault:
@@ -264,7 +268,7 @@ class Stage:
         self._trapped(thread, _SI_KERNEL)
 
     def _come_to(self, thread: FakeThread, address: int, behind: int) -> None:
-        trap = self._architecture.trap_bytes
+        trap = self._architecture(thread).trap_bytes
         if self._processes[thread.pid].memory.read(VirtAddr(address), len(trap)) == trap:
             self._run_into(thread, address, {})
         else:
@@ -306,7 +310,7 @@ class Stage:
         return True
 
     def _end_step(self, thread: FakeThread, registers: Mapping[str, int]) -> None:
-        if "rip" not in registers:
+        if self._architecture(thread).pc_name not in registers:
             thread.registers[PC] = self._behind(thread)
         for name, value in registers.items():
             thread[name] = value
@@ -316,7 +320,8 @@ class Stage:
         """The address behind the instruction that the thread stands at."""
         pc = VirtAddr(thread.registers[PC])
         try:
-            code = self._processes[thread.pid].memory.read(pc, self._architecture.longest_insn)
-            return self._architecture.analyze(code, pc).insn.end
+            described = self._architecture(thread)
+            code = self._processes[thread.pid].memory.read(pc, described.longest_insn)
+            return described.analyze(code, pc).insn.end
         except (InsnRefused, MemoryFault) as error:
             self._refuse(f"the step of thread {thread.tid} must be scripted by end_step: {error}")

@@ -81,7 +81,7 @@ def _kernel() -> Finding:
         return Finding(severity=Severity.FINE, what=f"{system}, traced by ubpx-ptracepp", remedy="")
     return Finding(
         severity=Severity.REFUSAL,
-        what=f"{system}: this version of ubpx-ptracepp traces x86_64 only",
+        what=f"{system}: this version of ubpx-ptracepp traces programs of x86_64 machines only",
         remedy="use it on such a machine",
     )
 

@@ -1,6 +1,6 @@
 """System calls that a stopped thread makes for us (S12), so that it never notices.
 
-The thread executes an existing ``syscall`` instruction: no byte of the program is changed, no
+The thread executes an existing ``syscall`` (i386: ``int $0x80``) instruction: no byte of the program is changed, no
 signal is used (a SIGTRAP would undo the program's own disposition where it is blocked), and it ends
 in the kind of stop in which the kernel restarts an interrupted system call by itself.
 """
@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import attrs
+
 from ubpx import PtraceFailed, SlotsExhausted, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp import procfs
+from ubpx_ptracepp.abi import ORIG_RAX, RAX, RIP, Abi, RegisterBuffer
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.parenthood import waitpid
 from ubpx_ptracepp.requests import (
@@ -29,25 +32,17 @@ from ubpx_ptracepp.requests import (
     PTRACE_SETSIGMASK,
     PTRACE_SYSCALL,
     SYSCALL_STOP,
-    SYSCALLS,
     WAIT_THREAD,
     request,
     tgkill,
 )
 from ubpx_ptracepp.rseq import Announcement
 
-WORDS: Final = 27
-"""64-bit words in x86_64's struct user_regs_struct."""
-RAX: Final = 10
-ORIG_RAX: Final = 15
-RIP: Final = 16
-_ARGUMENTS: Final = (14, 13, 12, 7, 9, 8)  # rdi rsi rdx r10 r8 r9
 _NO_SYSCALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 _MASK_SIZE: Final = 8
-_SYSCALL_INSN: Final = b"\x0f\x05"
+_ERRORS: Final = 4095
+"""Results that are negative error numbers begin so far below zero (MAX_ERRNO in the kernel)."""
 _LARGEST_SEARCH: Final = 4 << 20
-
-RegisterBuffer = ctypes.c_uint64 * WORDS
 
 
 class Interloper(Exception):
@@ -88,17 +83,26 @@ def set_signal_mask(tid: int, mask: int) -> None:
     request(PTRACE_SETSIGMASK, tid, _MASK_SIZE, ctypes.addressof(wanted))
 
 
-def find_syscall_insn(pid: ProcessId, memory: ProcessMemory) -> VirtAddr:
-    """Some ``syscall`` instruction in the program's executable memory, the vdso's if it has one.
+@attrs.frozen
+class Gate:
+    """How a program is made to enter the kernel."""
+
+    abi: Abi
+    insn: VirtAddr
+    """A system call instruction of its own."""
+
+
+def find_gate(pid: ProcessId, memory: ProcessMemory, abi: Abi) -> Gate:
+    """By some system call instruction in the program's executable memory, the vdso's if it has one.
 
     Raises SlotsExhausted if there is none.
     """
     candidates = [each for each in procfs.maps(pid) if each.executable and each.path != "[vsyscall]"]
     for mapping in sorted(candidates, key=lambda each: each.path != "[vdso]"):
         size = min(mapping.end - mapping.start, _LARGEST_SEARCH)
-        offset = memory.read(mapping.start, size).find(_SYSCALL_INSN)
+        offset = memory.read(mapping.start, size).find(abi.insn)
         if offset >= 0:
-            return VirtAddr(mapping.start + offset)
+            return Gate(abi, VirtAddr(mapping.start + offset))
     raise SlotsExhausted(pid, VirtAddr(0), "the program has no system call instruction to map memory with")
 
 
@@ -108,7 +112,7 @@ class Injector:
     def __init__(self, memory: Callable[[ProcessId], ProcessMemory]) -> None:
         self._memory: Final = memory
 
-    def call(self, pid: ProcessId, tid: int, insn: VirtAddr, name: str, arguments: Sequence[int]) -> int:
+    def call(self, pid: ProcessId, tid: int, gate: Gate, name: str, arguments: Sequence[int]) -> int:
         """The call's result as the kernel gives it: negative errno values are negative.
 
         The thread must be in a plain or signal-delivery stop; it ends in a plain one, its registers, signal mask
@@ -121,7 +125,7 @@ class Injector:
             raise TargetGone(pid, None)
         announcement = Announcement(tid, self._memory(pid))
         set_signal_mask(tid, _NO_SYSCALL)
-        self._load(tid, saved, insn, SYSCALLS[name], arguments)
+        self._load(tid, saved, gate, (gate.abi.calls[name], *arguments))
         owed: list[int] = []
         self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
         self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
@@ -136,7 +140,9 @@ class Injector:
             request(PTRACE_SETOPTIONS, tid, 0, OPTIONS)
         for signal in owed:
             tgkill(pid, tid, signal)
-        return ctypes.c_int64(after[RAX]).value
+        mask = gate.abi.mask
+        result = after[RAX] & mask
+        return result - mask - 1 if result > mask - _ERRORS else result
 
     def _suspend_seccomp(self, pid: ProcessId, tid: int) -> bool:
         if procfs.status(tid).get("Seccomp", "0") == "0":
@@ -149,12 +155,12 @@ class Injector:
         return True
 
     def _load(
-        self, tid: int, saved: ctypes.Array[ctypes.c_uint64], insn: int, number: int, args: Sequence[int]
+        self, tid: int, saved: ctypes.Array[ctypes.c_uint64], gate: Gate, number_and_arguments: Sequence[int]
     ) -> None:
         words = RegisterBuffer(*saved)
-        words[RAX], words[ORIG_RAX], words[RIP] = number, _NO_SYSCALL, insn
-        for register, value in zip(_ARGUMENTS, args, strict=False):
-            words[register] = value & 0xFFFF_FFFF_FFFF_FFFF
+        words[ORIG_RAX], words[RIP] = _NO_SYSCALL, gate.insn
+        for register, value in zip((RAX, *gate.abi.arguments), number_and_arguments, strict=False):
+            words[register] = value & gate.abi.mask
         request(PTRACE_SETREGS, tid, 0, ctypes.addressof(words))
 
     def _run(self, tid: int, how: int, until: int | None, owed: list[int]) -> None:

@@ -19,18 +19,19 @@ _writev: Final[Any] = ctypes.CDLL(None, use_errno=True).process_vm_writev
 _writev.restype = ctypes.c_ssize_t
 _quick_writev: Final[Any] = ctypes.PyDLL(None).process_vm_writev
 _quick_readv: Final[Any] = ctypes.PyDLL(None).process_vm_readv
-_WORD: Final = 8
+_WORDS: Final = (8, 4)
 _HIGHEST: Final = 2**64 - 1
 
 
 class _OneWord:
-    """Prebuilt transfers of eight bytes: what an emulated push needs, at a third of the cost."""
+    """Prebuilt transfers of one size: what an emulated push needs, at a third of the cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size: Final = size
         self._lock: Final = threading.Lock()
-        self._value: Final = ctypes.create_string_buffer(_WORD)
-        self._remote: Final = _IoVector(0, _WORD)
-        self._local: Final = _IoVector(ctypes.addressof(self._value), _WORD)
+        self._value: Final = ctypes.create_string_buffer(size)
+        self._remote: Final = _IoVector(0, size)
+        self._local: Final = _IoVector(ctypes.addressof(self._value), size)
         self._local_reference: Final = ctypes.byref(self._local)
         self._remote_reference: Final = ctypes.byref(self._remote)
 
@@ -38,7 +39,7 @@ class _OneWord:
         """None if not all of it could be read."""
         with self._lock:
             self._remote.base = address
-            done = _quick_readv(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD
+            done = _quick_readv(tid, self._local_reference, 1, self._remote_reference, 1, 0) == self._size
             return self._value.raw if done else None
 
     def write(self, tid: int, address: int, data: bytes) -> bool:
@@ -46,7 +47,7 @@ class _OneWord:
         with self._lock:
             self._value.raw = data
             self._remote.base = address
-            return bool(_quick_writev(tid, self._local_reference, 1, self._remote_reference, 1, 0) == _WORD)
+            return bool(_quick_writev(tid, self._local_reference, 1, self._remote_reference, 1, 0) == self._size)
 
 
 class ProcessMemory:
@@ -55,7 +56,7 @@ class ProcessMemory:
     def __init__(self, pid: ProcessId) -> None:
         self._pid = pid
         self._tid = procfs.living_tid(pid)
-        self._one_word: Final = _OneWord()
+        self._one_word: Final = {size: _OneWord(size) for size in _WORDS}
         self._using: Final = threading.Lock()
         """Held while the descriptor is used: a number that was closed may be another file's the next moment."""
         try:
@@ -65,8 +66,9 @@ class ProcessMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault."""
-        if size == _WORD and self._descriptor >= 0 and 0 <= address <= _HIGHEST:
-            word = self._one_word.read(self._tid, address)
+        one_word = self._one_word.get(size)
+        if one_word is not None and self._descriptor >= 0 and 0 <= address <= _HIGHEST:
+            word = one_word.read(self._tid, address)
             if word is not None:
                 return word
         try:
@@ -82,7 +84,8 @@ class ProcessMemory:
         """Write what the program itself could write; raises MemoryFault."""
         if not 0 <= address <= _HIGHEST:
             raise MemoryFault(address, len(data), "write")
-        if len(data) == _WORD and self._descriptor >= 0 and self._one_word.write(self._tid, address, data):
+        one_word = self._one_word.get(len(data))
+        if one_word is not None and self._descriptor >= 0 and one_word.write(self._tid, address, data):
             return
         local = _IoVector(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
         remote = _IoVector(address, len(data))

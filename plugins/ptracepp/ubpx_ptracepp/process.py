@@ -15,6 +15,7 @@ from ptrace.error import PtraceError
 
 import ubpx
 from ubpx.core.values import PAGE_SIZE
+from ubpx_ptracepp.abi import words_of
 from ubpx_ptracepp.breakpoints import Breakpoint
 from ubpx_ptracepp.translation import translating
 
@@ -58,7 +59,7 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
         self.breakpoints = attachment.breakpoints
         self.attachment: Final = attachment
         self._registers: dict[str, int] = {}
-        """Written, and not yet given to the thread."""
+        """Written, and not yet given to the thread; by python-ptrace's names."""
         self._hit: int | None = None
         """The address of the breakpoint that it is stopped at."""
         self._at_signal = False
@@ -155,7 +156,8 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
         self._registers, self._hit, self._at_signal, self.is_stopped = {}, None, False, False
         try:
             with translating(self):
-                go(self.pid, registers, due)
+                names = words_of(self.target.architecture)
+                go(self.pid, {names[name]: value for name, value in registers.items() if name in names}, due)
         except PtraceError:
             if self.attachment.has_thread(self.pid):
                 raise
@@ -214,7 +216,10 @@ class PtraceProcess(python_ptrace.PtraceProcess):  # type: ignore[misc]
 
     def _values(self) -> Mapping[str, int]:
         with translating(self):
-            values = dict(self.target.registers(self.pid))
+            found = self.target.registers(self.pid)
+            values = dict.fromkeys(REGISTER_NAMES, 0) | {
+                name: found[its] for name, its in words_of(self.target.architecture).items()
+            }
         if self._hit is not None and values[_PC] == self._hit:
             values[_PC] += 1
         return values | self._registers

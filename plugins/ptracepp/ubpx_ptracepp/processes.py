@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ubpx import SlotsExhausted, TargetGone, UsageError
+from ubpx import SlotsExhausted, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp import procfs
-from ubpx_ptracepp.injection import Injector, Interloper, find_syscall_insn
+from ubpx_ptracepp.abi import Abi
+from ubpx_ptracepp.injection import Gate, Injector, Interloper, find_gate
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.tasks import PtraceThread
 
@@ -21,11 +22,12 @@ TellStatus = Callable[[PtraceThread, int], None]
 
 
 class ProcessTable:
-    """Memories, and the place of a system call instruction, by pid. Owned by the tracer."""
+    """Memories, ABIs, and how system calls can be made, by pid. Owned by the tracer."""
 
     def __init__(self, tell_status: TellStatus) -> None:
         self._memories: Final[dict[ProcessId, ProcessMemory]] = {}
-        self._syscall_insns: Final[dict[ProcessId, VirtAddr]] = {}
+        self._abis: Final[dict[ProcessId, Abi]] = {}
+        self._gates: Final[dict[ProcessId, Gate]] = {}
         self._injector: Final = Injector(self.memory)
         self._tell_status: Final = tell_status
 
@@ -36,13 +38,22 @@ class ProcessTable:
             memory = self._memories[pid] = ProcessMemory(pid)
         return memory
 
+    def abi(self, pid: ProcessId) -> Abi:
+        """Of the program that it runs now; raises UsageError if such programs cannot be traced."""
+        abi = self._abis.get(pid)
+        if abi is None:
+            abi = self._abis[pid] = procfs.abi(pid)
+        return abi
+
     def share(self, pid: ProcessId, other: ProcessId) -> None:
         """The process lives in the memory of another, and may outlive it there."""
         self._memories[pid] = self.memory(other)
+        self._abis[pid] = self.abi(other)
 
     def forget(self, pid: ProcessId) -> None:
         """It is left, or runs a new program: a descriptor would stay on the old memory."""
-        self._syscall_insns.pop(pid, None)
+        self._gates.pop(pid, None)
+        self._abis.pop(pid, None)
         memory = self._memories.pop(pid, None)
         if memory is None:
             return
@@ -60,7 +71,7 @@ class ProcessTable:
     def map_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> bool:
         """Private executable memory exactly there; False: the place is taken."""
         arguments = (address, size, _PROT_READ_EXEC, _MAP_FLAGS, -1, 0)
-        result = self._call(thread, "mmap", arguments)
+        result = self._call(thread, self.abi(thread.pid).mmap, arguments)
         if result == -errno.EEXIST:
             return False
         if result < 0:
@@ -78,20 +89,12 @@ class ProcessTable:
 
     def _call(self, thread: PtraceThread, name: str, arguments: Sequence[int]) -> int:
         pid = thread.pid
-        insn = self._syscall_insns.get(pid)
-        if insn is None:
-            insn = self._syscall_insns[pid] = find_syscall_insn(pid, self.memory(pid))
+        gate = self._gates.get(pid)
+        if gate is None:
+            gate = self._gates[pid] = find_gate(pid, self.memory(pid), self.abi(pid))
         try:
-            return self._injector.call(pid, thread.tid, insn, name, arguments)
+            return self._injector.call(pid, thread.tid, gate, name, arguments)
         except Interloper as other:
             if other.wait_status is not None:
                 self._tell_status(thread, other.wait_status)
             raise TargetGone(pid, None) from other
-
-
-def entry_point(pid: ProcessId) -> VirtAddr:
-    """Of the program that it runs; raises UsageError for one that is not x86_64."""
-    kind = procfs.machine(pid)
-    if kind != "x86_64":
-        raise UsageError(f"process {pid} now runs a program for {kind}; only x86_64 can be traced")
-    return procfs.entry_point(pid)

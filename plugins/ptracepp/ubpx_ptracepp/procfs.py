@@ -7,10 +7,13 @@ from typing import Final
 
 from ubpx import AlreadyTraced, KernelThread, NoSuchProcess, PermissionRefused, TargetGone, UsageError
 from ubpx.core.values import MappedRange, ProcessId, VirtAddr, parse_maps
+from ubpx_ptracepp.abi import ABIS, I386, X86_64, Abi
 
 _PF_KTHREAD: Final = 0x0020_0000  # <linux/sched.h>
 _ELF_MACHINES: Final = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 _AT_ENTRY: Final = 9
+_HIGHEST_TYPE: Final = 0xFFFF
+"""Of an entry of the auxiliary vector, generously."""
 CAP_SYS_PTRACE: Final = 19
 NO_PTRACE: Final = 3
 """The value of kernel.yama.ptrace_scope that forbids it to all."""
@@ -87,14 +90,39 @@ def command(pid: int) -> str:
     return line or status(pid).get("Name", "unknown")
 
 
-def entry_point(pid: int) -> VirtAddr:
+def entry_point(pid: int, abi: Abi) -> VirtAddr:
     """Where the process's program starts, from its auxiliary vector; raises TargetGone."""
+    words = memoryview(_auxiliary_vector(pid)).cast(abi.auxiliary)
+    return VirtAddr(dict(zip(words[::2], words[1::2], strict=False)).get(_AT_ENTRY, 0))
+
+
+def _auxiliary_vector(pid: int) -> bytes:
     try:
-        vector = memoryview(Path(f"/proc/{living_tid(pid)}/auxv").read_bytes()).cast("Q")
+        return Path(f"/proc/{living_tid(pid)}/auxv").read_bytes()
     except OSError as error:
         raise TargetGone(pid, None) from error
-    entries = dict(zip(vector[::2], vector[1::2], strict=True))
-    return VirtAddr(entries.get(_AT_ENTRY, 0))
+
+
+def abi(pid: int) -> Abi:
+    """Of the program that the process runs; raises UsageError if such programs cannot be traced, TargetGone."""
+    kind = machine(pid)
+    if kind == "unknown":  # the program may not be read, by whoever may trace it
+        kind = _machine_by_vector(pid)
+    found = ABIS.get(kind)
+    if found is None:
+        raise UsageError(
+            f"process {pid} runs a program for {kind}; this version of ubpx-ptracepp traces {' and '.join(ABIS)} only"
+        )
+    return found
+
+
+def _machine_by_vector(pid: int) -> str:
+    """What the kernel has made the auxiliary vector for: types of entries are small numbers in words of either size.
+
+    32-bit entries, read as 64-bit words, have their values in the upper halves of what should be types.
+    """
+    types = memoryview(_auxiliary_vector(pid)).cast(X86_64.auxiliary)[::2]
+    return X86_64.name if all(each <= _HIGHEST_TYPE for each in types) else I386.name
 
 
 def machine(pid: int) -> str:
@@ -132,9 +160,8 @@ def check_attachable(pid: ProcessId) -> None:
         raise AlreadyTraced(pid, tracer, command(tracer), None)
     if fields.get("State", "").startswith(("Z", "X")) and alone:
         raise TargetGone(pid, None)
-    kind = machine(pid)
-    if kind not in ("x86_64", "unknown"):
-        raise UsageError(f"process {pid} runs a program for {kind}; this version of ubpx-ptracepp traces x86_64 only")
+    if machine(pid) != "unknown":
+        abi(pid)
 
 
 def _tracer_pid(fields: Mapping[str, str]) -> int:

@@ -37,9 +37,9 @@ from ptrace.binding.func import (
     PTRACE_SINGLESTEP,
     PTRACE_SYSCALL,
 )
-from ptrace.syscall.linux.x86_64 import SYSCALL_NAMES
 
 from ubpx import PtraceFailed
+from ubpx_ptracepp.abi import X86_64
 
 # <linux/ptrace.h>; python-ptrace does not know these.
 PTRACE_SEIZE: Final = 0x4206
@@ -72,7 +72,8 @@ WAIT_THREAD: Final = _WALL
 PEEK: Final = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | _WNOTHREAD
 """For waitid: what this thread traces or has started, leaving it to be waited for."""
 
-SYSCALLS: Final = {name: number for number, name in SYSCALL_NAMES.items()}
+SYSCALLS: Final = X86_64.calls
+"""Those of our own process."""
 KCMP_VM: Final = 1
 _SYSCALL_INFO_SIZE: Final = 88
 _SYSCALL_INFO_ENTRY: Final = 1

@@ -7,7 +7,7 @@ from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import ProcessId, ThreadId
 from ubpx_ptracepp import procfs
-from ubpx_ptracepp.injection import RegisterBuffer
+from ubpx_ptracepp.abi import RegisterBuffer
 from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_SYSCALL, shares_memory
 
 

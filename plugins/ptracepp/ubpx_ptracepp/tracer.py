@@ -19,10 +19,11 @@ from ubpx import TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
-from ubpx_ptracepp import parenthood, processes, procfs
+from ubpx_ptracepp import parenthood, procfs
+from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
 from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, SIGINFO_SIZE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
-from ubpx_ptracepp.injection import ORIG_RAX, RAX, RIP, wait_for
+from ubpx_ptracepp.injection import wait_for
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.parenthood import KeptChildren, waitid, waitpid
@@ -40,7 +41,6 @@ from ubpx_ptracepp.requests import (
     PTRACE_INTERRUPT,
     PTRACE_POKEUSER,
     SYSCALL_STOP,
-    SYSCALLS,
     TASK_EVENTS,
     WAIT_THREAD,
     SyscallEntry,
@@ -58,20 +58,16 @@ _SI_CODE_WORD: Final = SI_CODE // 4
 _SI_KERNEL: Final = 0x80
 _NO_CALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 """In orig_rax: the thread is in no system call, or this one is not to be made."""
-_SYSCALL_INSN_SIZE: Final = 2
 _TRAP_BRKPT: Final = 1
 _TRAP_TRACE: Final = 2
 _TRAP_HWBKPT: Final = 4
 _STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
 """Codes that no program can give: at the end of a stepped system call, and at a handler's first instruction."""
-_EINTR: Final = 0xFFFF_FFFF_FFFF_FFFF & -errno.EINTR
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
 
 class PtraceTracer(ThreadCommands):
-    """Implements ``ubpx.core.ports.Tracer`` for x86_64."""
-
-    architecture_name: Final = "x86_64"
+    """Implements ``ubpx.core.ports.Tracer`` for the programs that an x86_64 kernel runs: its own and i386's."""
 
     def __init__(self) -> None:
         self._tasks: Final = TaskTable()
@@ -104,10 +100,13 @@ class PtraceTracer(ThreadCommands):
         if self._doorbell is not None:
             self._doorbell.ring()
 
-    @property
-    def syscall_numbers(self) -> Mapping[str, int]:
-        """Of x86_64."""
-        return SYSCALLS
+    def architecture_of(self, pid: ProcessId) -> str:
+        """Of its present program."""
+        return self._processes.abi(pid).name
+
+    def syscall_numbers(self, architecture: str) -> Mapping[str, int]:
+        """By name."""
+        return ABIS[architecture].calls
 
     def launch(self, argv: Sequence[str], options: Mapping[str, Any]) -> Launch:
         """Prepare to start a program; from any thread."""
@@ -122,6 +121,7 @@ class PtraceTracer(ThreadCommands):
             seizure.take(pid)
             if seizure.threads:
                 self.memory(pid)
+                self._processes.abi(pid)
                 seizure.take_children_in_flight(pid)
         except BaseException:
             seizure.abandon()
@@ -276,7 +276,7 @@ class PtraceTracer(ThreadCommands):
             return None  # killed meanwhile: its exit follows
         number, thread.call = thread.call, -1
         if number < 0 and self.fetch(thread):  # it was in the call before its calls were reported
-            number = thread.words[ORIG_RAX]
+            number = thread.words[ORIG_RAX] & self._processes.abi(thread.pid).mask
         return events.SyscallExited(thread, number, found.result)
 
     def _exec_event(self, thread: PtraceThread, former: int) -> events.Execed:
@@ -284,6 +284,7 @@ class PtraceTracer(ThreadCommands):
             self._threads.pop(former, None)
         self._kept.keep(thread.pid)  # again, if its former leader had exited
         self._processes.forget(thread.pid)
+        thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
     def _restart_interrupted(self, thread: PtraceThread) -> None:
@@ -294,8 +295,9 @@ class PtraceTracer(ThreadCommands):
         if not self.fetch(thread):
             return
         words = thread.words
-        call = words[ORIG_RAX]
-        if words[RAX] == _EINTR and call < 1 << 63 and call != SYSCALLS["close"]:
+        abi = self._processes.abi(thread.pid)
+        call = words[ORIG_RAX] & abi.mask
+        if abi.is_result(words[RAX], errno.EINTR) and call <= abi.mask >> 1 and call != abi.calls["close"]:
             words[RAX] = _ERESTARTNOHAND
             self.store(thread)
 
@@ -350,7 +352,7 @@ class PtraceTracer(ThreadCommands):
             thread.stops += 1
             if entered and self.fetch(thread):
                 thread.rewound = True
-                changes = {RIP: thread.words[RIP] - _SYSCALL_INSN_SIZE, RAX: thread.call, ORIG_RAX: _NO_CALL}
+                changes = {RIP: thread.words[RIP] - CALL_INSN_SIZE, RAX: thread.call, ORIG_RAX: _NO_CALL}
                 return self._change(thread, changes)
             return True
         if status is not None:
@@ -391,8 +393,8 @@ class PtraceTracer(ThreadCommands):
         return procfs.maps(pid)
 
     def entry_point(self, pid: ProcessId) -> VirtAddr:
-        """Of the program that it runs; raises UsageError for one that is not x86_64."""
-        return processes.entry_point(pid)
+        """Of the program that it runs."""
+        return procfs.entry_point(pid, self._processes.abi(pid))
 
     def is_own_child(self, pid: ProcessId) -> bool:
         """Whether the embedding program waits for it."""

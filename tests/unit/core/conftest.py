@@ -22,7 +22,6 @@ from ubpx.core.plugins import NOTIFY_HOOKS, Plugins
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.spaces import TracedProcess
-from ubpx.core.ubp import architecture
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, Insn, Place, ProcessId, VirtAddr
 from ubpx.testing import FakeMemory, FakeThread, FakeTracer
@@ -140,7 +139,7 @@ class World:
 
     def __init__(self) -> None:
         self.fake = FakeTracer(patience=5)
-        self.coordinator = Coordinator(self.fake, architecture("x86_64"))
+        self.coordinator = Coordinator(self.fake)
         self.memory = program()
         self.fake.process(PID, self.memory, entry=FUNCTION)
         self.symbols: dict[str, int] = {}

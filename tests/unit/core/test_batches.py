@@ -62,7 +62,7 @@ def test_one_area_and_one_write_hold_all_slots(wide: World, monkeypatch: pytest.
 def test_a_slot_holds_the_copy(wide: World) -> None:
     """Invariant: what a thread runs in a slot of a batch is what it would run in one of a single probe."""
     group = wide.client("a").probe_many(PLACES, ignore)
-    architecture = wide.coordinator.architecture
+    architecture = wide.process.space.architecture
     for lease in group:
         assert lease.probepoint is not None
         slot = VirtAddr(wide.slot_of(lease))

@@ -6,6 +6,7 @@ from ubpx.core.slots import AREA_SIZE, REACH, SlotArea, SlotTable, choose_hole
 from ubpx.core.ubp.plans import SlotCode
 from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
 
+LIMIT = 0x7FFF_FFFF_F000
 AREA = VirtAddr(0x7000_0000)
 SLOT_SIZE = 64
 
@@ -132,30 +133,32 @@ def test_two_retired_copies_of_one_instruction_are_both_freed(table: SlotTable) 
 
 def test_a_hole_near_the_middle_of_the_reach_is_chosen() -> None:
     text = mapped(0x40_0000, 0x50_0000, "/bin/program")
-    assert choose_hole([text], [VirtAddr(0x40_1000)], AREA_SIZE) == 0x40_0000 - AREA_SIZE
-    assert choose_hole([text], [VirtAddr(0x4F_F000)], AREA_SIZE) == 0x50_0000
+    assert choose_hole([text], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT) == 0x40_0000 - AREA_SIZE
+    assert choose_hole([text], [VirtAddr(0x4F_F000)], AREA_SIZE, limit=LIMIT) == 0x50_0000
 
 
 def test_without_a_reach_anywhere_will_do() -> None:
-    assert choose_hole([], [], AREA_SIZE) is not None
+    assert choose_hole([], [], AREA_SIZE, limit=LIMIT) is not None
 
 
 def test_no_room_is_said() -> None:
-    assert choose_hole([mapped(0, 0x7FFF_FFFF_0000)], [VirtAddr(0x40_1000)], AREA_SIZE) is None
+    assert choose_hole([mapped(0, 0x7FFF_FFFF_0000)], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT) is None
 
 
 def test_room_where_the_heap_grows_is_taken_last() -> None:
     """Invariant: an area blocks neither brk nor the stack while there is any other place within reach."""
     heap, text = mapped(0x60_0000, 0x70_0000, "[heap]"), mapped(0x1_0000, 0x60_0000, "/bin/program")
-    place = choose_hole([text, heap], [VirtAddr(0x6F_F000)], AREA_SIZE)
+    place = choose_hole([text, heap], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT)
     assert place is not None
     assert place >= 0x70_0000 + (64 << 20)
     wall = mapped(0x70_0000 + (32 << 20), 0x7FFF_FFFF_0000)
-    assert choose_hole([text, heap, wall], [VirtAddr(0x6F_F000)], AREA_SIZE) == 0x70_0000, "the last resort"
+    assert choose_hole([text, heap, wall], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT) == 0x70_0000, (
+        "the last resort"
+    )
 
 
 def test_room_below_the_stack_is_taken_last() -> None:
     stack = mapped(0x7FFE_0000_0000, 0x7FFE_0010_0000, "[stack]")
-    place = choose_hole([stack], [VirtAddr(0x7FFE_0000_0000)], AREA_SIZE)
+    place = choose_hole([stack], [VirtAddr(0x7FFE_0000_0000)], AREA_SIZE, limit=LIMIT)
     assert place is not None
     assert place >= stack.end or place + AREA_SIZE <= stack.start - (64 << 20)

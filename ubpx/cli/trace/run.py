@@ -4,17 +4,18 @@ Handlers run in the tracer thread and only hand over what they saw; the main thr
 writes. Where the reader is slower than the program, threads of the program are held until it has caught up.
 """
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import UbpxError
+from ubpx._errors import MemoryFault, UbpxError
 from ubpx.cli.text import printable
 from ubpx.cli.trace.interrupts import Relay, caught
 from ubpx.cli.trace.output import Output, OutputFailed
@@ -113,8 +114,7 @@ class Trace:
         put, waiting = self._mail.put, self._mail.qsize
 
         def hand_over(hit: Hit) -> Verdict | None:
-            args = hit.args
-            put((time.time(), hit.pid, hit.tid, spec, hit.address, tuple([args[n] for n in ARGUMENTS])))
+            put((time.time(), hit.pid, hit.tid, spec, hit.address, tuple(_arguments(hit))))
             if waiting() < MOST_WAITING:
                 return None
             self._holding = True
@@ -201,6 +201,14 @@ def _loss(spec: str, lease: Lease) -> str:
     if lease.state in {LeaseState.LOST, LeaseState.QUARANTINED}:
         return f"{spec} was {lease.state} at {lease.address:#x}: its later hits were missed; trace it again"
     return f"{lease.errors} hits of {spec} were lost; run again with ubpx --debug" if lease.errors else ""
+
+
+def _arguments(hit: Hit) -> Iterator[int]:
+    """Those that a line has; fewer where they lie on a stack that cannot be read."""
+    args = hit.args
+    with contextlib.suppress(MemoryFault):
+        for index in ARGUMENTS:
+            yield args[index]
 
 
 def _count(_: Hit) -> None:

@@ -33,6 +33,31 @@ PATIENCE_S = 30
 LEA_LENGTH = 4
 
 
+def test_a_program_of_32_bits_is_shown_as_a_tracer_of_64_sees_it(expect: Expect, target_program: StartProgram) -> None:
+    """Invariant: 32-bit registers have the names of the 64-bit words that the kernel gives, and can be written."""
+    program = target_program("i386", 1, 1, "probed_nop", flags=("-m32",))
+    with Ptrace() as ptrace:
+        process = ptrace.attach(program.pid)
+        process.createBreakpoint(expect.address(process.target, "probed_nop"))
+        process.cont()
+        program.tell("g")
+        event = expect.next(ptrace)
+        while event.signum != signal.SIGTRAP:  # its timer's, or a thread that has started
+            event.process.cont(event.signum)
+            event = expect.next(ptrace)
+        thread = event.process
+        registers = thread.getregs()
+        assert (registers.rcx, registers.rdi, registers.r8) == (20, 24, 0)
+        stack = int.from_bytes(thread.peek(registers.rsp, 8), "little")
+        back, argument = stack & 0xFFFF_FFFF, stack >> 32
+        assert argument == 19
+        registers.rip, registers.rsp, registers.rax = back, registers.rsp + 4, argument + 4
+        thread.setregs(registers)
+    assert program.number("calls") == 1
+    program.number("signals")
+    assert program.tell("q").wait() == 0
+
+
 def test_plain_requests(expect: Expect, target_program: StartProgram) -> None:
     """Invariant: attach, registers, memory, step, cont and wait work on a stopped thread as ptrace's do."""
     program = target_program("echo")
