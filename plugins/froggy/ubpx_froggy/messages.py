@@ -334,7 +334,9 @@ class Hit(_Message, tag="hit", frozen=True):
     lease: Handle
     thread: int
     registers: bytes
-    """64-bit words, little-endian, in the order of ``TargetInfo.registers``; the PC is the probed address."""
+    """64-bit words, little-endian, in the order of ``TargetInfo.registers``, or of that one of ``TargetInfo.others``
+    which has as many; the PC is the probed address.
+    """
 
 
 class Hook(_Message, tag="hook", frozen=True):
@@ -367,13 +369,24 @@ class Raised(_Message, tag="raised", frozen=True):
 # What replies carry ---------------------------------------------------------------------------
 
 
+class LayoutInfo(_Info, frozen=True):
+    """The registers of a hit, as a program of one architecture has them."""
+
+    architecture: str
+    """``x86_64`` or ``i386``."""
+    registers: list[str]
+    """The names, in the order of the words of a hit."""
+    pc: str
+    """Which of them is the program counter."""
+
+
 class TargetInfo(_Info, frozen=True):
     """A target that is used."""
 
     target: Handle
     pid: int
     architecture: str
-    """As ``uname -m`` says it."""
+    """What the program of the moment is made for: ``x86_64`` or ``i386``."""
     registers: list[str]
     """The names, in the order of the words of a hit."""
     pc: str
@@ -382,6 +395,8 @@ class TargetInfo(_Info, frozen=True):
     """For how long a peer that does not answer is waited for."""
     spawned: bool
     """Whether the broker has started the program."""
+    others: list[LayoutInfo] = []
+    """What hits have after an exec of a program of another architecture. No two have the same number of registers."""
 
 
 class ClientInfo(_Info, frozen=True):

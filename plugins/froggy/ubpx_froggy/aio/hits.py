@@ -52,8 +52,8 @@ class AsyncSurroundings(Surroundings):
     """What all hits of one target share."""
 
     def __init__(self, info: TargetInfo, reader: Reader) -> None:
-        super().__init__(info, OutOfReach())
         self.reader: Final = reader
+        super().__init__(info, OutOfReach())
 
 
 class AsyncHit(AnyHit):
@@ -61,7 +61,7 @@ class AsyncHit(AnyHit):
 
     Valid until the handler is done, which for a coroutine is its end; used later it raises StaleHit. ``snapshot()``
     is a copy to keep. With ``mode="notify"`` the thread has gone on: registers are those at arrival, and memory is as
-    it is now. ``args`` has what is in registers: the first six on x86_64; ``argument`` has all.
+    it is now. ``args`` has what is in registers: the first six on x86_64, none on i386; ``argument`` has all.
     """
 
     __slots__ = ()

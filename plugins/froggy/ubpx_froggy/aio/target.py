@@ -72,7 +72,7 @@ class AsyncTarget:
 
     @property
     def architecture(self) -> str:
-        """As ``uname -m`` says it."""
+        """What the program was made for that it ran when it was joined: ``x86_64`` or ``i386``."""
         return self._info.architecture
 
     @property

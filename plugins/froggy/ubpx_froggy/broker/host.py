@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from ubpx import NoSuchProcess, Session, Target, UbpxError, UsageError
-from ubpx.core.ubp import Architecture, architecture
 from ubpx_froggy import directory
 from ubpx_froggy.broker.hosted import Hosted
 
@@ -16,7 +15,6 @@ class Host:
     """All targets of one broker, under one tracer thread. Usable from any thread."""
 
     def __init__(self, session: Session, register: Callable[[int], Any], on_change: Callable[[], None]) -> None:
-        self.architecture: Final[Architecture] = architecture("x86_64")
         self._session: Final = session
         self._register: Final = register
         """Tells other brokers and clients that the process is ours; raises AlreadyTraced, UsageError."""

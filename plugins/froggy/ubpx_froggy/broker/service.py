@@ -16,6 +16,7 @@ from ubpx_froggy.broker.access import Right
 from ubpx_froggy.broker.guests import Guest
 from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.hosted import BROKER, Hosted
+from ubpx_froggy.broker.layouts import layouts_from
 from ubpx_froggy.broker.overview import overview_of
 
 LONGEST_NAME: Final = 256
@@ -95,15 +96,16 @@ class Service:
 
     def _use(self, guest: Guest, hosted: Hosted, *, read_only: bool) -> m.TargetInfo:
         used = guest.use(hosted, Right.READ if read_only else Right.CHANGE)
-        architecture = self._host.architecture
+        its, others = layouts_from(hosted.target.architecture)
         return m.TargetInfo(
             target=used.handle,
             pid=hosted.pid,
-            architecture=architecture.name,
-            registers=list(architecture.register_names),
-            pc=architecture.pc_name,
+            architecture=its.architecture,
+            registers=its.registers,
+            pc=its.pc,
             deadline_s=self._deadline_s,
             spawned=hosted.spawned,
+            others=others,
         )
 
     def _leave(self, guest: Guest, call: m.Leave) -> None:

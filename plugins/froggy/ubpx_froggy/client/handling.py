@@ -151,10 +151,9 @@ class Handling:
         handler = lease.handler
         if handler is None or self.silent:
             return quiet(message.call)
-        if len(message.registers) != self.around.size:
-            raise _odd_registers(message.registers, self.around)
+        around = self.around.of(message.registers)
         self.served = message
-        arrival = Arrival(lease, message.thread, message.registers, time(), self.around)
+        arrival = Arrival(lease, message.thread, message.registers, time(), around)
         watchdog = self.watchdog
         try:
             with self.turn:
@@ -198,9 +197,7 @@ class Handling:
         handler = lease.handler
         if handler is None or self.silent:
             return
-        if len(registers) != self.around.size:
-            raise _odd_registers(registers, self.around)
-        arrival = Arrival(lease, thread, registers, moment, self.around)
+        arrival = Arrival(lease, thread, registers, moment, self.around.of(registers))
         with self.turn:
             try:
                 value = handler(self.hit_kind(arrival))
@@ -282,10 +279,6 @@ class Handling:
     def hook_raised(self, error: BaseException, message: Hook) -> bytes:
         """A hook has raised, which was logged; the answer to send."""
         return pack(Raised(message.call, _described(error)))
-
-
-def _odd_registers(found: bytes, around: Surroundings) -> WireError:
-    return WireError(f"a hit with {len(found)} bytes of registers, where {around.size} were announced")
 
 
 def _described(error: BaseException) -> str:

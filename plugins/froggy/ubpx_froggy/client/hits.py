@@ -1,15 +1,16 @@
 """What a handler gets: a hit with the face of ``ubpx.Hit``, made of the message that told of it."""
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from types import MappingProxyType
 from typing import Any, Final
 
-from ubpx import Snapshot, StaleHit, UnknownRegister, UsageError
+from ubpx import MemoryFault, Snapshot, StaleHit, UnknownRegister, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.ubp import Architecture, architecture
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx_froggy.client.checks import as_word, is_int, is_text
-from ubpx_froggy.messages import TargetInfo
+from ubpx_froggy.messages import LayoutInfo, TargetInfo
 from ubpx_froggy.wire import WireError
 
 _WORD: Final = 8
@@ -17,21 +18,39 @@ _ARGUMENTS_IN_SNAPSHOT: Final = 6
 
 
 class Surroundings:
-    """What all hits of one target share."""
+    """What all hits of one target share, while it runs programs of one architecture."""
 
     def __init__(self, info: TargetInfo, memory: Memory) -> None:
         """Raises WireError if that is no description of a target."""
-        if info.pc not in info.registers:
-            raise WireError(f"no register {info.pc!r} among those that were announced")
         self.pid: Final = ProcessId(info.pid)
         self.memory: Final = memory
-        self.architecture_name: Final = info.architecture
-        self.names: Final = tuple(info.registers)
-        self.index: Final[Mapping[str, int]] = {name: position for position, name in enumerate(info.registers)}
-        self.pc: Final = self.index[info.pc]
-        self.size: Final = _WORD * len(self.names)
+        self.describe(info)
+        self._by_size: Final[dict[int, Surroundings]] = {self.size: self}
+        for layout in info.others:
+            other = copy(self)
+            other.describe(layout)
+            if self._by_size.setdefault(other.size, other) is not other:
+                raise WireError(f"two architectures have {len(layout.registers)} registers")
+
+    def describe(self, layout: TargetInfo | LayoutInfo) -> None:
+        """Be those of this architecture; raises WireError. For those that are not in use yet."""
+        if layout.pc not in layout.registers:
+            raise WireError(f"no register {layout.pc!r} among those that were announced")
+        self.architecture_name = layout.architecture
+        self.names = tuple(layout.registers)
+        self.index: Mapping[str, int] = {name: position for position, name in enumerate(layout.registers)}
+        self.pc = self.index[layout.pc]
+        self.size = _WORD * len(self.names)
         """Of the registers in a message, in bytes."""
         self._architecture: Architecture | None = None
+
+    def of(self, registers: bytes) -> "Surroundings":
+        """Those of the program that these registers come from. Raises WireError if it was not announced."""
+        found = self._by_size.get(len(registers))
+        if found is None:
+            announced = " or ".join(map(str, self._by_size))
+            raise WireError(f"a hit with {len(registers)} bytes of registers, where {announced} were announced")
+        return found
 
     @property
     def architecture(self) -> Architecture:
@@ -110,7 +129,7 @@ class RemoteRegisters:
     """The thread's registers at arrival, by name; writes travel with the answer, and apply once.
 
     Attributes and items are the same: ``regs.rdi``, ``regs["rdi"]``. Values are unsigned,
-    a write is cut to 64 bits.
+    a write is cut to the register's size.
     """
 
     __slots__ = ("_arrival",)
@@ -160,6 +179,15 @@ def argument(index: int, arrival: Arrival, memory: Memory) -> int:
     if not is_int(index) or index < 0:
         raise UsageError(f"hit.args[{index!r}]: arguments are counted from 0; nobody knows how many there are")
     return arrival.around.architecture.argument(index, RegistersByName(arrival), memory)
+
+
+def _first_arguments(args: RemoteArguments) -> Iterator[int]:
+    """As many as can be had without waiting: those on a stack cannot in an event loop."""
+    for index in range(_ARGUMENTS_IN_SNAPSHOT):
+        try:
+            yield args[index]
+        except (MemoryFault, UsageError):
+            return
 
 
 class AnyHit:
@@ -219,7 +247,7 @@ class AnyHit:
             pid=self.pid,
             tid=self.tid,
             regs=MappingProxyType({name: arrival.read(name) for name in arrival.around.names}),
-            args=tuple(self.args[index] for index in range(_ARGUMENTS_IN_SNAPSHOT)),
+            args=tuple(_first_arguments(self.args)),
             lease=arrival.lease,
         )
 

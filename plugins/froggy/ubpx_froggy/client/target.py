@@ -71,7 +71,7 @@ class RemoteTarget:
 
     @property
     def architecture(self) -> str:
-        """As ``uname -m`` says it."""
+        """What the program was made for that it ran when it was joined: ``x86_64`` or ``i386``."""
         return self._info.architecture
 
     @property
