@@ -122,11 +122,12 @@ def test_a_held_call_is_made_after_the_release(target_program: StartProgram, eve
     assert program.tell("q\n").wait() == 0
 
 
+@pytest.mark.parametrize("flags", [(), ("-m32",)], ids=["x86_64", "i386"])
 def test_a_thread_held_at_a_call_can_be_probed_and_left(
-    target_program: StartProgram, eventually: Callable[..., bool]
+    target_program: StartProgram, eventually: Callable[..., bool], flags: tuple[str, ...]
 ) -> None:
     """Invariant: with its only thread held before a call a program maps slots, is left, and makes the call once."""
-    program = target_program("echo")
+    program = target_program("echo", flags=flags)
     maps = program.maps()
     hooks = SyscallCounter("write", answer=ubpx.Verdict.HOLD)
     with ubpx.attach(program.pid) as target:

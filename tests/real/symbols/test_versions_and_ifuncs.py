@@ -76,6 +76,9 @@ LINKAGES = {
     "pie": ("-pie", "-fPIE"),
     "fixed": ("-no-pie", "-fno-pie"),
     "static": ("-static", "-no-pie", "-fno-pie"),
+    "i386-pie": ("-m32", "-pie", "-fPIE"),
+    "i386-fixed": ("-m32", "-no-pie", "-fno-pie"),
+    "i386-static": ("-m32", "-static", "-no-pie", "-fno-pie"),
 }
 
 
@@ -99,18 +102,21 @@ def test_an_ifunc_of_the_program_is_its_implementation(build: Build, start: Star
     assert program.resolve(program.said["resolver"]).name in {"chooser:chosen[resolver]", "chooser:resolve_chosen"}
 
 
+@pytest.mark.parametrize("bits", [64, 32])
 @pytest.mark.parametrize("binding", ["now", "lazy"])
 @pytest.mark.contract("spec-5")
-def test_an_ifunc_of_a_library_is_what_the_programs_got_holds(build: Build, start: Start, binding: str) -> None:
+def test_an_ifunc_of_a_library_is_what_the_programs_got_holds(
+    build: Build, start: Start, binding: str, bits: int
+) -> None:
     """Invariant: another module's GOT word tells the implementation, in a stripped library too."""
-    library = build("libchoosing.so", {"choosing.c": CHOOSING}, "-shared", "-fPIC", "-s")
+    library = build("libchoosing.so", {"choosing.c": CHOOSING}, f"-m{bits}", "-shared", "-fPIC", "-s")
     text = """
     int chosen(int a);
     int main(int c, char **v) {
         chosen(c); tell("chosen", dlsym(RTLD_DEFAULT, "chosen")); wait_for_end();
     }
     """
-    program = start(build("user", {"main.c": text}, library, f"-Wl,-rpath,{library.parent},-z,{binding}"))
+    program = start(build("user", {"main.c": text}, library, f"-m{bits}", f"-Wl,-rpath,{library.parent},-z,{binding}"))
     place = program.resolve("libchoosing:chosen")
     assert place.address == place.symbol_start == program.said["chosen"]
     assert place.symbol_end is not None
