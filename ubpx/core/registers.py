@@ -2,10 +2,12 @@
 
 import struct
 from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 _WORD: Final = 8
 """Bytes of what a tracer fetches for one register."""
+_LOWER_HALF: Final = 0xFFFF_FFFF
 
 
 class RegisterLayout:
@@ -26,6 +28,7 @@ class RegisterLayout:
         self.pc: Final = self.index[pc_name]
         self.pc_name: Final = pc_name
         self._format: Final = f"<{len(self.names)}Q"
+        self._lower_halves: Final = itemgetter(*(2 * position for position in self.index.values()))
 
     def values(self, words: Sequence[int]) -> dict[str, int]:
         """The registers by name."""
@@ -36,6 +39,8 @@ class RegisterLayout:
         """The registers in the order of ``names``, each as 64 bits, little-endian."""
         if self.plain and type(words) is memoryview:
             return bytes(words)
+        if self.mask == _LOWER_HALF and type(words) is memoryview:  # hits travel by this: a third of the time
+            return struct.pack(self._format, *self._lower_halves(words.cast("B").cast("I")))
         return struct.pack(self._format, *self.values(words).values())
 
 
