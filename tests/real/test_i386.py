@@ -198,6 +198,18 @@ def test_an_exec_ends_as_a_call_of_the_new_program(target_program: StartProgram,
     assert not any(number < 0 for _, number in keeper.exited)
 
 
+def test_a_program_that_may_not_be_read_is_told_by_its_auxiliary_vector(
+    target_program: StartProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: whoever may trace a program need not be allowed to read its file."""
+    kinds = {"i386": target_program("waits", flags=NARROW), "x86_64": target_program("waits")}
+    monkeypatch.setattr("ubpx_ptracepp.procfs.machine", lambda _: "unknown")
+    for kind, program in kinds.items():
+        with ubpx.attach(program.pid) as target:
+            assert target.architecture == kind
+            assert target.client("one").probe("by_mutex", lambda _: None, strategy="BOOST").hits == 0
+
+
 def test_one_session_has_processes_of_both_kinds(target_program: StartProgram) -> None:
     """Invariant: an architecture belongs to a process, not to the session that traces it."""
     narrow = target_program("i386", 1, 50, "probed_push", flags=NARROW)
