@@ -106,13 +106,31 @@ class EmulatedLanding(Planted):
         return emulate
 
 
+class ReadsOn(Planted):
+    """An instruction that is cut short is completed by bytes that are not there."""
+
+    def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:
+        """Zeros are what an over-read of a buffer may find."""
+        return self.sound.analyze(code.ljust(self.sound.longest_insn, b"\0"), address)
+
+
+class Length(Planted):
+    """An instruction is taken to be one byte longer than it is, where a byte follows."""
+
+    def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:
+        """The class and the strategies are right."""
+        made = self.sound.analyze(code, address)
+        longer = attrs.evolve(made.insn, raw=code[: made.insn.length + 1])
+        return attrs.evolve(made, insn=longer)
+
+
 @attrs.frozen(kw_only=True)
 class Plant:
     """One fault that can be planted."""
 
     make: Callable[[Architecture], Any]
     tools: frozenset[str]
-    """Those that must find it: ``differential``, ``torture``, ``coverage``."""
+    """Those that must find it: ``differential``, ``torture``, ``coverage``, ``decoders``."""
 
     @property
     def what(self) -> str:
@@ -129,7 +147,9 @@ PLANTS: Final[Mapping[str, Plant]] = {
     "return-address": Plant(make=ReturnAddress, tools=frozenset({"differential"})),
     "fault-address": Plant(make=FaultAddress, tools=frozenset({"differential"})),
     "landing": Plant(make=Landing, tools=frozenset({"differential"})),
-    "emulated-landing": Plant(make=EmulatedLanding, tools=_RUN),
+    "emulated-landing": Plant(make=EmulatedLanding, tools=_ALL),
+    "reads-on": Plant(make=ReadsOn, tools=frozenset({"coverage"})),
+    "length": Plant(make=Length, tools=frozenset({"coverage", "decoders"})),
 }
 
 

@@ -7,6 +7,7 @@ whichever is installed. What an instruction *does* is read from its bytes by ``e
 
 import threading
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Protocol
 
 import attrs
@@ -97,3 +98,11 @@ def instruction_lengths(decoder: Decoder, code: bytes, address: int) -> Iterator
     while (insn := decoder.decode(code[offset : offset + LONGEST_INSN], address + offset)) is not None:
         yield insn.length
         offset += insn.length
+
+
+def disassemblers() -> tuple[ModuleType, ModuleType]:
+    """iced_x86 and capstone themselves, for ``opinions``, which compares them. Raises ImportError without both."""
+    import capstone
+    import iced_x86
+
+    return iced_x86, capstone

@@ -157,8 +157,8 @@ class X86:
             return "nothing is readable there"
         longer = (code.ljust(LONGEST_INSN, padding) for padding in _COMPLETIONS)
         if any(self.decoder.decode(attempt, address) is not None for attempt in longer):
-            return f"the instruction does not end in the {len(code)} bytes that are readable there"
-        return undecodable(code, self.mode.bits)
+            return f"the instruction does not end in the {len(code)} bytes that are readable there [{code.hex(' ')}]"
+        return f"{undecodable(code, self.mode.bits)} [{code[:LONGEST_INSN].hex(' ')}]"
 
     def trap(self, analysis: InsnAnalysis) -> TrapPatch:
         """An int3; a thread that ran into it shows the address behind it."""
