@@ -12,9 +12,14 @@ import pytest
 
 import ubpx
 from ubpx import _errors, hookspecs
+from ubpx.core.ubp import ARCHITECTURES
+from ubpx.core.ubp.encoding import parse
+from ubpx.core.ubp.x86 import InsnClass, insn_class
+from ubpx.testing.program_text import BITS
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "reference.py"))
+INSTRUCTIONS: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "instructions.py"))
 
 # What installed plugins rely on. An argument may be added, for pluggy hands over those that an implementation names;
 # one that is removed or renamed breaks plugins: keep it, and warn (warn_on_impl_args).
@@ -61,6 +66,21 @@ def hooks() -> dict[str, Any]:
 def test_generated_pages_are_current(page: str) -> None:
     """Invariant: a page of the reference is what its tool makes of the code (tools/reference.py --write)."""
     assert (ROOT / "docs" / "reference" / page).read_text() == REFERENCE["PAGES"][page]()
+
+
+def test_the_page_of_instructions_is_current() -> None:
+    """Invariant: the tables of classes and reasons say what the code does (tools/instructions.py --write)."""
+    page = (ROOT / "docs" / "reference" / "instructions.md").read_text()
+    assert page == INSTRUCTIONS["current"](page)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_class_of_instructions_has_its_row(name: str) -> None:
+    """Invariant: a class that is new, or lost, shows in the page's table."""
+    shown = set()
+    for _, codes in INSTRUCTIONS["_codes"](name):
+        shown |= {insn_class(parse(bytes.fromhex(code), BITS[name])) for code in codes.split()}
+    assert shown == set(InsnClass)
 
 
 def test_no_hook_changes_unnoticed() -> None:

@@ -1,0 +1,222 @@
+"""Keep docs/reference/instructions.md true: its tables of classes and of disagreements come from the code.
+
+Prints the tables; with --write puts them into the page; with --measure NAME=FILE... runs both tools
+over the files and puts what they find there. Needs ubpx to be importable: run it with .venv/bin/python.
+"""
+
+import argparse
+import datetime as dt
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ubpx._errors import InsnRefused
+from ubpx.core.ubp import ARCHITECTURES, Architecture, Strategy, architecture
+from ubpx.core.values import VirtAddr
+from ubpx.testing import coverage, decoders
+from ubpx.testing.disagreements import KNOWN
+from ubpx.testing.program_text import read_text
+
+PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "reference" / "instructions.md"
+ADDRESS: Final = VirtAddr(0x5655_5000)
+
+# What a reader may look for, and instructions of each: for x86_64, and for i386 (SAME: the same; None: it has none).
+SAME: Final = "same"
+ROWS: Final[Sequence[tuple[str, str | None, str | None]]] = (
+    ("nops of all lengths, with any prefixes; endbr", "90 6690 660f1f840000000000 2e0f1f00 f30f1efa", SAME),
+    ("`jmp` to a fixed address", "e910203000 eb10", SAME),
+    ("conditional branches (`jcc`)", "7410 0f8400100000", SAME),
+    ("`loop`, `loope`, `loopne`, `jrcxz`, `jecxz`", "e2fe e1fe e0fe e3fe 67e3fe", SAME),
+    ("`call` to a fixed address", "e810203000", SAME),
+    ("`call` through a register or memory", "ffd0 ff10 ff542408", SAME),
+    ("`jmp` through a register or memory, `notrack` too", "ffe0 ff20 3effe0", SAME),
+    ("`ret`, `ret n`, `rep ret`", "c3 c20400 f3c3", SAME),
+    ("`push` of a register", "55 54", SAME),
+    ("`push` of a constant", "6a01 6811223344", SAME),
+    ("`pop` into a register", "5d 5c", SAME),
+    ("`leave`", "c9", SAME),
+    ("`pushf`", "9c 669c", SAME),
+    ("`popf`", "9d 669d", SAME),
+    (
+        "moves, arithmetic and whatever else touches registers and memory alone",
+        "4889e5 0fafc2 c7800000000000000000",
+        "89e5 0fafc2",
+    ),
+    ("an operand relative to rip", "488b0500000000 0fc70d00000000 c5f81005000000ff", None),
+    ("an operand relative to eip (67 prefix)", "67488b0500000000", None),
+    ("string instructions, repeated or not", "a4 f3a4 f2ae f348ab", "a4 f3a4 f2ae f3ab"),
+    ("`lock` and segment prefixes", "f0ff00 f06548ff00 64488b042500000000 36890424", "f0ff00 65a114000000 36890424"),
+    ("SSE, AVX (VEX), AVX-512 (EVEX)", "0f1000 c5f81000 c4e27db800 62f17c481000", SAME),
+    ("XOP, 3DNow!", "8fe878c20000 0f0f000c", SAME),
+    ("x87 that computes or moves", "dd00 d8c1 dfc8", SAME),
+    ("x87 that only controls", "9b d93c24 dbe3 dfe0", SAME),
+    ("`mov ss`, `pop ss`, `lss`", "8ed0 0fb200", "8ed0 17 0fb200"),
+    ("`str`, `sldt`, `smsw`, `sgdt`, `sidt` (UMIP)", "0f00c8 0f00c0 0f01e0 0f0100 0f0108", SAME),
+    ("`syscall`", "0f05", SAME),
+    ("`sysenter`", "0f34", SAME),
+    ("`int n`, `int 0x80` among them", "cd80 cd03", SAME),
+    ("`rdtsc`, `cpuid`, `xgetbv`, `pause`", "0f31 0fa2 0f01d0 f390", SAME),
+    ("`xbegin`", "c7f800000000", SAME),
+    ("`xend`", "0f01d5", SAME),
+    ("`xabort`", "c6f800", SAME),
+    ("`pusha`, `popa`, `bound`, BCD arithmetic, `push` and `pop` of a segment", None, "60 61 6200 27 d40a 06 1f"),
+    ("`into`", None, "ce"),
+    ("`ud2`", "0f0b", SAME),
+    ("`ud0`, `ud1`", "0fb9c0 0fffc0", SAME),
+    ("`int3`", "cc", SAME),
+    ("`int1`", "f1", SAME),
+    ("`cli`, `sti`", "fa fb", SAME),
+    ("`hlt`, `wrmsr`, `lgdt` and other instructions of the kernel", "f4 0f30 0f0110", SAME),
+    ("`in`, `out`, `ins`, `outs`", "ec ee e410 6c 6e", SAME),
+    ("far `jmp`, `call`, `ret`", "ff28 ff18 cb ca0400", "ff28 ff18 cb ca0400 ea000000002300 9a000000002300"),
+    ("`iret`", "48cf cf", "cf"),
+    (
+        "near branches with an operand-size prefix",
+        "66e910203000 667410 660f8400100000 66ffe0",
+        "66e91020 667410 66ffe0",
+    ),
+    ("`ret n` with an operand-size prefix", "66c20400", SAME),
+    ("opcodes that 64-bit mode does not have", "06", None),
+    ("APX (REX2 prefix)", "d5009090", None),
+    ("APX (EVEX map 4)", "62f47c0801c8", None),
+)
+
+
+def _answers(made: Architecture, codes: str) -> Iterator[str]:
+    for code in codes.split():
+        try:
+            analysis = made.analyze(bytes.fromhex(code), ADDRESS)
+        except InsnRefused as refused:
+            yield f"refused: {refused.reason.partition(' [')[0]}"  # without the bytes
+        else:
+            yield ", ".join(analysis.strategies)
+
+
+def _codes(name: str) -> Iterator[tuple[str, str]]:
+    """Each row's title, and its instructions for this architecture where it has any."""
+    for title, wide, narrow in ROWS:
+        codes = wide if name == "x86_64" or narrow == SAME else narrow
+        if codes is not None:
+            yield title, codes
+
+
+def classes() -> str:
+    """What is allowed where."""
+    names = sorted(ARCHITECTURES, reverse=True)
+    cells = {
+        name: {title: "; or ".join(dict.fromkeys(_answers(architecture(name), codes))) for title, codes in _codes(name)}
+        for name in names
+    }
+    lines = [f"| instructions | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for title, *_ in ROWS:
+        row = [cells[name].get(title, "there is none") for name in names]
+        shown = row if len(set(row)) > 1 or len(row) == 1 else [row[0], "the same"]
+        lines.append(f"| {title} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def reasons() -> str:
+    """Why a strategy is not allowed, for the classes that are not refused altogether."""
+    found: dict[tuple[Strategy, str], list[str]] = {}
+    for name in sorted(ARCHITECTURES, reverse=True):
+        made = architecture(name)
+        for title, codes in _codes(name):
+            try:
+                refusals = made.analyze(bytes.fromhex(codes.split()[0]), ADDRESS).refusals
+            except InsnRefused:
+                continue
+            for strategy, reason in refusals.items():
+                titles = found.setdefault((strategy, reason), [])
+                if title not in titles:
+                    titles.append(title)
+    lines = ["| strategy | is not allowed because | at |", "|---|---|---|"]
+    for (strategy, reason), titles in sorted(found.items(), key=lambda item: list(Strategy).index(item[0][0])):
+        where = "; ".join(titles) if len(titles) <= 6 else "all that are shown without it"
+        lines.append(f"| {strategy} | {reason} | {where} |")
+    return "\n".join(lines)
+
+
+def disagreements() -> str:
+    """What iced and capstone are known not to agree about."""
+    lines = ["| where they disagree | who is right |", "|---|---|"]
+    lines += [f"| {each.what} | {each.reason} |" for each in KNOWN]
+    return "\n".join(lines)
+
+
+GENERATED: Final = {"classes": classes, "reasons": reasons, "disagreements": disagreements}
+
+
+def measured(files: Mapping[str, str]) -> str:
+    """What both tools find in these files, by what the page calls them."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("iced-x86", "capstone"))
+    today = dt.datetime.now(tz=dt.UTC).date()
+    lines = [
+        f"Measured on {today} with {versions}.",
+        "",
+        "| file | instructions | EMULATE | BOOST | STEP | INLINE | refused | no step | in gaps | disagreements |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, path in files.items():
+        found = coverage.cover(read_text(path))
+        if found.differences:
+            raise SystemExit(f"{path}: {len(found.differences)} differences; run python -m ubpx.testing.coverage")
+        lines.append(_measured_row(name, found, decoders.compare(read_text(path))))
+    return "\n".join(lines)
+
+
+def _measured_row(name: str, found: coverage.Coverage, compared: decoders.Comparison) -> str:
+    total = found.census.instructions
+    refused = sum(found.refused.values())
+    shares = [found.by_strategy[each] for each in ("EMULATE", "BOOST", "STEP", "INLINE")]
+    functions = sum(not each.in_gap for each in compared.disagreements)
+    cells = [
+        name,
+        f"{total:,}",
+        *(f"{share / total:.2%}" for share in shares),
+        f"{refused:,} ({refused / total:.3%})",
+        f"{found.without_step / total:.2%}",
+        f"{found.text.gap_bytes:,} bytes",
+        f"{functions} in functions, {len(compared.disagreements) - functions} in gaps",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def replaced(page: str, parts: Mapping[str, str]) -> str:
+    """The page with these parts put between their marks."""
+    for name, text in parts.items():
+        begin, end = f"<!-- {name}: by tools/instructions.py -->\n", f"<!-- end of {name} -->\n"
+        before, began, rest = page.partition(begin)
+        _, ended, behind = rest.partition(end)
+        if not (began and ended):
+            raise SystemExit(f"{PAGE}: it must have a part {name!r}")
+        page = f"{before}{begin}{text}\n{end}{behind}"
+    return page
+
+
+def current(page: str) -> str:
+    """The page as it should be; what was measured stays."""
+    return replaced(page, {name: make() for name, make in GENERATED.items()})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(
+        prog="tools/instructions.py", description="Keep docs/reference/instructions.md true."
+    )
+    parser.add_argument("--write", action="store_true", help="into the page")
+    parser.add_argument(
+        "--measure", nargs="+", metavar="NAME=FILE", help="run both tools over these files, into the page"
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.measure:
+        files = {name: path for name, _, path in (each.rpartition("=") for each in chosen.measure)}
+        PAGE.write_text(replaced(PAGE.read_text(), {"measured": measured(files)}))
+    if chosen.write:
+        PAGE.write_text(current(PAGE.read_text()))
+    elif not chosen.measure:
+        print("\n\n".join(make() for make in GENERATED.values()))
+
+
+if __name__ == "__main__":
+    main()
