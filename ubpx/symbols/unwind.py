@@ -58,13 +58,15 @@ class UnwindTable:
     def end_before(self, address: int) -> int | None:
         """Where the last function ends that starts at the address or before."""
         at = bisect.bisect_right(range(len(self.table) // 8), address, key=lambda number: self._pair(number)[0]) - 1
-        return None if at < 0 else self._entry_end(self._pair(at)[1] - self.frames_address, self._pair(at)[0])
+        ends = (self._end_at(number) for number in range(at, -1, -1))
+        return next((end for end in ends if end is not None), None)
 
     def start_after(self, address: int) -> int | None:
         """Where the first function starts behind the address."""
         count = len(self.table) // 8
         at = bisect.bisect_right(range(count), address, key=lambda number: self._pair(number)[0])
-        return self._pair(at)[0] if at < count else None
+        usual = (number for number in range(at, count) if self._end_at(number) is not None)
+        return next((self._pair(number)[0] for number in usual), None)
 
     def ranges(self) -> list[tuple[int, int]]:
         """Start and end of all functions that it has, in its order, which is ascending in a sound file."""
@@ -89,6 +91,10 @@ class UnwindTable:
         start, entry = struct.unpack_from(self.order + "ii", self.table, number * 8)
         return self.header_address + start, self.header_address + entry
 
+    def _end_at(self, number: int) -> int | None:
+        start, entry = self._pair(number)
+        return self._entry_end(entry - self.frames_address, start)
+
     def _entry_end(self, at: int, start: int) -> int | None:
         if not 0 <= at <= len(self.frames) - 16:
             return None
@@ -104,6 +110,8 @@ class UnwindTable:
         augmentation, _, rest = self.frames[cie + 9 : cie + 64].partition(b"\0")
         if not augmentation.startswith(b"z") or len(rest) < 16:
             return None
+        if b"S" in augmentation:  # a signal frame's entry starts a byte before its function (libc's __restore_rt)
+            return None
         rest = rest[4:]  # code and data alignment, return address register, length of what follows: one byte each
         for letter in augmentation[1:]:
             if letter == ord("R"):
@@ -112,7 +120,7 @@ class UnwindTable:
                 rest = rest[1:]
             elif letter == ord("P"):
                 rest = rest[1 + (8 if rest[0] & 7 in (0, 4) else 4) :]
-            elif letter not in b"SB":
+            elif letter != ord("B"):
                 return None
         return None
 

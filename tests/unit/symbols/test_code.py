@@ -1,6 +1,7 @@
 """Which bytes of a file are functions: who vouches for them, and what nobody vouches for."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ubpx._errors import UnreadableModule
 from ubpx.symbols.code import CodeMap, ProvedBy, code_map, holds_stubs_alone, read_code_map
 from ubpx.symbols.elf import ImageReader, Machine, read_headers
+from ubpx.symbols.unwind import UnwindTable
 
 BASE = 0x401000
 
@@ -87,3 +89,15 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "text", tmp_path / "absent", tmp_path):
         with pytest.raises(UnreadableModule):
             code_map(path)
+
+
+@pytest.mark.parametrize(("augmentation", "believed"), [(b"zR", True), (b"zRS", False)])
+def test_a_signal_frames_unwind_entry_proves_nothing(augmentation: bytes, believed: bool) -> None:
+    """Invariant: what may begin a byte before its function is no start of instructions (libc's __restore_rt)."""
+    cie = struct.pack("<IIB", 28, 0, 1) + augmentation + bytes((0, 1, 0x78, 16, 1, 0x1B))
+    frames = cie.ljust(32, b"\0") + struct.pack("<IIii", 20, 36, BASE - 40, 0x10).ljust(24, b"\0")
+    table = UnwindTable(order="<", table=struct.pack("<ii", BASE, 32), frames=frames)
+    expected = (BASE, BASE + 0x10) if believed else None
+    assert table.ranges() == ([expected] if believed else [])
+    assert table.around(BASE + 4) == expected
+    assert table.end_of(BASE) == (BASE + 0x10 if believed else None)
