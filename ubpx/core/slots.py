@@ -8,6 +8,7 @@ no thread's PC lies in it.
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from typing import Final
 
 import attrs
@@ -22,7 +23,21 @@ _LOWEST: Final = 0x10000
 _MARGIN: Final = 0x10000
 """What is left of user space above the last multiple of this stays free, bytes."""
 _GROWTH: Final = 64 << 20
-"""Room left above the heap and below the stack where that is possible, bytes."""
+"""Room left below the stack where that is possible, bytes."""
+_HEAP_GROWTH: Final = 1 << 30
+"""The same above the heap, or above the program where the heap will begin."""
+_PROGRAM_GAP: Final = 16 << 20
+"""Bytes: a program's own mappings are not further apart than this, and nothing else is as near."""
+
+
+class _Way(IntEnum):
+    """Whose way a place is in; the best first."""
+
+    NOBODYS = 0
+    MAPPINGS = 1
+    """The kernel puts there what the program maps next: its addresses would be others than without us."""
+    GROWTH = 2
+    """Heap or stack grow there."""
 
 
 @attrs.define(eq=False)
@@ -105,6 +120,11 @@ class SlotTable:
                 return area.free()
         return None
 
+    def room(self, reach: Sequence[VirtAddr]) -> int:
+        """How many free slots lie within 2 GiB of all of ``reach``."""
+        near = (a for a in self._roomy if all(_within(a.start, a.size, address) for address in reach))
+        return sum(area.size // area.slot_size - len(area.used) for area in near)
+
     def occupy(self, code: SlotCode) -> None:
         """The slot now holds ``code``."""
         area = self._area_of(code.slot)
@@ -176,8 +196,8 @@ def choose_hole(
 ) -> VirtAddr | None:
     """Where an area of ``size`` bytes can be mapped below ``limit``, within 2 GiB of all of ``reach``; None: nowhere.
 
-    The nearest place wins, for no ``reach`` the one right below all that is mapped: there it is in nobody's way, and
-    what a wild pointer near 0 meets stays as it is. Places in the way of a growing heap or stack are taken last.
+    The nearest place wins that is in nobody's way, for no ``reach`` the one right below all that is mapped: what a wild
+    pointer near 0 meets stays as it is. Places in the way of a growing heap or stack are taken last.
     """
     low = max([_LOWEST, *(address - REACH for address in reach)])
     highest = limit // _MARGIN * _MARGIN
@@ -185,31 +205,41 @@ def choose_hole(
     below = max(low, mappings[0].start - size) if mappings else low
     middle = sum(reach) // len(reach) if reach else below
     choices = []
-    for hole, in_the_way in _holes(mappings, highest):
+    for hole, way in _holes(mappings, highest):
         first = -(-max(hole.start, low) // PAGE_SIZE) * PAGE_SIZE
         last = min(hole.stop - size, high) // PAGE_SIZE * PAGE_SIZE
         if first <= last:
             place = min(max(middle // PAGE_SIZE * PAGE_SIZE, first), last)
-            choices.append((in_the_way, abs(place - middle), VirtAddr(place)))
+            choices.append((way, abs(place - middle), VirtAddr(place)))
     return min(choices)[2] if choices else None
 
 
-def _holes(mappings: Sequence[MappedRange], highest: int) -> Iterator[tuple[range, bool]]:
-    """The unmapped ranges, those where heap or stack grow apart from the rest."""
+def _holes(mappings: Sequence[MappedRange], highest: int) -> Iterator[tuple[range, _Way]]:
+    """The unmapped ranges, each in parts that are in one's way."""
+    upper = highest // 4 * 3  # the kernel maps from the stack downwards, and loads programs below this
     end = _LOWEST
-    below = ""
+    below, loaded = "", False
+    heap = "[heap]" if any(mapping.path == "[heap]" for mapping in mappings) else None
     for mapping in [*mappings, None]:
         start = mapping.start if mapping else highest
         above = mapping.path if mapping else ""
         if end < start:
-            yield from _cut(range(end, start), after_heap=below == "[heap]", before_stack=above.startswith("[stack"))
+            after_heap = below == heap
+            if heap is None and loaded and start - end > _PROGRAM_GAP and end < upper:
+                after_heap, heap = True, "[heap]"  # the program's end: it has no heap yet
+            growth = min(_HEAP_GROWTH, highest // 8) if after_heap else 0
+            before_stack = above.startswith("[stack")
+            yield from _cut(range(end, start), growth=growth, before_stack=before_stack, upper=upper)
         if mapping:
             end, below = max(end, mapping.end), mapping.path
+            loaded = loaded or below.startswith("/")
 
 
-def _cut(hole: range, *, after_heap: bool, before_stack: bool) -> Iterator[tuple[range, bool]]:
-    first = min(hole.start + _GROWTH, hole.stop) if after_heap else hole.start
+def _cut(hole: range, *, growth: int, before_stack: bool, upper: int) -> Iterator[tuple[range, _Way]]:
+    first = min(hole.start + growth, hole.stop)
     last = max(hole.stop - _GROWTH, first) if before_stack else hole.stop
-    yield range(hole.start, first), True
-    yield range(first, last), False
-    yield range(last, hole.stop), True
+    middle = last if before_stack else min(max(first, upper), last)
+    yield range(hole.start, first), _Way.GROWTH
+    yield range(first, middle), _Way.NOBODYS
+    yield range(middle, last), _Way.MAPPINGS
+    yield range(last, hole.stop), _Way.GROWTH

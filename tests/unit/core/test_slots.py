@@ -134,7 +134,27 @@ def test_two_retired_copies_of_one_instruction_are_both_freed(table: SlotTable) 
 def test_a_hole_near_the_middle_of_the_reach_is_chosen() -> None:
     text = mapped(0x40_0000, 0x50_0000, "/bin/program")
     assert choose_hole([text], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT) == 0x40_0000 - AREA_SIZE
-    assert choose_hole([text], [VirtAddr(0x4F_F000)], AREA_SIZE, limit=LIMIT) == 0x50_0000
+    heap = mapped(0x60_0000, 0x70_0000, "[heap]")
+    assert choose_hole([text, heap], [VirtAddr(0x4F_F000)], AREA_SIZE, limit=LIMIT) == 0x50_0000
+
+
+def test_room_where_the_heap_will_begin_is_taken_last() -> None:
+    """Invariant: a program that has no heap yet gets it where it would have it without us: right behind itself."""
+    text, data = mapped(0x40_0000, 0x50_0000, "/bin/program"), mapped(0x60_0000, 0x61_0000)
+    library = mapped(0x7FFF_F000_0000, 0x7FFF_F010_0000, "/lib/library")
+    place = choose_hole([text, data, library], [VirtAddr(0x4F_F000), VirtAddr(0x60_FFF0)], 8 << 20, limit=LIMIT)
+    assert place is not None
+    assert place >= data.end + (1 << 30)
+
+
+def test_room_where_the_kernel_maps_next_is_avoided() -> None:
+    """Invariant: what the program maps later gets the addresses that it would have without us."""
+    library = mapped(0x7FFF_F000_0000, 0x7FFF_F010_0000, "/lib/library")
+    loader = mapped(0x7FFF_F020_0000, 0x7FFF_F021_0000, "/lib/loader")
+    stack = mapped(0x7FFF_FF00_0000, 0x7FFF_FF10_0000, "[stack]")
+    place = choose_hole([library, loader, stack], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT)
+    assert place == loader.end
+    assert choose_hole([library], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT) == library.start - AREA_SIZE, "if it must be"
 
 
 def test_without_a_reach_anywhere_will_do() -> None:
