@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from ubpx._errors import InsnRefused
-from ubpx.core.ubp.decode import Decoded
+from ubpx.core.ubp.decode import Decoded, IcedDecoder
 from ubpx.core.ubp.plans import FixUp, InsnAnalysis, Strategy
 from ubpx.core.ubp.x86_64 import X86_64
 from ubpx.core.values import VirtAddr
@@ -446,7 +446,7 @@ def test_rep_ret_fwait_and_ret_imm(analyze: Analyze) -> None:
 def test_a_decoder_that_is_too_generous_is_overruled(origin: VirtAddr, text: str, reason: str) -> None:
     """Invariant: what is no instruction of a program's is refused even where a decoder accepts it."""
 
-    class Generous:
+    class Generous(IcedDecoder):
         def decode(self, code: bytes, address: int) -> Decoded:
             return Decoded(len(code), f"anything at {address:#x}")
 

@@ -6,16 +6,18 @@ whichever is installed. What an instruction *does* is read from its bytes by ``e
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from types import ModuleType
 from typing import Protocol
 
 import attrs
 
 from ubpx._errors import UsageError
+from ubpx.core.ubp.encoding import parse
 
 LONGEST_INSN = 15
 """Bytes; a longer one raises #GP (Intel SDM volume 2A, section 2.3.11)."""
+_PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 
 
 @attrs.frozen
@@ -34,6 +36,16 @@ class Decoder(Protocol):
         """The instruction that ``code`` begins with; None if it is not one, or not whole."""
         ...
 
+    def sweep(
+        self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
+    ) -> Iterator[tuple[int, Hashable]]:
+        """The length and the kind of one instruction after the other; ends at what is none, or not whole.
+
+        Instructions of one kind are the same but for operands: registers, displacements, immediates. What they
+        address relative to themselves ``near`` is added to ``named``.
+        """
+        ...
+
 
 class IcedDecoder:
     """By iced-x86. Raises ImportError when made where that is not installed."""
@@ -48,6 +60,9 @@ class IcedDecoder:
         formatter.branch_leading_zeros = False
         self._formatter = formatter
         self._new_decoder = iced_x86.Decoder
+        known = iced_x86.Code
+        # The loads of ss are of the same code as those of ds.
+        self._ambiguous = frozenset({known.INVALID, known.MOV_SREG_RM16, known.MOV_SREG_R32M16, known.MOV_SREG_R64M16})
         self._bits = bits
         self._mask = (1 << bits) - 1
 
@@ -58,6 +73,26 @@ class IcedDecoder:
         insn = self._new_decoder(self._bits, code[:LONGEST_INSN], ip=address & self._mask).decode()
         return None if insn.is_invalid else Decoded(insn.len, self._formatter.format(insn))
 
+    def sweep(
+        self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
+    ) -> Iterator[tuple[int, Hashable]]:
+        """See Decoder. A microsecond would be too long here: this is done for millions."""
+        offset, ambiguous = 0, self._ambiguous
+        for insn in self._new_decoder(self._bits, code, ip=address & self._mask):
+            kind: Hashable = insn.code
+            length = insn.len
+            if kind in ambiguous:
+                if insn.is_invalid:
+                    return
+                kind = code[offset : offset + length]
+            elif code[offset] in _PREFIXES:  # the code does not tell lock xchg from xchg, or 66 e8 from e8
+                second = code[offset + 1]
+                kind = code[offset : offset + length] if second in _PREFIXES else (kind, code[offset], second)
+            if named is not None and insn.is_ip_rel_memory_operand and insn.ip_rel_memory_address in near:
+                named.append(insn.ip_rel_memory_address)
+            yield length, kind
+            offset += length
+
 
 class CapstoneDecoder:
     """By capstone. Raises ImportError when made where that is not installed."""
@@ -67,6 +102,7 @@ class CapstoneDecoder:
 
         mode = capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32
         self._capstone = capstone.Cs(capstone.CS_ARCH_X86, mode)
+        self._bits = bits
         self._lock = threading.Lock()  # ctypes drops the GIL, and a capstone handle serves one thread at a time
 
     def decode(self, code: bytes, address: int) -> Decoded | None:
@@ -77,6 +113,21 @@ class CapstoneDecoder:
             return None
         _, length, mnemonic, operands = found[0]
         return Decoded(length, f"{mnemonic} {operands}".rstrip())
+
+    def sweep(
+        self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
+    ) -> Iterator[tuple[int, Hashable]]:
+        """See Decoder. Each encoding is a kind of its own."""
+        offset = 0
+        for length in instruction_lengths(self, code, address):
+            raw = code[offset : offset + length]
+            if named is not None:
+                encoding = parse(raw, self._bits)
+                operand = encoding.operand_address(address + offset + length)
+                if operand is not None and operand in near:
+                    named.append(operand)
+            yield length, raw
+            offset += length
 
 
 def default_decoder(bits: int = 64) -> Decoder:

@@ -4,7 +4,7 @@ Everything that must be remembered between two calls is in one of these, and the
 keeps it; ubp itself remembers nothing (S7).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -312,6 +312,16 @@ class Architecture(Protocol):
         """The instructions from ``address`` on, linearly, and where each leads.
 
         Ends at what is undecodable, or so encoded that processors disagree on its length.
+        """
+        ...
+
+    def sweep(
+        self, code: bytes, address: VirtAddr, *, named: list[int] | None = None, near: range = range(0)
+    ) -> Iterator[tuple[int, Hashable]]:
+        """The length and the kind of the instructions from ``address`` on, linearly; ends at what is undecodable.
+
+        Of the instructions of one kind ``analyze`` refuses all or none, and all or none can do without a slot.
+        What they address relative to themselves ``near`` is added to ``named``.
         """
         ...
 

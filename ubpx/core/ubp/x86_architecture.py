@@ -7,7 +7,7 @@ stack wrong, so a process with one (``x86_Thread_features: shstk`` in /proc/PID/
 probed at calls.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import ClassVar, Final
 
 import attrs
@@ -219,6 +219,12 @@ class X86:
     def flow(self, code: bytes, address: VirtAddr) -> Iterator[Flow]:
         """See Architecture."""
         return flow(self.decoder, self.mode.bits, code, address)
+
+    def sweep(
+        self, code: bytes, address: VirtAddr, *, named: list[int] | None = None, near: range = range(0)
+    ) -> Iterator[tuple[int, Hashable]]:
+        """See Architecture."""
+        return self.decoder.sweep(code, address, named=named, near=near)
 
 
 def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr:
