@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ubpx._errors import AlreadyTraced, InternalError, NoTracer, UnknownSymbol, UsageError
@@ -21,8 +21,9 @@ from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import Plugins
 from ubpx.core.ports import Memory, Refusal, Tracer
-from ubpx.core.probepoints import Probepoint
+from ubpx.core.probepoints import Handler, Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
+from ubpx.core.sleepers import CodeProbe
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.values import Place, ProcessId, ThreadId
 from ubpx.exits import exit_status
@@ -121,6 +122,26 @@ def connect(
     check_flags(read_only=read_only)
     target: Target = connect_by(Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only)
     return target
+
+
+def probe_code(
+    client: Client,
+    ranges: Iterable[range],
+    handler: Handler | None = None,
+    *,
+    first_hits: int | None = None,
+    priority: int = 0,
+    sequences: Sequence[range] = (),
+) -> CodeProbe:
+    """Probe every instruction of ``ranges`` of code, by the million: for tools of ubpx's own.
+
+    Each range is decoded from its start, linearly, up to what is no instruction; ranges do not overlap. Instructions in
+    restartable ``sequences`` are refused. With ``first_hits`` each probe ends after so many hits. What nobody has
+    arrived at yet is in no list of leases, but ``target.probepoints()`` makes a probepoint of each of them.
+    Raises NotExecutable, MemoryFault, UsageError, TargetGone; then nothing is armed.
+    """
+    desk: TargetDesk = client.target._desk
+    return desk.probe_code(client, ranges, handler, first_hits=first_hits, priority=priority, sequences=sequences)
 
 
 def _check_slots(slots: str) -> None:

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ubpx.core.dormant import DormantTraps
 from ubpx.core.spaces import HidingMemory, StandingTraps
 from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import VirtAddr
@@ -24,5 +25,5 @@ def test_reads_never_show_a_trap(original: bytes, sizes: dict[int, int], offset:
         )
         raw.patch(address, trap)
     size = min(size, SIZE - offset)
-    shown = HidingMemory(raw, patches).read(VirtAddr(START + offset), size)
+    shown = HidingMemory(raw, patches, DormantTraps(b"\xcc")).read(VirtAddr(START + offset), size)
     assert shown == original[offset : offset + size]

@@ -141,5 +141,8 @@ class Armory:
 
     def clean(self, space: AddressSpace, child: "AddressSpace") -> None:
         """Take every trap of ours out of a forked copy of ``space``."""
-        ours = (*space.patches.values(), *space.former.values())
+        space.dormant.clean(child.raw)
+        ours = [
+            each for each in (*space.patches.values(), *space.former.values()) if not space.dormant.knows(each.address)
+        ]
         traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))  # the child does not run: nobody writes

@@ -178,6 +178,7 @@ class Batches:
             space.registry.add(probepoint)
             space.sites[probepoint.patch.reported_pc] = probe_site(probepoint, space, self._reception)
             space.patches[probepoint.address] = probepoint.patch
+            space.dormant.note(probepoint.address, probepoint.patch.original)
         with space.memory.writing:
             try:
                 traps.insert_all(space.raw, self._groups(space, probepoints))
@@ -207,11 +208,14 @@ class Batches:
             patch = probepoint.patch
             space.registry.remove(probepoint)
             space.patches.pop(patch.address, None)
-            space.former[patch.address] = patch
             site = space.sites.get(patch.reported_pc)
             if isinstance(site, ProbeSite):
                 site.leases = ()  # a thread that has arrived already, and waits for its turn, meets nobody
-            space.sites[patch.reported_pc] = TombSite(probepoint, space, self._reception)
+            if space.dormant.knows(patch.address):
+                space.sites.pop(patch.reported_pc, None)  # that of a dormant trap is made when somebody meets it
+            else:
+                space.former[patch.address] = patch
+                space.sites[patch.reported_pc] = TombSite(patch.address, space, self._reception)
             if probepoint.slot_code is not None:
                 space.slots.retire(probepoint.slot_code)
 

@@ -74,7 +74,8 @@ class Coordinator:
     @property
     def has_probes(self) -> bool:
         """Whether a trap of any client stands anywhere."""
-        return any(len(process.space.registry) for process in self.tracees.processes.values())
+        spaces = {process.space for process in self.tracees.processes.values()}
+        return any(len(space.registry) or space.dormant.count for space in spaces)
 
     # What is asked about --------------------------------------------------------------------
 

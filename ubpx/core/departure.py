@@ -57,6 +57,8 @@ class Departure:
 
     def _clean(self, space: AddressSpace) -> None:
         self._batches.disarm(space, tuple(space.registry))
+        with space.memory.writing:
+            space.dormant.take_out(space.raw)
         self._armory.remove_entry_trap(space)
         self._clear_threads(space)
 
@@ -85,6 +87,7 @@ class Departure:
         if self._tracees.sharing(space):
             self._armory.clean(space, space)
             space.patches.clear()
+            space.dormant.end()
             self._abandoned.append(space)
             self.leave_abandoned()
 

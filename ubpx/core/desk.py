@@ -12,6 +12,7 @@ from typing import Any, Final
 from ubpx._errors import InternalError, TargetGone, UsageError
 from ubpx.core.catches import Catches
 from ubpx.core.clients import RESERVED_NAME, Client, ClientState, Roster
+from ubpx.core.codeprobes import CodeProbes
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald, Wanted
 from ubpx.core.holds import Hold, Parting
@@ -21,6 +22,7 @@ from ubpx.core.modules import FindLoaderStop, LoadedFile, ModuleWatch, loaded_fi
 from ubpx.core.plugins import ClientPlugin, client_plugin
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
 from ubpx.core.requests import Request, checked_place, checked_places, checked_request
+from ubpx.core.sleepers import CodeProbe
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.verdicts import RegisterCollision
@@ -57,6 +59,7 @@ class TargetDesk:
         self._itself: Final = Client(STARTER, priority=0, target=target, desk=self)
         """The client in whose name ubpx probes for itself; it has joined nowhere."""
         self._leasing: Final = Leasing(loop.coordinator, self._herald, resolve, resolve_many, itself=self._itself)
+        self._code: Final = CodeProbes(loop.coordinator, self._leasing)
 
     @property
     def _traced(self) -> TracedProcess:
@@ -138,6 +141,7 @@ class TargetDesk:
         )
 
     def _sweep_leases(self, client: Client, state: LeaseState) -> None:
+        self._code.release_of(client, state, self.process)
         self._leasing.withdraw(self.leases_of(client), state, self.process)
         self._watching.withdraw(self._watching.of(client), state, self.process)
         if self.process is not None:
@@ -204,11 +208,32 @@ class TargetDesk:
         if any(lease in self._watching for lease in leases):
             self._after_hit(lambda: self._watching.withdraw(leases, LeaseState.RELEASED, self.process))
 
+    def probe_code(
+        self,
+        client: Client,
+        ranges: Iterable[range],
+        handler: Handler | None,
+        *,
+        first_hits: int | None,
+        priority: int,
+        sequences: Sequence[range] = (),
+    ) -> CodeProbe:
+        """Probe every instruction of some code (see ``CodeProbes.probe``); ``handler`` is for all of them."""
+        probe = CodeProbe(client, handler, first_hits, priority)
+        self.loop.run(lambda: self._code.probe(self._traced, probe, ranges, sequences))
+        return probe
+
+    def release_code(self, probe: CodeProbe) -> None:
+        """Give it back; from any thread. Again: does nothing."""
+        self._after_hit(lambda: self._code.release(probe, LeaseState.RELEASED, self.process))
+
     def probepoints(self) -> tuple[Probepoint, ...]:
-        """All of the target's, by address."""
+        """All of the target's, by address; what was dormant is not any more."""
         process = self.process
         if process is None or process.ended.is_set():
             return ()
+        if process.space.dormant.count:
+            self.loop.run(lambda: self._code.wake_all(process.space))
         clients = (each for each in process.space.registry if set(each.clients) != {STARTER})
         return tuple(sorted(clients, key=lambda each: each.address))
 
@@ -296,6 +321,7 @@ class TargetDesk:
 
         The exec is told first: a broker then looks who may hear any more of the process.
         """
+        self._code.end(LeaseState.LOST)
         lost = self._leasing.suspend(old)
         self._watching.lose(old)
         if not self.starting:
@@ -337,6 +363,7 @@ class TargetDesk:
     def detaching(self, process: TracedProcess) -> None:
         """Last words, then everybody's leases are over."""
         self._herald.tell("ubpx_process_detached", process=process)
+        self._code.end(LeaseState.RELEASED)
         self._leasing.end(process)
         self._watching.end()
 
@@ -344,6 +371,7 @@ class TargetDesk:
         """The process has exited, or was left."""
         if process.status is not None:
             self._herald.tell("ubpx_process_exited", process=process, status=process.status)
+        self._code.end(LeaseState.RELEASED)
         self._leasing.end(process)
         self._watching.end()
         if process.status is None:

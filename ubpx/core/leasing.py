@@ -54,14 +54,21 @@ class Leasing:
         self.requests.add(lease, request)
         return lease
 
-    def _new_lease(self, client: Client, request: Request, handler: Handler, spec: str | None) -> Lease:
-        age = next(self._ages)
+    def next_age(self) -> int:
+        """Of a lease that is made now, or later for what was asked for now."""
+        return next(self._ages)
+
+    def _new_lease(
+        self, client: Client, request: Request, handler: Handler, spec: str | None, *, age: int | None = None
+    ) -> Lease:
+        age = self.next_age() if age is None else age
         lease = Lease(client, handler, priority=request.priority, age=age, spec=spec, exclusive=request.exclusive)
         lease.forced = request.strategy
         return lease
 
     def _arm(self, lease: Lease, request: Request, place: Place, process: TracedProcess) -> None:
         space, registry = process.space, process.space.registry
+        space.dormant.wake(place.address)
         registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = registry.at(place.address) is None
         if fresh:
@@ -100,7 +107,7 @@ class Leasing:
     ) -> LeaseGroup | None:
         """See ``Client.probe_many``. None: a handler or an exec has come between; once more, please."""
         client.check_live()
-        with _all_stays():
+        with all_stays():
             return self._probe_many(client, process, wanted, request, handler)
 
     def _probe_many(
@@ -114,6 +121,7 @@ class Leasing:
         space, registry = process.space, process.space.registry
         found = batches.sort_out(wanted, self._resolve_many(wanted, process), skip_refused=request.skip_refused)
         for address in found.places:
+            space.dormant.wake(address)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
         prospects = batches.survey(space, fresh, found, request.strategy, assume_boundary=request.assume_boundary)
@@ -144,16 +152,32 @@ class Leasing:
         """A handler for leases that end at their first hit, also if the next one comes before this one is over."""
 
         def first(hit: Any) -> object:
-            lease, probepoint = hit.lease, hit.lease.probepoint
-            if not self.requests.remove(lease):
+            lease = hit.lease
+            if not self.end_after_hit(process, lease):
                 lease.hits -= 1  # it had ended when this thread arrived
                 return None
-            if process.space.registry.withdraw(lease, LeaseState.RELEASED):
-                self._coordinator.reception.after_hit.append(lambda: self._disarm_idle(process, (probepoint,)))
-            self._coordinator.armory.refresh(process.space, probepoint)
             return handler(hit)
 
         return first
+
+    def end_after_hit(self, process: TracedProcess, lease: Lease) -> bool:
+        """From its handler: end the lease now, and what nobody leases any more after the hit; False: it had ended."""
+        probepoint = lease.probepoint
+        if probepoint is None or not self.requests.remove(lease):
+            return False
+        if process.space.registry.withdraw(lease, LeaseState.RELEASED):
+            self._coordinator.reception.after_hit.append(lambda: self._disarm_idle(process, (probepoint,)))
+        self._coordinator.armory.refresh(process.space, probepoint)
+        return True
+
+    def share(
+        self, client: Client, space: AddressSpace, address: VirtAddr, request: Request, handler: Handler, *, age: int
+    ) -> Lease:
+        """A lease of the probepoint that stands at the address, which is not told of."""
+        lease = self._new_lease(client, request, handler, None, age=age)
+        self._grant(lease, space, address)
+        self.requests.add(lease, request)
+        return lease
 
     # Giving back --------------------------------------------------------------------------
 
@@ -217,6 +241,7 @@ class Leasing:
 
     def lose(self, space: AddressSpace, addresses: range, reason: str) -> None:
         """What was mapped there is gone: as ``suspend``, for these addresses."""
+        space.dormant.drop(addresses)
         lost = space.registry.owning(addresses)
         for probepoint in lost:
             self._lose_leases(space, probepoint)
@@ -262,7 +287,7 @@ class Leasing:
 
 
 @contextmanager
-def _all_stays() -> Iterator[None]:
+def all_stays() -> Iterator[None]:
     """Do not look for garbage meanwhile: all that is made is kept, and looking costs a quarter of making it."""
     if not gc.isenabled():
         yield

@@ -135,7 +135,10 @@ class TracedThread(Protocol):
     At an arrival the PC reads as the probed address.
     """
     sites: Mapping[int, "Site"]
-    """By the PC that a thread shows after a trap: the fast lane's only look-up."""
+    """By the PC that a thread shows after a trap: the fast lane's only look-up.
+
+    Only by ``sites[pc]``, KeyError meaning that there is none: a site may be made when it is first looked up.
+    """
     held: bool
     """Somebody holds the thread: an arrival must not end in going on at once."""
     stops: int
@@ -147,7 +150,7 @@ class TracedThread(Protocol):
 class Site(Protocol):
     """One trap as the fast lane sees it, prebuilt when it was armed.
 
-    At a stop whose PC is in ``thread.sites`` the tracer makes the thread safe (``landing``,
+    At a stop for whose PC ``thread.sites`` has one the tracer makes the thread safe (``landing``,
     else ``make_safe``), then consumes the stop, then calls ``arrive``.
     """
 

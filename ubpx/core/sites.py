@@ -255,13 +255,13 @@ class TombSite:
 
     __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception")
 
-    def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
-        self.address: Final = probepoint.address
+    def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
+        self.address: Final = address
         self.landing: VirtAddr | None = None
         self.landing_word: Any = None
         self.certain = False
         self.reception: Final = reception
-        self._trap: Final = probepoint.patch.trap
+        self._trap: Final = space.architecture.trap_bytes
         self._space: Final = space
 
     def make_safe(self, thread: TracedThread) -> bool:

@@ -10,6 +10,7 @@ import attrs
 
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.checks import check_bytes, check_span
+from ubpx.core.dormant import DormantTraps, blended
 from ubpx.core.ports import Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
 from ubpx.core.proofs import Proofs
@@ -19,6 +20,9 @@ from ubpx.core.stepping import Debts, State
 from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
 from ubpx.core.values import PAGE_SIZE, AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.watchpoints import NOTHING, WatchTable
+
+_FEW_BYTES: Final = 32
+"""Up to so many it is quicker to look at each than at its page."""
 
 
 class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
@@ -30,6 +34,8 @@ class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
     def __init__(self, patches: Iterable[TrapPatch] = ()) -> None:
         self._by_address: Final[dict[VirtAddr, TrapPatch]] = {}
         self._by_page: Final[dict[int, dict[VirtAddr, TrapPatch]]] = {}
+        self._longest = 1
+        """Bytes of the longest trap that ever stood."""
         for patch in patches:
             self[patch.address] = patch
 
@@ -38,6 +44,7 @@ class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
 
     def __setitem__(self, address: VirtAddr, patch: TrapPatch) -> None:
         self._by_address[address] = patch
+        self._longest = max(self._longest, len(patch.trap))
         for page in _pages(address, len(patch.trap)):
             self._by_page.setdefault(page, {})[address] = patch
 
@@ -58,6 +65,10 @@ class StandingTraps(MutableMapping[VirtAddr, TrapPatch]):
         """Those that own a byte of these."""
         if size <= 0 or not self._by_address:
             return []
+        if size <= _FEW_BYTES:
+            standing = self._by_address
+            near = [standing.get(VirtAddr(at)) for at in range(address - self._longest + 1, address + size)]
+            return [p for p in near if p is not None and address < p.address + len(p.trap)]
         pages = _pages(address, size)
         found = [self._by_page.get(page) for page in (pages if len(pages) <= len(self) else tuple(self._by_page))]
         end = address + size
@@ -73,17 +84,22 @@ def _pages(address: int, size: int) -> range:
 class HidingMemory:
     """A space's memory as clients see it: the program's own bytes, never a trap of ours."""
 
-    def __init__(self, raw: Memory, patches: StandingTraps) -> None:
+    def __init__(self, raw: Memory, patches: StandingTraps, dormant: DormantTraps) -> None:
         self.writing: Final = threading.RLock()
         """Held while clients write, and while traps are written together with what stands between them."""
         self._raw = raw
         self._patches = patches
+        self._dormant = dormant
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes; raises MemoryFault."""
         check_span(address, size)
+        asleep = self._dormant.cover(address, size)
         before = self._patches.overlapping(address, size)
         data = self._raw.read(address, size)
+        for cover in (asleep, self._dormant.cover(address, size)):
+            if cover is not None:
+                data = blended(data, *cover)
         patched = self._patches.overlapping(address, size)
         if not (patched or before):
             return data
@@ -114,6 +130,24 @@ class HidingMemory:
         check_span(address, size)
         for patch in self._patches.overlapping(address, size):
             raise UsageError(f"a probe stands at {patch.address:#x}; release its leases before writing there")
+        dormant = self._dormant.first_in(address, size)
+        if dormant is not None:
+            raise UsageError(f"a probe stands at {dormant:#x}; release the code that is probed before writing there")
+
+
+class Sites(dict[int, Site]):
+    """By the PC that a trap reports; that of a dormant trap is made when a thread first meets it."""
+
+    def __init__(self, dormant: DormantTraps, trap_size: int) -> None:
+        super().__init__()
+        self._dormant: Final = dormant
+        self._trap_size: Final = trap_size
+
+    def __missing__(self, pc: int) -> Site:
+        site = self._dormant.meet(VirtAddr(pc - self._trap_size))
+        if site is None:
+            raise KeyError(pc)
+        return site
 
 
 class AddressSpace:
@@ -146,8 +180,10 @@ class AddressSpace:
         """Traps that stand now."""
         self.former: Final[dict[VirtAddr, TrapPatch]] = {}
         """Traps that stood once: a child forked meanwhile may still have them."""
-        self.memory: Final = HidingMemory(memory, self.patches)
-        self.sites: Final[dict[int, Site]] = {}
+        self.dormant: Final = DormantTraps(architecture.trap_bytes)
+        """Traps that stand and of which nothing else is made yet."""
+        self.memory: Final = HidingMemory(memory, self.patches, self.dormant)
+        self.sites: Final[dict[int, Site]] = Sites(self.dormant, len(architecture.trap_bytes))
         """For the fast lane, by the PC that a trap reports."""
         self.silent_sites: Mapping[int, Site] = {}
         """The same for children that share the memory; set by whoever makes the space."""

@@ -162,7 +162,7 @@ class Steps:
             return
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
-        if code is None and pc in space.patches:
+        if code is None and (pc in space.patches or pc in space.dormant):
             return
         analysis = self._analysis_of(space, code) if code is not None else self._analysis_at(space, pc)
         if analysis is None or analysis.waits:

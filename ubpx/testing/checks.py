@@ -218,12 +218,26 @@ def _areas(traced: Traced) -> None:
     require(traced.program.called())
 
 
+class MadeWhenMet(dict[int, StubSite]):
+    """One site, which is not there before it is looked up."""
+
+    def __init__(self, pc: int, site: StubSite) -> None:
+        super().__init__()
+        self._pc: Final = pc
+        self._site: Final = site
+
+    def __missing__(self, pc: int) -> StubSite:
+        if pc != self._pc:
+            raise KeyError(pc)
+        return self.setdefault(pc, self._site)
+
+
 def _sites(traced: Traced, landing: VirtAddr | None) -> None:
     tracer, thread, program = traced.tracer, traced.thread, traced.program
     site = StubSite(traced, [True, False], landing=landing)
     reported = program.site + len(traced.trap)
     original = traced.set_trap()
-    thread.sites = {reported: site}
+    thread.sites = MadeWhenMet(reported, site)
     before = thread.stops
     program.call()
     program.call()

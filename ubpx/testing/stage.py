@@ -289,7 +289,10 @@ class Stage:
         thread.siginfo = siginfo(signals.SIGTRAP, code, address)
         self._stopped(thread, Stop.SIGNAL, None)
         thread.words[:] = thread.registers
-        site = thread.sites.get(thread.words[PC])
+        try:
+            site = thread.sites[thread.words[PC]]
+        except KeyError:
+            site = None
         if site is not None and (site.certain or code == _SI_KERNEL) and self._make_safe(thread, site):
             if thread.condition is Condition.GONE:
                 return

@@ -171,7 +171,10 @@ class PtraceTracer(ThreadCommands):
         words = thread.words
         words[RIP] = 0
         quick(PTRACE_GETREGS, tid, 0, thread.buffer)
-        site = thread.sites.get(words[RIP])
+        try:
+            site = thread.sites[words[RIP]]
+        except KeyError:
+            site = None
         if site is None or not (site.certain or self._is_breakpoint(tid)):
             self._consume(tid, thread)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ubpx._errors import MemoryFault, UsageError
+from ubpx.core.dormant import DormantTraps
 from ubpx.core.spaces import HidingMemory, StandingTraps
 from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import VirtAddr
@@ -30,7 +31,7 @@ def raw() -> FakeMemory:
 def hiding(raw: FakeMemory) -> HidingMemory:
     """With a trap of one byte at 8 and one of four bytes at 20."""
     patches = [trap_at(raw, START + 8), trap_at(raw, START + 20, b"\xaa\xbb\xcc\xdd")]
-    return HidingMemory(raw, StandingTraps(patches))
+    return HidingMemory(raw, StandingTraps(patches), DormantTraps(b"\xcc"))
 
 
 @pytest.mark.parametrize("size", range(1, 65))

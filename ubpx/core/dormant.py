@@ -1,0 +1,288 @@
+"""Dormant probepoints: traps that stand by the million, of which nothing else is made before a thread gets there.
+
+Kept are the program's own bytes, and for each byte whose trap it is. All of one byte's trap size: an
+architecture with longer traps arms its probepoints one by one.
+"""
+
+# Rule 1: a trap of ours stands at an address exactly if a sleeper owns it here, or space.patches has it.
+# Rule 2: who wakes a probepoint puts it into space.patches first and takes it from here then: readers never miss it.
+# Rule 3: what was written once stays known until its mapping is gone: a child forked meanwhile may have it, and a
+#         thread may have run into it.
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
+
+from ubpx._errors import MemoryFault, UsageError
+from ubpx.core.ports import Memory, Site
+from ubpx.core.values import PAGE_SIZE, VirtAddr
+
+BLOCK_SIZE: Final = 16 * PAGE_SIZE
+"""Bytes of the program that are kept together."""
+_MOST_SLEEPERS: Final = 255
+_ONES: Final = b"\x00" + b"\xff" * 255
+"""Translates a byte for each address, 0 for none, into a mask."""
+
+
+class Sleeper(Protocol):
+    """Whose traps they are: makes the rest of a probepoint when that is needed."""
+
+    def wake(self, address: VirtAddr) -> None:
+        """Somebody asks about the address. The program may be served meanwhile."""
+        ...
+
+    def meet(self, address: VirtAddr) -> Site | None:
+        """What a thread meets that has run into the trap; the program is not served. None: nothing of ours."""
+        ...
+
+
+class _Block:
+    """BLOCK_SIZE bytes of the program, from an address that is a multiple of that. Owned by its DormantTraps."""
+
+    __slots__ = ("original", "standing", "start", "written")
+
+    def __init__(self, start: int) -> None:
+        self.start: Final = start
+        self.original: Final = bytearray(BLOCK_SIZE)
+        """The program's own bytes, where ``written`` says so."""
+        self.standing: Final = bytearray(BLOCK_SIZE)
+        """By address: whose dormant trap stands there, as a number; 0: none."""
+        self.written: Final = bytearray(BLOCK_SIZE)
+        """255: a trap of ours stands there or has stood there."""
+
+    def pages(self, marks: bytearray) -> Iterator[slice]:
+        """The runs of pages in which there are marks."""
+        start = None
+        for page in range(0, BLOCK_SIZE + PAGE_SIZE, PAGE_SIZE):
+            marked = page < BLOCK_SIZE and marks.count(0, page, page + PAGE_SIZE) < PAGE_SIZE
+            if marked and start is None:
+                start = page
+            elif not marked and start is not None:
+                yield slice(start, page)
+                start = None
+
+
+class DormantTraps:
+    """All dormant traps of one memory. Changed in the tracer thread alone, read by any."""
+
+    def __init__(self, trap: bytes) -> None:
+        self._trap: Final = trap
+        self._found: Final = bytes(255 if bytes((each,)) == trap else 0 for each in range(256))
+        """Translates bytes of the program into a mask of what may be traps."""
+        self._blocks: Final[dict[int, _Block]] = {}
+        self._sleepers: Final[list[Sleeper | None]] = [None]
+        self.tomb: Callable[[VirtAddr], Site | None] = lambda _: None
+        """What a thread meets that has run into a trap before that was taken out; set by whoever inserts."""
+        self.count = 0
+        """How many traps stand."""
+
+    # Asking -------------------------------------------------------------------------------
+
+    def __contains__(self, address: int) -> bool:
+        block = self._blocks.get(address // BLOCK_SIZE)
+        return block is not None and block.standing[address % BLOCK_SIZE] != 0
+
+    def knows(self, address: int) -> bool:
+        """Whether such a trap stands there or has stood there."""
+        block = self._blocks.get(address // BLOCK_SIZE)
+        return block is not None and block.written[address % BLOCK_SIZE] != 0
+
+    def sleeper_at(self, address: int) -> Sleeper | None:
+        """Whose dormant trap stands there."""
+        block = self._blocks.get(address // BLOCK_SIZE)
+        return None if block is None else self._sleepers[block.standing[address % BLOCK_SIZE]]
+
+    def meet(self, address: VirtAddr) -> Site | None:
+        """What a thread meets that has run into a trap there, made now; None: the trap is not ours."""
+        block = self._blocks.get(address // BLOCK_SIZE)
+        if block is None or not block.written[address % BLOCK_SIZE]:
+            return None
+        sleeper = self._sleepers[block.standing[address % BLOCK_SIZE]]
+        return self.tomb(address) if sleeper is None else sleeper.meet(address)
+
+    def wake(self, address: VirtAddr) -> None:
+        """Make what stands at the address a probepoint like any other; nothing if none is dormant there."""
+        sleeper = self.sleeper_at(address) if self._blocks else None
+        if sleeper is not None:
+            sleeper.wake(address)
+
+    def among(self, addresses: range) -> Iterator[VirtAddr]:
+        """Where such traps stand in the range, ascending; it may change meanwhile."""
+        for block, inside in self._within(addresses):
+            marks = bytes(block.standing[inside])
+            if marks.count(0) < len(marks):
+                yield from (VirtAddr(block.start + inside.start + at) for at, mark in enumerate(marks) if mark)
+
+    def first_in(self, address: int, size: int) -> VirtAddr | None:
+        """The lowest of those that stand in ``size`` bytes."""
+        return next(self.among(range(address, address + size)), None)
+
+    def cover(self, address: int, size: int) -> tuple[bytes, bytes] | None:
+        """The program's own bytes and a mask of where they count; None where no such trap stands."""
+        if not self._blocks:
+            return None
+        at = address % BLOCK_SIZE
+        if 0 < size <= BLOCK_SIZE - at:  # nearly always
+            block = self._blocks.get(address // BLOCK_SIZE)
+            marks = b"" if block is None else bytes(block.standing[at : at + size])
+            if block is None or marks.count(0) == size:
+                return None
+            return bytes(block.original[at : at + size]), marks.translate(_ONES)
+        original, mask, covered = bytearray(size), bytearray(size), False
+        for block, inside in self._within(range(address, address + size)):
+            marks = bytes(block.standing[inside])
+            if marks.count(0) < len(marks):
+                at = block.start + inside.start - address
+                original[at : at + len(marks)] = block.original[inside]
+                mask[at : at + len(marks)] = marks.translate(_ONES)
+                covered = True
+        return (bytes(original), bytes(mask)) if covered else None
+
+    def _within(self, addresses: range) -> Iterator[tuple[_Block, slice]]:
+        """The blocks that hold some of the addresses, ascending, and which of their bytes."""
+        if not addresses or not self._blocks:
+            return
+        numbers = range(addresses.start // BLOCK_SIZE, (addresses.stop - 1) // BLOCK_SIZE + 1)
+        chosen: Iterable[int] = numbers
+        if len(numbers) > len(self._blocks):
+            chosen = sorted(each for each in tuple(self._blocks) if each in numbers)  # they may come and go meanwhile
+        for number in chosen:
+            block = self._blocks.get(number)
+            if block is not None:
+                first = max(addresses.start - block.start, 0)
+                yield block, slice(first, min(addresses.stop - block.start, BLOCK_SIZE))
+
+    # Putting in ---------------------------------------------------------------------------
+
+    def _admit(self, sleeper: Sleeper) -> int:
+        """The sleeper's number, by which its traps are marked. Raises UsageError if there are too many."""
+        if sleeper in self._sleepers:
+            return self._sleepers.index(sleeper)
+        if len(self._sleepers) <= _MOST_SLEEPERS:
+            self._sleepers.append(sleeper)
+            return len(self._sleepers) - 1
+        for number in range(1, _MOST_SLEEPERS + 1):
+            if not any(block.standing.count(number) for block in self._blocks.values()):
+                self._sleepers[number] = sleeper
+                return number
+        raise UsageError(f"{_MOST_SLEEPERS} pieces of code are probed as a whole already; release one first")
+
+    def insert(self, memory: Memory, start: int, code: bytes, marks: bytearray, sleeper: Sleeper) -> None:
+        """Let traps stand wherever ``marks`` is not 0; ``code`` is the program's own, both from ``start`` on.
+
+        No trap of ours may stand at a marked place yet. Raises MemoryFault, UsageError, and then none was written.
+        """
+        number = self._admit(sleeper)
+        done: list[range] = []
+        try:
+            for at in range(start - start % BLOCK_SIZE, start + len(code), BLOCK_SIZE):
+                first, end = max(at, start), min(at + BLOCK_SIZE, start + len(code))
+                part = slice(first - start, end - start)
+                if marks.count(0, part.start, part.stop) < end - first:
+                    done.append(range(first, end))
+                    self._insert_in_block(memory, first, code[part], bytes(marks[part]), number)
+        except BaseException:
+            for addresses in done:
+                self._take_out(memory, addresses, number)
+            raise
+
+    def _insert_in_block(self, memory: Memory, first: int, code: bytes, marks: bytes, number: int) -> None:
+        number_of_block = first // BLOCK_SIZE
+        block = self._blocks.get(number_of_block) or _Block(number_of_block * BLOCK_SIZE)
+        inside = slice(first - block.start, first - block.start + len(code))
+        mask = marks.translate(_ONES)
+        found = memory.read(first, len(code))
+        image = blended(found, self._trap * len(code), mask)
+        # All is known before the first trap stands: whoever reads memory meanwhile never sees one.
+        block.original[inside] = blended(bytes(block.original[inside]), code, mask)
+        block.written[inside] = blended(bytes(block.written[inside]), mask, mask)
+        block.standing[inside] = blended(bytes(block.standing[inside]), bytes((number,)) * len(code), mask)
+        self._blocks[number_of_block] = block
+        self.count += len(marks) - marks.count(0)
+        memory.patch(first, image)
+
+    def note(self, address: int, original: bytes) -> None:
+        """Another trap is about to be written there: these are the program's own bytes now."""
+        block = self._blocks.get(address // BLOCK_SIZE)
+        if block is not None and block.written[address % BLOCK_SIZE]:
+            block.original[address % BLOCK_SIZE] = original[0]
+
+    # Taking out ---------------------------------------------------------------------------
+
+    def settle(self, address: int) -> None:
+        """The trap is somebody else's from now on (space.patches has it), or stands no more."""
+        block = self._blocks.get(address // BLOCK_SIZE)
+        if block is not None and block.standing[address % BLOCK_SIZE]:
+            block.standing[address % BLOCK_SIZE] = 0
+            self.count -= 1
+
+    def take_out(self, memory: Memory, sleeper: Sleeper | None = None) -> None:
+        """Put the program's own bytes back where traps of the sleeper (None: of anybody) still stand."""
+        number = None if sleeper is None else self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
+        if number == 0:
+            return
+        for block in tuple(self._blocks.values()):
+            self._take_out(memory, range(block.start, block.start + BLOCK_SIZE), number)
+
+    def _take_out(self, memory: Memory, addresses: range, number: int | None) -> None:
+        chosen = _ONES if number is None else bytes(255 if each == number else 0 for each in range(256))
+        for block, inside in self._within(addresses):
+            marks = bytearray(BLOCK_SIZE)
+            marks[inside] = block.standing[inside].translate(chosen)
+            standing = BLOCK_SIZE - marks.count(0)
+            if standing:
+                self._restore(memory, block, marks)
+                block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
+                self.count -= standing
+
+    def _restore(self, memory: Memory, block: _Block, marks: bytearray) -> None:
+        """``marks`` has 255 where a trap of ours may stand; what is not mapped any more is left out."""
+        for run in block.pages(marks):
+            try:
+                self._restore_part(memory, block, run, bytes(marks[run]))
+            except MemoryFault:
+                for page in _each_page(run):
+                    with contextlib.suppress(MemoryFault):
+                        self._restore_part(memory, block, page, bytes(marks[page]))
+
+    def _restore_part(self, memory: Memory, block: _Block, part: slice, mask: bytes) -> None:
+        start = VirtAddr(block.start + part.start)
+        found = memory.read(start, part.stop - part.start)
+        ours = _both(mask, found.translate(self._found))
+        image = blended(found, bytes(block.original[part]), ours)
+        if image != found:
+            memory.patch(start, image)
+
+    def clean(self, memory: Memory) -> None:
+        """Put the program's own bytes back wherever such a trap stands or stood, in a copy of this memory."""
+        for block in tuple(self._blocks.values()):
+            self._restore(memory, block, block.written)
+
+    def end(self) -> None:
+        """None stands any more: the program has left this memory, and it was cleaned."""
+        for block in self._blocks.values():
+            block.standing[:] = bytes(BLOCK_SIZE)
+        self.count = 0
+
+    def drop(self, addresses: range) -> None:
+        """What was mapped there is gone."""
+        for block, inside in tuple(self._within(addresses)):
+            size = inside.stop - inside.start
+            self.count -= size - block.standing[inside].count(0)
+            block.standing[inside] = block.written[inside] = bytes(size)
+            if block.written.count(0) == BLOCK_SIZE:
+                del self._blocks[block.start // BLOCK_SIZE]
+
+
+def blended(under: bytes, over: bytes, mask: bytes) -> bytes:
+    """``over`` where the mask has 255, ``under`` where it has 0; all three are of one length."""
+    low, high = int.from_bytes(under, "little"), int.from_bytes(over, "little")
+    return (low ^ (low ^ high) & int.from_bytes(mask, "little")).to_bytes(len(under), "little")
+
+
+def _both(one: bytes, other: bytes) -> bytes:
+    return (int.from_bytes(one, "little") & int.from_bytes(other, "little")).to_bytes(len(one), "little")
+
+
+def _each_page(run: slice) -> Iterator[slice]:
+    return (slice(page, page + PAGE_SIZE) for page in range(run.start, run.stop, PAGE_SIZE))
