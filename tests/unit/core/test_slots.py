@@ -154,7 +154,9 @@ def test_room_where_the_kernel_maps_next_is_avoided() -> None:
     stack = mapped(0x7FFF_FF00_0000, 0x7FFF_FF10_0000, "[stack]")
     place = choose_hole([library, loader, stack], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT)
     assert place == loader.end
-    assert choose_hole([library], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT) == library.start - AREA_SIZE, "if it must be"
+    assert choose_hole([library], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT) == library.start - AREA_SIZE, (
+        "if it must be"
+    )
 
 
 def test_without_a_reach_anywhere_will_do() -> None:

@@ -1,0 +1,166 @@
+"""``python -m ubpx.testing.torture [OPTIONS] -- PROG ARGS``: all instructions are probed, and the program is the same.
+
+The program runs twice: by itself, and with a probe on each instruction of its code and of its libraries. What it
+writes and how it ends must be equal. Both runs have the same address layout (no randomisation), environment and input.
+Exit status: 0 equal, 1 not, 2 usage.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+
+from ubpx._errors import UbpxError, UsageError
+from ubpx.testing.plants import PLANTS, planted
+from ubpx.testing.twins import ProbedRun, Run, fixed_layout, run_plain, run_probed
+
+_SHOWN: Final = 200
+"""Bytes of output around a difference."""
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What the two runs say."""
+
+    plain: Run
+    probed: ProbedRun
+
+    @property
+    def differences(self) -> list[str]:
+        """In words; none if the program could not tell that it was probed."""
+        plain, probed = self.plain, self.probed
+        found = [f"by itself: {plain.failure}"] if plain.failure else []
+        found += [f"probed: {probed.failure}"] if probed.failure else []
+        if plain.status != probed.status:
+            found.append(f"status: {plain.status} by itself, {probed.status} probed")
+        for name, one, other in (("stdout", plain.out, probed.out), ("stderr", plain.err, probed.err)):
+            if one != other:
+                found.append(_difference(name, one, other))
+        return found
+
+    def report(self) -> Mapping[str, Any]:
+        """As ``--json`` prints it."""
+        probed, differences = self.probed, self.differences
+        return {
+            "instructions": probed.instructions,
+            "probed": probed.probed,
+            "refused": sum(probed.refused.values()),
+            "hits": probed.hits,
+            "equal": not differences,
+            "status": probed.status,
+            "differences": differences,
+            "reached": sum(probed.strategies.values()),
+            "by_strategy": dict(probed.strategies),
+            "refused_reasons": dict(probed.refused),
+            "modules": list(probed.modules),
+            "not_probed": dict(probed.not_probed),
+            "undecoded_bytes": probed.undecoded,
+            "problems": list(probed.problems),
+            "seconds": {name: round(value, 3) for name, value in probed.seconds.items()}
+            | {"plain": round(self.plain.seconds["run"], 3)},
+        }
+
+
+def _difference(name: str, one: bytes, other: bytes) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    part = slice(max(at - _SHOWN // 4, 0), at + _SHOWN)
+    return (
+        f"{name}: {len(one)} and {len(other)} bytes, from byte {at} on: {one[part]!r} by itself, {other[part]!r} probed"
+    )
+
+
+def torture(
+    argv: Sequence[str],
+    *,
+    objects: str = "main",
+    first_hits: int | None = 3,
+    plant: str | None = None,
+    stdin: str = os.devnull,
+    timeout: float = 600.0,
+) -> Verdict:
+    """Run the program by itself, then probed; ``timeout`` in seconds bounds each run. Raises UbpxError."""
+    with fixed_layout():
+        plain = run_plain(argv, stdin=stdin, timeout=timeout)
+        with planted(plant):
+            probed = run_probed(argv, objects=objects, first_hits=first_hits, stdin=stdin, timeout=timeout)
+    return Verdict(plain=plain, probed=probed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ubpx.testing.torture",
+        description="Probe every instruction of a program; what it does must not change.",
+        epilog="example: python -m ubpx.testing.torture --objects all --json -- ls -l /",
+    )
+    parser.add_argument("--first-hits", type=_count, default=3, metavar="N",
+                        help="a probe ends after so many hits; 0: never (default: 3)")  # fmt: skip
+    parser.add_argument("--objects", choices=("main", "all"), default="main",
+                        help="the main program alone, or its libraries and loader too (default: main)")  # fmt: skip
+    parser.add_argument("--stdin", default=os.devnull, metavar="FILE", help="what both runs read (default: /dev/null)")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for each run (default: 600)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    faults = ", ".join(sorted(PLANTS))
+    parser.add_argument("--plant", choices=sorted(PLANTS), metavar="FAULT",
+                        help=f"break ubpx on purpose, so that the runs should differ: {faults}")  # fmt: skip
+    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- PROG ARGS")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _print(report: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report))  # noqa: T201 - a command's output
+        return
+    lines = [
+        "{instructions} instructions: {probed} probed, {refused} refused; {reached} reached, {hits} hits".format(
+            **report
+        ),
+        *(f"  refused {count}: {reason}" for reason, count in report["refused_reasons"].items()),
+        *(f"  not probed: {path}: {reason}" for path, reason in report["not_probed"].items()),
+        *(f"  problem: {problem}" for problem in report["problems"]),
+        *(f"  DIFFERENT {difference}" for difference in report["differences"]),
+        "equal" if report["equal"] else "NOT EQUAL",
+    ]
+    print("\n".join(lines))  # noqa: T201 - a command's output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    program = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    if not program:
+        parser.error("name a program: -- PROG ARGS")
+    try:
+        verdict = torture(
+            program,
+            objects=options.objects,
+            first_hits=options.first_hits or None,
+            plant=options.plant,
+            stdin=options.stdin,
+            timeout=options.timeout,
+        )
+    except (UbpxError, OSError) as error:
+        print(f"ubpx: {error}", file=sys.stderr)  # noqa: T201 - a command's output
+        return 2 if isinstance(error, UsageError | OSError) else 1
+    report = verdict.report()
+    _print(report, as_json=options.json)
+    sys.stdout.flush()
+    return 0 if report["equal"] else 1
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a planted fault may have left the tracer thread busy for ever: nobody waits for it
