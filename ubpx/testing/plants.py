@@ -13,7 +13,19 @@ import attrs
 from ubpx._errors import UsageError
 from ubpx.core import ubp
 from ubpx.core.ports import Memory
-from ubpx.core.ubp.plans import Architecture, Emulator, InsnAnalysis, Outcome, SlotCode, StepPlan
+from ubpx.core.ubp.encoding import Encoding, parse
+from ubpx.core.ubp.plans import (
+    Architecture,
+    Emulator,
+    FixUp,
+    InsnAnalysis,
+    MemoryWrite,
+    Outcome,
+    SlotCode,
+    StepPlan,
+    Strategy,
+)
+from ubpx.core.ubp.x86 import CARRY, OVERFLOW, SIGN, TRAP_FLAG, ZERO, InsnClass, branch_target, insn_class
 from ubpx.core.values import ReadableRegisters, VirtAddr
 
 
@@ -37,6 +49,10 @@ class Planted:
     def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
         """As it is."""
         return self.sound.cancel_step(plan, regs)
+
+    def _parsed(self, analysis: InsnAnalysis) -> Encoding:
+        """The parts of an x86 instruction; ``sound`` is an x86."""
+        return parse(analysis.insn.raw, 8 * self.sound.word_size)
 
 
 class SlotDisplacement(Planted):
@@ -124,6 +140,177 @@ class Length(Planted):
         return attrs.evolve(made, insn=longer)
 
 
+class Condition(Planted):
+    """A conditional jump on two flags asks whether both hold, not whether one does (jbe, ja, jle, jg)."""
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """AND where the processor has OR."""
+        sound, encoding = self.sound.emulator(analysis), self._parsed(analysis)
+        if insn_class(encoding) is not InsnClass.BRANCH or encoding.opcode & 0x0E not in {0x6, 0xE}:
+            return sound
+        target, name = branch_target(encoding, analysis.insn.end), self.sound.pc_name
+
+        def emulate(regs: ReadableRegisters, _memory: Memory) -> Outcome:
+            flags = regs["eflags"]
+            other = flags & CARRY if encoding.opcode & 8 == 0 else bool(flags & SIGN) != bool(flags & OVERFLOW)
+            taken = bool(flags & ZERO and other) != bool(encoding.opcode & 1)
+            return Outcome(registers={name: target if taken else analysis.insn.end})
+
+        return emulate
+
+
+class UnsignedDisplacement(Planted):
+    """The 8-bit displacement of a jump is taken as unsigned."""
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """Backwards becomes forwards."""
+        sound, encoding, name = self.sound.emulator(analysis), self._parsed(analysis), self.sound.pc_name
+        backwards = encoding.opcode_map == 0 and encoding.opcode in _SHORT_JUMPS and analysis.insn.raw[-1] >= 0x80
+
+        def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
+            outcome = sound(regs, memory)
+            pc = outcome.registers[name]
+            return outcome if pc == analysis.insn.end else _with(outcome, name, pc + 0x100)
+
+        return emulate if backwards else sound
+
+
+class ScratchRegister(Planted):
+    """The copy of an instruction with a rip-relative operand goes by way of rdx, which it may use itself (mulx)."""
+
+    def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
+        """A lea for rdx comes before the copy, whose operand is where that points to."""
+        made = self.sound.slot_code(analysis, slot)
+        encoding = self._parsed(analysis)
+        at, size = encoding.displacement_at, analysis.insn.length
+        if at is None or encoding.bits == 32 or len(made.places) < 2 or made.code[:size] == analysis.insn.raw:
+            return made
+        distance = int.from_bytes(made.code[at : at + 4], "little", signed=True) + size
+        load = b"\x48\x8d\x15" + (distance - 7 & 0xFFFF_FFFF).to_bytes(4, "little")
+        copy = made.code[: at - 1] + bytes((made.code[at - 1] & 0x38 | 2,)) + made.code[at + 4 : size]
+        end = len(load) + len(copy)
+        back = analysis.insn.end - slot - end - 5 & 0xFFFF_FFFF
+        code = load + copy + b"\xe9" + back.to_bytes(4, "little")
+        return attrs.evolve(made, code=code, places=((0, analysis.insn.address), (end, analysis.insn.end)))
+
+
+class PushedTrapFlag(Planted):
+    """A stepped pushf stores the trap flag that the step has set."""
+
+    def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
+        """Nobody puts it right."""
+        plan = self.sound.before_step(analysis, slot, regs)
+        return attrs.evolve(plan, fix_ups=plan.fix_ups - {FixUp.PUSHED_TRAP_FLAG})
+
+
+class LinkRegister(Planted):
+    """A system call leaves the slot's address in rcx."""
+
+    def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
+        """What would put it right does nothing."""
+        made = self.sound.slot_code(analysis, slot)
+        if made.link is None:
+            return made
+        at = made.link[0]
+        return attrs.evolve(made, code=made.code[:at] + _LONG_NOP + made.code[at + len(_LONG_NOP) :])
+
+
+class FloatingPointPointer(Planted):
+    """The floating-point unit says that its last instruction was the slot's."""
+
+    def after_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+        """The pointer is left as it is."""
+        return attrs.evolve(self.sound.after_step(plan, regs), x87_pointer=None)
+
+
+class PassedFault(Planted):
+    """An instruction that faulted in a slot is passed by, as if it had been done."""
+
+    def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+        """The program counter is behind it."""
+        outcome, name = self.sound.cancel_step(plan, regs), self.sound.pc_name
+        return _with(outcome, name, plan.origin_end) if outcome.registers.get(name) == plan.origin else outcome
+
+
+class OneIteration(Planted):
+    """A repeated string instruction is taken for finished after its first iteration."""
+
+    def after_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
+        """Behind it, whatever the counter says."""
+        outcome = self.sound.after_step(plan, regs)
+        return outcome if outcome.finished else Outcome(registers={self.sound.pc_name: plan.origin_end})
+
+
+class PoppedTrapFlag(Planted):
+    """A popf by which the program sets its own trap flag does not set it."""
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """TF is dropped."""
+        sound = self.sound.emulator(analysis)
+
+        def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
+            outcome = sound(regs, memory)
+            flags = outcome.registers.get("eflags")
+            return outcome if flags is None else _with(outcome, "eflags", flags & ~TRAP_FLAG)
+
+        return emulate
+
+
+class PushedStackPointer(Planted):
+    """A push of the stack pointer stores what it is after the push."""
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """As an 8086 did."""
+        sound, raw, size = self.sound.emulator(analysis), analysis.insn.raw, self.sound.word_size
+        name = "rsp" if size == 8 else "esp"
+
+        def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
+            outcome = sound(regs, memory)
+            sp = outcome.registers[name]
+            return attrs.evolve(outcome, writes=(MemoryWrite(VirtAddr(sp), sp.to_bytes(size, "little")),))
+
+        encoding = self._parsed(analysis)
+        return (
+            emulate
+            if raw[-1] == 0x54 and insn_class(encoding) is InsnClass.PUSH_REGISTER and not encoding.extended
+            else sound
+        )
+
+
+class LoopCounter(Planted):
+    """A loop does not count."""
+
+    def emulator(self, analysis: InsnAnalysis) -> Emulator:
+        """The counter stays as it is."""
+        sound, name = self.sound.emulator(analysis), self.sound.pc_name
+        if insn_class(self._parsed(analysis)) is not InsnClass.COUNTED_BRANCH:
+            return sound
+
+        def emulate(regs: ReadableRegisters, memory: Memory) -> Outcome:
+            return Outcome(registers={name: sound(regs, memory).registers[name]})
+
+        return emulate
+
+
+class StackSegment(Planted):
+    """A load of the stack segment is stepped in place, which runs the next instruction too."""
+
+    def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:
+        """INLINE is allowed."""
+        found = self.sound.analyze(code, address)
+        if insn_class(self._parsed(found)) is not InsnClass.STACK_SEGMENT:
+            return found
+        return attrs.evolve(found, strategies=(Strategy.INLINE,))
+
+
+def _with(outcome: Outcome, name: str, value: int) -> Outcome:
+    return attrs.evolve(outcome, registers={**outcome.registers, name: value})
+
+
+_SHORT_JUMPS: Final = frozenset({*range(0x70, 0x80), *range(0xE0, 0xE4), 0xEB})
+_LONG_NOP: Final = bytes.fromhex("0f 1f 80 00 00 00 00")
+
+
 @attrs.frozen(kw_only=True)
 class Plant:
     """One fault that can be planted."""
@@ -131,6 +318,9 @@ class Plant:
     make: Callable[[Architecture], Any]
     tools: frozenset[str]
     """Those that must find it: ``differential``, ``torture``, ``coverage``, ``decoders``."""
+    """Those that must find it: ``differential``, ``torture``, ``coverage``."""
+    only: str | None = None
+    """The one architecture where it is a fault; None: wherever there is one."""
 
     @property
     def what(self) -> str:
@@ -139,17 +329,29 @@ class Plant:
 
 
 _ALL: Final = frozenset({"differential", "torture", "coverage"})
-_RUN: Final = frozenset({"differential", "torture"})
+_HERE: Final = frozenset({"differential"})
 
 PLANTS: Final[Mapping[str, Plant]] = {
     "slot-displacement": Plant(make=SlotDisplacement, tools=_ALL),
     "jump-back": Plant(make=JumpBack, tools=_ALL),
-    "return-address": Plant(make=ReturnAddress, tools=frozenset({"differential"})),
-    "fault-address": Plant(make=FaultAddress, tools=frozenset({"differential"})),
-    "landing": Plant(make=Landing, tools=frozenset({"differential"})),
+    "return-address": Plant(make=ReturnAddress, tools=_HERE),
+    "fault-address": Plant(make=FaultAddress, tools=_HERE),
+    "landing": Plant(make=Landing, tools=_HERE),
     "emulated-landing": Plant(make=EmulatedLanding, tools=_ALL),
     "reads-on": Plant(make=ReadsOn, tools=frozenset({"coverage"})),
     "length": Plant(make=Length, tools=frozenset({"coverage", "decoders"})),
+    "condition": Plant(make=Condition, tools=_HERE),
+    "unsigned-displacement": Plant(make=UnsignedDisplacement, tools=_HERE),
+    "scratch-register": Plant(make=ScratchRegister, tools=_HERE, only="x86_64"),
+    "pushed-trap-flag": Plant(make=PushedTrapFlag, tools=_HERE),
+    "link-register": Plant(make=LinkRegister, tools=_HERE, only="x86_64"),
+    "x87-pointer": Plant(make=FloatingPointPointer, tools=_HERE),
+    "passed-fault": Plant(make=PassedFault, tools=_HERE),
+    "one-iteration": Plant(make=OneIteration, tools=_HERE),
+    "popped-trap-flag": Plant(make=PoppedTrapFlag, tools=_HERE),
+    "pushed-stack-pointer": Plant(make=PushedStackPointer, tools=_HERE),
+    "loop-counter": Plant(make=LoopCounter, tools=_HERE),
+    "stack-segment": Plant(make=StackSegment, tools=_HERE),
 }
 
 
