@@ -1,6 +1,7 @@
 """Instructions with operands, and threads that stand before them: each case follows from a seed and a number."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from random import Random
 from typing import Final
 
@@ -93,8 +94,10 @@ class Cases:
         self.wide: Final = self.layout.word_size == 8
         self._length: Final = length
         self._seed: Final = seed
-        drawn = (form for form in candidates(wide=self.wide) if not aim or form.where in aim)
-        self._stock: Final = _by_opcode(drawn)
+        self._stock: Final = {
+            kind: [forms for forms in opcodes if not aim or forms[0].where in aim]
+            for kind, opcodes in _by_opcode(wide=self.wide).items()
+        }
         self._known: Final = known
         self._fields: Final[dict[Form, Fields | None]] = dict(known or {})
         self._pointers: Final = Pointers(self.layout)
@@ -261,14 +264,14 @@ class Cases:
         return bytes(changed)
 
 
-def _by_opcode(forms: Iterable[Form]) -> dict[str, list[list[Form]]]:
-    """The forms of each opcode, by kind."""
+@functools.cache  # it is the same for all seeds, and takes longer than many cases
+def _by_opcode(*, wide: bool) -> dict[str, list[list[Form]]]:
+    """The candidates of each opcode, by kind."""
     found: dict[str, dict[tuple[int, int], list[Form]]] = {kind: {} for kind in _KINDS}
-    for form in forms:
-        where = form.where
-        kinds = (LEGACY, _TRANSFERS) if form.kind == LEGACY and where in _TRANSFER_OPCODES else (form.kind,)
+    for form in candidates(wide=wide):
+        kinds = (LEGACY, _TRANSFERS) if form.kind == LEGACY and form.where in _TRANSFER_OPCODES else (form.kind,)
         for kind in kinds:
-            found[kind].setdefault(where, []).append(form)
+            found[kind].setdefault(form.where, []).append(form)
     return {kind: list(opcodes.values()) for kind, opcodes in found.items()}
 
 

@@ -45,7 +45,7 @@ def components(processor: Processor) -> dict[int, tuple[int, int]]:
 class Vectors:
     """A stock of random states, made once. Owned by whoever makes cases."""
 
-    def __init__(self, template: bytes, parts: Mapping[int, tuple[int, int]], random: Random, count: int = 96) -> None:
+    def __init__(self, template: bytes, parts: Mapping[int, tuple[int, int]], random: Random, count: int = 64) -> None:
         self._template: Final = template
         self._parts: Final = parts
         self.any: Final = [self._make(random, lanes) for lanes in _LANES for _ in range(count // len(_LANES))]
@@ -66,7 +66,7 @@ class Vectors:
             if number == _TILE_CONFIGURATION:
                 shapes = [(random.randint(1, 16), 4 * random.randint(1, 16)) for _ in range(8)]
                 data = tile_configuration(shapes if random.random() < 0.5 else ((16, 64),) * 8)
-            elif number == _MASKS:
+            elif number in {_MASKS, _TILE_DATA}:
                 data = random.randbytes(size)
             else:
                 data = lanes(random, size)

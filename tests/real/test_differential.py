@@ -1,0 +1,109 @@
+"""Instructions out of line do what they do in place: the hardware says so, and finds what is planted."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ubpx.testing.differential import Order, run, run_one
+from ubpx.testing.plants import PLANTS, planted
+
+ARCHITECTURES = ["x86_64", "i386"]
+STRATEGIES = {"EMULATE", "BOOST", "STEP", "INLINE"}
+RANDOM_AT_LENGTH = {"x86_64": 1_000_000, "i386": 200_000}
+
+
+def differential(*options: str, status: int = 0, patience: float = 50) -> dict[str, Any]:
+    """What the command prints as JSON."""
+    command = [sys.executable, "-m", "ubpx.testing.differential", "--json", *options]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
+    assert outcome.returncode == status, outcome.stdout[-4000:] + outcome.stderr
+    return json.loads(outcome.stdout)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_strategy_shows_that_the_instruction_ran_elsewhere(arch: str) -> None:
+    """Invariant: registers, flags, vectors, x87, memory and faults are the same by every way, on this processor."""
+    found = differential("--arch", arch, "--count", "2500", "--seed", "4")
+    assert found["differences"] == 0, found["samples"]
+    assert found["executed"] >= 2500
+    assert found["cases"] >= found["executed"] + found["undefined_here"] + sum(found["refused"].values())
+    assert found["forms"] > 1500
+    assert {name for name, count in found["by_strategy"].items() if count > 500} == STRATEGIES
+    assert found["did_not_end_in_place"] == 0
+    assert found["unicorn"]["asked"] > 50
+
+
+# Opcodes (each with its map) that show the fault; where there are none, any does.
+CONCERNS: dict[str, set[tuple[int, int]]] = {
+    "slot-displacement": {(1, 0x84), (0, 0x74), (0, 0xE8)},
+    "condition": {(0, 0x76), (0, 0x77), (1, 0x8E), (1, 0x8F)},
+    "unsigned-displacement": {(0, 0x74), (0, 0xEB), (0, 0x7D)},
+    "scratch-register": {(2, 0xF6), (0, 0x03), (1, 0xB1)},
+    "pushed-trap-flag": {(0, 0x9C)},
+    "return-address": {(0, 0xE8)},
+    "link-register": {(1, 0x05)},
+    "x87-pointer": {(0, 0xD8)},
+    "one-iteration": {(0, 0xA4), (0, 0xAB), (0, 0xA6)},
+    "popped-trap-flag": {(0, 0x9D)},
+    "pushed-stack-pointer": {(0, 0x54)},
+    "loop-counter": {(0, 0xE2), (0, 0xE0)},
+    "stack-segment": {(0, 0x8E)},
+}
+ANY = {(0, 0x50), (0, 0x03)}
+PLANTED = [
+    (arch, name)
+    for name, plant in PLANTS.items()
+    for arch in ARCHITECTURES
+    if "differential" in plant.tools and plant.only in {None, arch}
+]
+
+
+@pytest.mark.parametrize(("arch", "name"), PLANTED)
+def test_a_planted_fault_is_found(arch: str, name: str) -> None:
+    """Invariant: what was planted is seen, and it alone: the same cases differ in nothing without it."""
+    order = Order(arch=arch, count=120, seed=1, jobs=1, known=None, aim=frozenset(CONCERNS.get(name, ANY)))
+    with planted(name):
+        broken = run(order)
+    assert broken.differences > 0
+    assert run(order).differences == 0
+
+
+def test_a_difference_ends_the_command_with_1_and_can_be_had_again() -> None:
+    """Invariant: a sample holds all that is needed to see its difference once more."""
+    options = ["--seed", "9", "--plant", "jump-back"]
+    sample = differential("--count", "40", *options, status=1)["samples"][0]
+    assert {"bytes", "registers", "seed", "origin", "strategy", "differences"} <= sample.keys()
+    assert sample in differential("--only", sample["case"], *options, status=1)["samples"]
+    sound = run_one(Order(arch="x86_64", count=0, seed=9, jobs=1, known=None), sample["case"])
+    assert (sound.executed, sound.differences) == (1, 0)
+
+
+def test_shares_make_the_same_cases_as_one_alone() -> None:
+    """Invariant: what is run follows from seed and count, whoever runs it."""
+    order = Order(arch="x86_64", count=300, seed=3, jobs=1, known=None, aim=frozenset({(0, 0x03), (0, 0xE8)}))
+    alone, shared = run(order), run(Order(arch="x86_64", count=300, seed=3, jobs=2, known=None, aim=order.aim))
+    assert alone.executed == 300
+    assert shared.executed == 300
+    assert len(alone.forms & shared.forms) > 0.9 * len(alone.forms)
+    assert run_one(order, "17").forms <= alone.forms
+
+
+def test_a_wrong_command_line_ends_with_2() -> None:
+    command = [sys.executable, "-m", "ubpx.testing.differential", "--opcode", "nop"]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert outcome.returncode == 2
+    assert "write the map, a colon, and the opcode in hex" in outcome.stderr
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_form_and_very_many_random_cases(arch: str) -> None:
+    """Invariant: no form of any instruction differs, and no random case does."""
+    count = RANDOM_AT_LENGTH[arch]
+    found = differential("--arch", arch, "--count", str(count), "--seed", "1", "--jobs", "2", patience=1150)
+    assert found["differences"] == 0, found["samples"]
+    assert found["executed"] >= count
+    assert found["forms"] > 30_000
