@@ -129,6 +129,7 @@ def report(arch: str, seed: int, tally: Tally, seconds: float) -> dict[str, Any]
         "by_strategy": dict(tally.by_strategy),
         "refused": dict(tally.refused),
         "varying": dict(tally.varying),
+        "varying_samples": tally.varying_samples,
         "left_to_another_strategy": tally.left_to_another,
         "did_not_end_in_place": tally.unsettled,
         "decoders_disagree_on_length": tally.length_disagreements,

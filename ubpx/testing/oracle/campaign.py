@@ -47,6 +47,7 @@ class Tally:
     refused: Counter[str] = attrs.field(factory=Counter)
     varying: Counter[str] = attrs.field(factory=Counter)
     """By mnemonic and what varied from one run in place to the next; all else of these cases was compared."""
+    varying_samples: list[dict[str, Any]] = attrs.field(factory=list)
     kinds: Counter[str] = attrs.field(factory=Counter)
     """Differences by strategy, mnemonic and what differed."""
     samples: list[dict[str, Any]] = attrs.field(factory=list)
@@ -69,6 +70,7 @@ class Tally:
         ):
             counts.update(more)
         self.samples += other.samples
+        self.varying_samples += other.varying_samples
         self.opinion_samples += other.opinion_samples
         self.length_disagreements += other.length_disagreements
 
@@ -168,16 +170,22 @@ class Campaign:
                 self.tally.by_strategy[strategy] += 1
             return {}
         # What differs from one run in place to the next is nobody's fault.
-        varying: set[str] = set()
+        varying: dict[str, tuple[str, str]] = {}
         for _ in range(_REPEATS):
             again = self._in_place(case)
             if again is not None:
-                varying |= compare(expected, again, self.processor.registers).keys()
+                varying |= compare(expected, again, self.processor.registers)
         if varying:
-            self.tally.varying[f"{_mnemonic(analysis)}: {', '.join(sorted(varying)[:4])}"] += 1
+            self._note_varying(case, analysis, varying)
         found = self._compared(strategy, case, analysis, expected) or {}
         self.tally.by_strategy[strategy] += 1
         return {name: pair for name, pair in found.items() if name not in varying}
+
+    def _note_varying(self, case: Case, analysis: InsnAnalysis, varying: Differences) -> None:
+        kind = f"{_mnemonic(analysis)}: {', '.join(sorted(varying)[:4])}"
+        self.tally.varying[kind] += 1
+        if self.tally.varying[kind] == 1:
+            self.tally.varying_samples.append({"case": case.name, "bytes": case.code.hex(" "), "varied": dict(varying)})
 
     def _reachable(self, analysis: InsnAnalysis) -> bool:
         """Whether a slot of ours can hold the copy."""

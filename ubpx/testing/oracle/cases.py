@@ -10,8 +10,11 @@ import attrs
 from ubpx.core.values import VirtAddr
 from ubpx.testing.oracle.demands import Arrival, settle_operands, settle_registers, settle_segments
 from ubpx.testing.oracle.forms import (
+    ADDRESS_SIZE,
     ANY,
     EVEX,
+    FS,
+    GS,
     LEGACY,
     NOW_3D,
     VEX,
@@ -136,6 +139,7 @@ class Cases:
             pointers=self._pointers,
             registers=[],
             flags=_INTERRUPTS,
+            padding=_padding(random, form),
         )
         self._settle(arrival)
         vector = form.kind in {VEX, EVEX} and form.where in _GATHERS
@@ -203,6 +207,7 @@ class Cases:
             )
         for attempt in range(_MOST_TRIES):
             chosen = fields if attempt == _MOST_TRIES - 1 else self._varied(arrival.random, form, fields)
+            chosen = chosen._replace(padding=arrival.padding)
             if operand is not None:
                 chosen = chosen._replace(operand=operand.encoded, base_high=operand.base_high)
                 if not vector:
@@ -232,6 +237,7 @@ class Cases:
             zeroing=form.kind == EVEX and random.randrange(2),
             base_high=high[0],
             index_high=high[1],
+            bare_rex=form.kind == LEGACY and random.random() < 0.1,
             operand=bytes((0xC0 | (random.randrange(8) if form.rm == ANY else form.rm),)),
         )
 
@@ -262,6 +268,19 @@ class Cases:
                 if start <= address <= start + size - len(data):
                     changed[at + address - start : at + address - start + len(data)] = data
         return bytes(changed)
+
+
+_SEGMENTS: Final = (0x26, 0x2E, 0x36, 0x3E, FS, GS)
+
+
+def _padding(random: Random, form: Form) -> bytes:
+    """More prefixes now and then: repeated ones up to the longest instruction, and those that VEX allows."""
+    if random.random() > 0.06:
+        return b""
+    if form.kind not in {LEGACY, NOW_3D}:
+        return bytes(random.sample((random.choice(_SEGMENTS), ADDRESS_SIZE), random.randint(1, 2)))
+    repeated = form.prefixes[:1] if form.prefixes[:1] != b"\x48" else b""
+    return (repeated or bytes((random.choice(_SEGMENTS[:4]),))) * random.randint(1, 10)
 
 
 @functools.cache  # it is the same for all seeds, and takes longer than many cases

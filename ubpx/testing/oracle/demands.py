@@ -46,10 +46,18 @@ class Arrival:
     pokes: dict[int, bytes] = attrs.field(factory=dict)
     """Bytes by address that must stand in memory."""
 
+    padding: bytes = b""
+    """Prefixes before those of the form."""
+
+    @property
+    def prefixes(self) -> bytes:
+        """All of them."""
+        return self.padding + self.form.prefixes
+
     @property
     def low(self) -> bool:
         """Whether addresses have half the width."""
-        return ADDRESS_SIZE in self.form.prefixes
+        return ADDRESS_SIZE in self.prefixes
 
     def pointer(self) -> int:
         """A good address as a rule."""
@@ -76,7 +84,7 @@ class Arrival:
 
 def settle_segments(arrival: Arrival) -> None:
     """What fs and gs are; before any address is chosen."""
-    prefixes, random = arrival.form.prefixes, arrival.random
+    prefixes, random = arrival.prefixes, arrival.random
     if FS not in prefixes and GS not in prefixes:
         if arrival.layout.word_size == 8 and random.random() < 0.2:
             arrival.segments = {"fs_base": random.getrandbits(46), "gs_base": random.getrandbits(46)}

@@ -186,6 +186,10 @@ class Fields(NamedTuple):
     """What extends SIB.index (or in EVEX a vector in ModRM.rm): 0 or 8 (16)."""
     operand: bytes = b"\x04\x08"
     """ModRM without reg, SIB, displacement; the default is [rax+rcx]."""
+    bare_rex: bool = False
+    """A REX prefix that says nothing stands there (it makes ah sil, and no more)."""
+    padding: bytes = b""
+    """Prefixes before those of the form."""
 
 
 def encode(form: Form, fields: Fields, tail: bytes, *, wide: bool) -> bytes:
@@ -193,6 +197,10 @@ def encode(form: Form, fields: Fields, tail: bytes, *, wide: bool) -> bytes:
 
     ``wide``: for 64-bit mode; for 32-bit mode all numbers must be below 8.
     """
+    return fields.padding + _encoded(form, fields, tail, wide=wide)
+
+
+def _encoded(form: Form, fields: Fields, tail: bytes, *, wide: bool) -> bytes:
     reg = fields.reg if form.reg == ANY else form.reg
     modrm = b""
     if has_modrm(form.kind, form.opcode_map, form.opcode):
@@ -204,7 +212,9 @@ def encode(form: Form, fields: Fields, tail: bytes, *, wide: bool) -> bytes:
             if prefixes[-1:] == b"\x48":
                 prefixes, rex = prefixes[:-1], rex | 8
             opcode = (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")[form.opcode_map] + bytes((form.opcode,))
-            return prefixes + (bytes((0x40 | rex,)) if rex and wide else b"") + opcode + modrm + tail
+            return (
+                prefixes + (bytes((0x40 | rex,)) if wide and (rex or fields.bare_rex) else b"") + opcode + modrm + tail
+            )
         case "3DNow!":
             return b"\x0f\x0f" + modrm + bytes((form.opcode,))
         case "VEX" | "XOP":

@@ -101,7 +101,7 @@ class Routes:
             return end
         left = self._out_of(slot, analysis, end)
         # A program that steps itself is trapped too often where the slot has more instructions than the program.
-        surplus = slot.link is not None and slot.slot + slot.link[0] < end.pc < slot.slot + len(slot.code)
+        surplus = slot.cushion is not None and slot.slot + slot.cushion < end.pc < slot.slot + len(slot.code)
         return left._replace(stop=LANDED) if surplus and end.stop.signal == signal.SIGTRAP else left
 
     def _out_of(self, slot: SlotCode, analysis: InsnAnalysis, end: End) -> End:
