@@ -1,13 +1,19 @@
 """Instructions out of line do what they do in place: the hardware says so, and finds what is planted."""
 
+import contextlib
+import functools
+import itertools
 import json
 import subprocess
 import sys
 from typing import Any
 
+import attrs
 import pytest
 
 from ubpx.testing.differential import Order, run, run_one
+from ubpx.testing.oracle.campaign import Campaign
+from ubpx.testing.oracle.processor import Watchdog
 from ubpx.testing.plants import PLANTS, planted
 
 ARCHITECTURES = ["x86_64", "i386"]
@@ -61,6 +67,11 @@ PLANTED = [
 ]
 
 
+@functools.cache
+def differences_without_a_fault(order: Order) -> int:
+    return run(order).differences
+
+
 @pytest.mark.parametrize(("arch", "name"), PLANTED)
 def test_a_planted_fault_is_found(arch: str, name: str) -> None:
     """Invariant: what was planted is seen, and it alone: the same cases differ in nothing without it."""
@@ -68,7 +79,7 @@ def test_a_planted_fault_is_found(arch: str, name: str) -> None:
     with planted(name):
         broken = run(order)
     assert broken.differences > 0
-    assert run(order).differences == 0
+    assert differences_without_a_fault(order) == 0
 
 
 def test_a_difference_ends_the_command_with_1_and_can_be_had_again() -> None:
@@ -89,6 +100,19 @@ def test_shares_make_the_same_cases_as_one_alone() -> None:
     assert shared.executed == 300
     assert len(alone.forms & shared.forms) > 0.9 * len(alone.forms)
     assert run_one(order, "17").forms <= alone.forms
+
+
+def test_what_never_ends_is_ended_and_the_next_case_runs() -> None:
+    """Invariant: a case that hangs in place costs its time, is counted, and harms no other."""
+    campaign = Campaign("x86_64", 1, None, frozenset({(0, 0x03)}))
+    with contextlib.closing(campaign), Watchdog(campaign.processor, patience=0.2):
+        first = campaign.processor.pid
+        case = campaign.cases.draw(0)
+        assert not campaign.check(attrs.evolve(case, code=b"\xeb\xfe"))
+        assert (campaign.tally.unsettled, campaign.tally.executed) == (1, 0)
+        campaign.random(20, itertools.count(1))
+        assert campaign.processor.pid != first
+    assert (campaign.tally.executed, campaign.tally.differences) == (20, 0)
 
 
 def test_a_wrong_command_line_ends_with_2() -> None:

@@ -228,9 +228,13 @@ def _encoded(form: Form, fields: Fields, tail: bytes, *, wide: bool) -> bytes:
 
 
 def _evex(form: Form, fields: Fields, reg: int) -> tuple[int, int, int]:
-    """The three payload bytes."""
-    register_bits = reg & 8 | (fields.index_high & 8) >> 1 | (fields.base_high & 8) >> 2 | (reg & 16) >> 4
-    high = fields.second & 16 | fields.index_high & 16  # V' extends vvvv, or a vector that is an index
+    """The three payload bytes; X and V' extend an index, or X the number of a register in ModRM.rm."""
+    extension, high = fields.index_high & 8, fields.second & 16
+    if form.on_memory:
+        high |= fields.index_high & 16
+    else:
+        extension = (fields.index_high & 16) >> 1
+    register_bits = reg & 8 | extension >> 1 | (fields.base_high & 8) >> 2 | (reg & 16) >> 4
     return (
         (~(register_bits << 4) & 0xF0) | form.opcode_map,
         form.wide << 7 | (~fields.second & 15) << 3 | 4 | form.simd_prefix,

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from ubpx.testing.oracle.cases import Case
+from ubpx.testing.oracle.forms import ADDRESS_SIZE, FS, GS
 from ubpx.testing.oracle.layout import (
     CODE_SIZE,
     DATA_AT,
@@ -20,6 +21,8 @@ _KERNEL_FLAGS: Final = 0x7200
 """IF, IOPL, NT."""
 _UNKNOWN_FLAGS: Final = 1 << 8 | 1 << 18
 """TF, AC."""
+_ELSEWHERE: Final = frozenset({ADDRESS_SIZE, FS, GS})
+_NARROW: Final = bytes((ADDRESS_SIZE,))
 
 
 class Opinion:
@@ -85,8 +88,10 @@ class Opinion:
 
 
 def can_be_asked(case: Case, end: End, flags: int) -> bool:
-    """Whether unicorn knows of what happens there: not of faults, nor of what TF and AC bring about.
+    """Whether unicorn knows of what happens there: not of faults, of what TF and AC bring about, of the low area.
 
     ``flags`` is the place of the flags among the registers.
     """
-    return end.stop == LANDED and not REGISTERS.unpack(case.words)[flags] & _UNKNOWN_FLAGS
+    if end.stop != LANDED or case.code[0] in _ELSEWHERE or case.code[1:2] == _NARROW:
+        return False
+    return not REGISTERS.unpack(case.words)[flags] & _UNKNOWN_FLAGS

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import attrs
 
-from ubpx._errors import InternalError, TargetGone
+from ubpx._errors import InternalError, TargetGone, UsageError
 from ubpx.core.registers import RegisterLayout
 from ubpx.core.values import PAGE_SIZE, ProcessId
 from ubpx.testing.oracle import ptrace
@@ -65,12 +65,13 @@ class Processor:
     """
 
     def __init__(self, layout: Layout, names: Sequence[str], pc_name: str, *, segment_base: int = 0x100) -> None:
-        self.layout: Final = layout
+        self.layout = layout
         self.registers: Final = RegisterLayout(layout.architecture, names, pc_name)
         self.pid = ProcessId(0)
         self.runs = 0
         self.running = False
         self.has_tiles = False
+        self._fresh: tuple[int, ...] = ()
         self._segment_base: Final = segment_base
         self._words: Final = ctypes.create_string_buffer(REGISTERS.size)
         self._xstate: Final = ctypes.create_string_buffer(_XSTATE_MOST)
@@ -119,7 +120,10 @@ class Processor:
             ptrace.become(f"/proc/self/fd/{image}", self._descriptor)
         self.pid = ProcessId(pid)
         os.close(image)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSTOPPED(status):
+            self.pid = ProcessId(0)
+            raise UsageError(f"this machine runs no {self.layout.architecture} program under ptrace")
         ptrace.request(ptrace.SETOPTIONS, pid, None, ptrace.EXITKILL)
         self._set_up()
 
@@ -127,8 +131,10 @@ class Processor:
         layout = self.layout
         self.shared[:] = INT3 * SLOTS_AT + INT3 * SLOT_SIZE + bytes(DATA_SIZE + STACK_SIZE)
         strangers = self._strangers()
-        words = self.words()
-        here = words[self.registers.pc]
+        words = list(self.words())
+        here, words[self.registers.pc] = words[self.registers.pc], layout.origin
+        words[self.registers.index["rsp" if layout.word_size == 8 else "esp"]] = layout.stack + STACK_SIZE // 2
+        self._fresh = tuple(words)
         for start, size, at, protection in (
             (layout.code, CODE_SIZE, 0, _PROTECTION_RX),
             (layout.slots, SLOT_SIZE, SLOTS_AT, _PROTECTION_RX),
@@ -138,10 +144,12 @@ class Processor:
         ):
             shift = at if layout.word_size == 8 else at // PAGE_SIZE  # mmap2 counts pages
             made = self._call("mmap", start, size, protection, _SHARED_FIXED, self._descriptor, shift, at=here)
-            if made != start:
+            if made == start:
+                continue
+            if start != layout.low:
                 raise InternalError(f"the area at {start:#x} cannot be mapped: {made:#x}")
+            self.layout = attrs.evolve(layout, low=layout.data)  # below vm.mmap_min_addr only root may have anything
         self.put_code(layout.origin, layout.system_call)
-        self.set_stack(words)
         for start, end in strangers:
             self._call("munmap", start, end - start)
         self._extend()
@@ -149,13 +157,6 @@ class Processor:
         self.put_code(layout.origin, INT3 * len(layout.system_call))
         self.shared[MEMORY] = bytes(FILE_SIZE - DATA_AT)
         self.xstate_size = len(self.xstate())
-
-    def set_stack(self, words: Sequence[int]) -> None:
-        """Move the thread to the middle of the code, on the stack."""
-        changed = list(words)
-        changed[self.registers.pc] = self.layout.origin
-        changed[self.registers.index["rsp" if self.layout.word_size == 8 else "esp"]] = self.layout.stack + 0x1000
-        self.load_words(REGISTERS.pack(*changed))
 
     def _strangers(self) -> list[tuple[int, int]]:
         """What the kernel and the loader have mapped, but for vsyscall, which cannot go."""
@@ -196,14 +197,17 @@ class Processor:
         return self._resume(at or layout.origin, changes)[self.registers.index[accumulator]] & layout.mask
 
     def ask(self, code: bytes, registers: dict[str, int]) -> tuple[int, ...]:
-        """Run ``code``, which ends in an int3, at the origin; all registers behind it."""
+        """Run ``code``, which ends in an int3, at the origin; all registers behind it.
+
+        Those that ``registers`` does not name are as in a fresh program.
+        """
         self.put_code(self.layout.origin, code)
         words = self._resume(self.layout.origin, registers)
         self.put_code(self.layout.origin, INT3 * len(code))
         return words
 
     def _resume(self, pc: int, changes: dict[str, int]) -> tuple[int, ...]:
-        words = list(self.words())
+        words = list(self._fresh)
         words[self.registers.pc] = pc
         for name, value in changes.items():
             words[self.registers.index[name]] = value
@@ -303,8 +307,9 @@ def tile_configuration(shapes: Iterable[tuple[int, int]] = ((16, 64),) * 8) -> b
 class Watchdog:
     """Ends a processor's program that neither stops nor faults. Owned by whoever runs the processor."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, patience: float = _PATIENCE) -> None:
         self._processor: Final = processor
+        self._patience: Final = patience
         self._over: Final = threading.Event()
         self._thread: Final = threading.Thread(target=self._watch, daemon=True)
 
@@ -320,7 +325,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen = -1
-        while not self._over.wait(_PATIENCE):
+        while not self._over.wait(self._patience):
             runs, pid = self._processor.runs, self._processor.pid
             if runs == seen and pid and self._processor.running:
                 with contextlib.suppress(ProcessLookupError):
