@@ -242,16 +242,14 @@ class Campaign:
             self.tally.opinion_samples.append({**self._described(case, analysis), **answers})
 
     def _described(self, case: Case, analysis: InsnAnalysis) -> dict[str, Any]:
-        names = self.processor.registers.names
+        values = self.processor.registers.values(REGISTERS.unpack(case.words))
         return {
             "case": case.name,
             "form": str(case.form),
             "bytes": case.code.hex(" "),
             "text": analysis.insn.text,
             "origin": hex(case.origin),
-            "registers": {
-                name: hex(value) for name, value in zip(names, REGISTERS.unpack(case.words), strict=True) if name
-            },
+            "registers": {name: hex(value) for name, value in values.items()},
         }
 
     def _sample(self, strategy: Strategy, case: Case, analysis: InsnAnalysis, found: Differences) -> None:

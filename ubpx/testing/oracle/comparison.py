@@ -39,9 +39,10 @@ def _stops(expected: End, found: End) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _registers(expected: End, found: End, registers: RegisterLayout) -> Iterator[tuple[str, tuple[str, str]]]:
-    for name, right, wrong in zip(registers.names, expected.words, found.words, strict=True):
-        if right != wrong:
-            yield name or "no register", (f"{right:#x}", f"{wrong:#x}")
+    after = registers.values(found.words)
+    for name, right in registers.values(expected.words).items():
+        if right != after[name]:
+            yield name, (f"{right:#x}", f"{after[name]:#x}")
 
 
 def _vectors(expected: bytes, found: bytes) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -66,7 +66,7 @@ class Processor:
 
     def __init__(self, layout: Layout, names: Sequence[str], pc_name: str, *, segment_base: int = 0x100) -> None:
         self.layout = layout
-        self.registers: Final = RegisterLayout(layout.architecture, names, pc_name)
+        self.registers: Final = RegisterLayout(layout.architecture, names, pc_name, word_size=layout.word_size)
         self.pid = ProcessId(0)
         self.runs = 0
         self.running = False
