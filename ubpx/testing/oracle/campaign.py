@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import InsnRefused, TargetGone, UbpxError
+from ubpx._errors import InsnRefused, TargetGone, UbpxError, UsageError
 from ubpx.core.ubp import architecture as make_architecture
 from ubpx.core.ubp.decode import CapstoneDecoder, IcedDecoder
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy
@@ -20,6 +20,7 @@ from ubpx.testing.oracle.processor import REGISTERS, Processor, Watchdog
 from ubpx.testing.oracle.routes import LANDED, End, Routes
 
 _MOST_SAMPLES: Final = 100
+_MOST_IN_VAIN: Final = 3000
 _SAMPLES_PER_KIND: Final = 2
 _REPEATS: Final = 4
 TRIES_PER_FORM: Final = 4
@@ -116,12 +117,19 @@ class Campaign:
                     break
 
     def random(self, count: int, numbers: Iterator[int]) -> None:
-        """Random cases until so many have been executed."""
-        wanted = self.tally.executed + count
+        """Random cases until so many have been executed.
+
+        Raises UsageError if of very many in a row none is: all refused, or undefined on this processor.
+        """
+        wanted, in_vain = self.tally.executed + count, 0
         for number in numbers:
             if self.tally.executed >= wanted:
                 return
+            before = self.tally.executed
             self.check(self.cases.draw(number))
+            in_vain = in_vain + 1 if self.tally.executed == before else 0
+            if in_vain == _MOST_IN_VAIN:
+                raise UsageError(f"{in_vain} cases in a row cannot be executed: {dict(self.tally.refused)} refused")
 
     def check(self, case: Case) -> bool:
         """Run one case by every way; whether the processor executed it (or the architecture refuses it)."""

@@ -7,6 +7,7 @@ from typing import Final
 
 import attrs
 
+from ubpx._errors import UsageError
 from ubpx.core.values import VirtAddr
 from ubpx.testing.oracle.demands import Arrival, settle_operands, settle_registers, settle_segments
 from ubpx.testing.oracle.forms import (
@@ -43,6 +44,7 @@ _INTERRUPTS: Final = 0x202
 _GATHERS: Final = frozenset((2, opcode) for opcode in (*range(0x90, 0x94), *range(0xA0, 0xA4), 0xC6, 0xC7))
 _TILE_OPERAND: Final = (2, 0x4B)
 _MOST_TRIES: Final = 6
+_MOST_DRAWS: Final = 20_000
 _TRANSFERS: Final = "transfers"
 _KINDS: Final = (_TRANSFERS,) * 20 + (LEGACY,) * 45 + (VEX,) * 15 + (EVEX,) * 18 + (XOP, NOW_3D)
 """To draw from: the instructions that move rip or the stack come as often as all together."""
@@ -114,13 +116,14 @@ class Cases:
         self._images: Final = [_image(stock) for _ in range(24)]
 
     def draw(self, number: int) -> Case:
-        """A case of any form."""
+        """A case of any form; raises UsageError if there seems to be none of what it aims at."""
         random = Random(self._seed << 64 | number)  # noqa: S311
-        while True:
+        for _ in range(_MOST_DRAWS):
             opcodes = self._stock[_KINDS[random.randrange(len(_KINDS))]]
             made = self._make(str(number), random.choice(random.choice(opcodes)), random) if opcodes else None
             if made is not None:
                 return made
+        raise UsageError("there is no instruction with any of these opcodes in this mode")
 
     def of_form(self, number: int, form: Form) -> Case | None:
         """A case of that form; None if it is no instruction."""
