@@ -178,8 +178,9 @@ def _place_of_symbol(modules: LoadedModules, spec: SymbolSpec, *, suggest: bool)
 def _place(modules: LoadedModules, function: _Function, address: VirtAddr, name: str) -> Place:
     """The address in, or near, a function that was asked for by name."""
     around = surroundings(modules, address, named=False)
-    if around.start is None and function.start <= address < max(function.end, function.start + 1):
-        around = attrs.evolve(around, start=function.start, end=function.end, gap=None)
+    if function.start <= address < max(function.end, function.start + 1):  # its name vouches for it
+        bounds = (function.start, function.end) if around.start is None else (around.start, around.end)
+        around = attrs.evolve(around, start=bounds[0], end=bounds[1], gap=None)
     return around.place(address, name)
 
 
