@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 WAITING = ("restart", "eintr", "ignored", "jumps")
 
 
-@pytest.mark.parametrize("what", ["syscall", "flags", "x87", "ss", "stepping", "repeat", "forks", "refused", *WAITING])
+@pytest.mark.parametrize(
+    "what", ["syscall", "flags", "x87", "ss", "stepping", "repeat", "forks", "refused", "clones", "sigreturn", *WAITING]
+)
 def test_the_program_is_right_untraced(target_program: StartProgram, what: str) -> None:
     """Invariant: what it checks holds when nobody is there, so a failure is the tracer's."""
     program = target_program("hard", what, 5).tell("g")
@@ -39,6 +41,8 @@ def test_the_program_is_right_untraced(target_program: StartProgram, what: str) 
         ("repeat", "probed_rep", "BOOST"),
         ("forks", "probed_syscall", "BOOST"),
         ("refused", "probed_syscall", "BOOST"),
+        ("clones", "probed_syscall", "BOOST"),
+        ("sigreturn", "probed_sigreturn", "BOOST"),
     ],
 )
 def test_the_program_sees_what_it_would_have_seen(
@@ -51,8 +55,21 @@ def test_the_program_sees_what_it_would_have_seen(
         calls = program.tell("g").number("calls")
         program.number("alarms")
         made = program.number("made")
-        assert lease.hits == {"syscall": made, "forks": made, "refused": made, "flags": 8 * calls}.get(what, calls)
+        assert lease.hits == {"syscall": made, "forks": made, "refused": made, "clones": made, "flags": 8 * calls}.get(
+            what, calls
+        )
     assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize(("what", "status"), [("exec", 0), ("exit", 17)])
+def test_a_system_call_that_does_not_return_has_arrived(target_program: StartProgram, what: str, status: int) -> None:
+    """Invariant: execve and exit_group by a probed instruction do what they do, and are hits."""
+    program = target_program("hard", what, 1)
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("probed_syscall", lambda _: None)
+        program.tell("g")
+        assert target.wait(timeout=30) == status
+        assert lease.hits == 1
 
 
 @pytest.mark.parametrize("what", WAITING)

@@ -12,11 +12,15 @@
  *   ignored   nanosleep, while ignored signals strike
  *   jumps     read that waits, left by siglongjmp out of the handler
  *   forks     fork by a probed system call
+ *   clones    threads and a child that shares memory, by a probed system call
+ *   sigreturn the end of a signal's handler is a probed system call
+ *   exec, exit  by a probed system call; the program ends there
  *   refused   a seccomp filter's SIGSYS names the address behind the system call
  * The handlers call the probed system call too. "made=N" says how often it was called in all. */
 #include "common.h"
 #include <signal.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <setjmp.h>
 #include <sys/prctl.h>
@@ -30,6 +34,10 @@ enum { TRAP_FLAG = 0x100, LENGTH = 1 << 18 };
 /* (number, first, second, third) -> rax; rcx and r11 behind it are kept. */
 FUNCTION(make_syscall, "mov %rdi, %rax\n mov %rsi, %rdi\n mov %rdx, %rsi\n mov %rcx, %rdx");
 CONTINUATION(probed_syscall, "syscall\nbehind_syscall: mov %rcx, seen_rcx(%rip)\n mov %r11, seen_r11(%rip)\n ret");
+/* What a clone returns to: counts, and exits by itself alone. */
+FUNCTION(newborn, "lock incq born(%rip)\n mov $60, %eax\n xor %edi, %edi\n syscall");
+FUNCTION(restore, "mov $15, %eax");
+CONTINUATION(probed_sigreturn, "syscall");
 FUNCTION(set_flags, "push %rdi");
 CONTINUATION(probed_popf, "popfq\n pushfq\n pop %rax\n push $0x202\n popfq\n ret");
 FUNCTION(probed_fld, "fldpi\n fnstenv environment(%rip)\n fstp %st(0)\n ret");
@@ -45,6 +53,8 @@ FUNCTION(stepped, "pushfq\n pushfq\n orq $0x100, (%rsp)\nsetting: popfq\n nop\ns
                   "stepped_ss: mov %ecx, %ss\n nop\n"
                   "stepped_last: popfq\nbehind_stepped: ret\nstepped_called: ret");
 long make_syscall(long, ...), set_flags(long), load_ss(void), copy(void *, void *, long), stepped(long);
+void newborn(void), restore(void);
+atomic_ulong born;
 void probed_fld(void), behind_syscall(void), behind_stepped(void);
 unsigned long seen_rcx, seen_r11;
 struct { unsigned control[3], ip, cs, dp, ds; } __attribute__((packed)) environment;
@@ -192,6 +202,61 @@ static void do_forks(void)
     check(seen_rcx == (unsigned long)behind_syscall, "rcx", seen_rcx);
 }
 
+static void do_clones(void)
+{
+    static unsigned long stack[2][1024] __attribute__((aligned(16)));
+    static const long sort[] = {
+        CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM,
+        CLONE_VM | CLONE_VFORK | SIGCHLD,
+    };
+    for (int i = 0; i < 2; i++) {
+        unsigned long before = born;
+        stack[i][1023] = (unsigned long)newborn;
+        made++;
+        long child = make_syscall(SYS_clone, sort[i], &stack[i][1023], NULL);
+        check(child > 0, "clone", child);
+        check(seen_rcx == (unsigned long)behind_syscall, "rcx", seen_rcx);
+        if (i == 1)
+            reap((pid_t)child, 0, "clone");
+        for (int waits = 0; born == before; waits++, usleep(1000))
+            check(waits < 20000, "born", born);
+        usleep(1000); /* the thread leaves its stack */
+    }
+}
+
+struct kernel_action { void (*handler)(int, siginfo_t *, void *); unsigned long flags; void (*restorer)(void); unsigned long mask; };
+
+static volatile unsigned long handled;
+
+static void on_return(int signal, siginfo_t *info, void *context)
+{
+    check(signal == SIGUSR2 && info != NULL && context != NULL, "signal", signal);
+    handled++;
+}
+
+static void do_sigreturn(void)
+{
+    struct kernel_action action = {on_return, SA_SIGINFO | 0x04000000, restore, 0};
+    if (handled == 0 && syscall(SYS_rt_sigaction, SIGUSR2, &action, NULL, 8))
+        give_up(BAD_SYSCALL, "rt_sigaction");
+    unsigned long before = handled;
+    raise(SIGUSR2);
+    check(handled == before + 1, "handled", handled);
+}
+
+static void do_exec(void)
+{
+    char *argv[] = {"true", NULL};
+    made++;
+    make_syscall(SYS_execve, "/bin/true", argv, environ);
+}
+
+static void do_exit(void)
+{
+    made++;
+    make_syscall(SYS_exit_group, 17L);
+}
+
 static volatile unsigned long refusals;
 
 static void on_refusal(int signal, siginfo_t *info, void *context)
@@ -228,6 +293,7 @@ static const struct { const char *name; void (*run)(void); } all[] = {
     {"syscall", do_syscall}, {"flags", do_flags},  {"x87", do_x87},     {"ss", do_ss},
     {"stepping", do_stepping}, {"repeat", do_repeat}, {"restart", do_read}, {"eintr", do_read},
     {"ignored", do_ignored}, {"jumps", do_jumps}, {"forks", do_forks}, {"refused", do_refused},
+    {"clones", do_clones}, {"sigreturn", do_sigreturn}, {"exec", do_exec}, {"exit", do_exit},
 };
 
 int main(int argc, char **argv)
