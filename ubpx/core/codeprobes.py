@@ -120,13 +120,13 @@ class CodeProbes:
         """Find out where instructions start, and what is to become of each."""
         space, probe = sleeper.space, sleeper.probe
         verdicts = self._verdicts.setdefault((space.architecture.name, space.slots_allowed), {})
-        sweep, longest = space.architecture.sweep, space.architecture.longest_insn
+        walk, longest = space.architecture.walk, space.architecture.longest_insn
         start, code, marks = piece.start, piece.code, piece.marks
         named: list[int] = []
         near = range(start, start + len(code))
         for each in ranges:
             at, stop = each.start - start, each.stop - start
-            for length, kind in sweep(code[at:stop], VirtAddr(each.start), named=named, near=near):
+            for length, kind in walk(code[at:stop], VirtAddr(each.start), named=named, near=near):
                 verdict = verdicts.get(kind)
                 if verdict is None:
                     verdict = verdicts[kind] = _judge(space, code[at : at + longest], VirtAddr(start + at))

@@ -95,7 +95,7 @@ def test_distances_are_blanked() -> None:
 
 
 def test_lengths_end_where_decoding_does() -> None:
-    """Invariant: a sweep is as good as one question after the other."""
+    """Invariant: a walk is as good as one question after the other."""
     assert list(ICED.lengths(bytes.fromhex("90 e810000000 f3c3 06 90"), ADDRESS)) == [1, 5, 2]
 
 

@@ -36,7 +36,7 @@ class Decoder(Protocol):
         """The instruction that ``code`` begins with; None if it is not one, or not whole."""
         ...
 
-    def sweep(
+    def walk(
         self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
     ) -> Iterator[tuple[int, Hashable]]:
         """The length and the kind of one instruction after the other; ends at what is none, or not whole.
@@ -73,7 +73,7 @@ class IcedDecoder:
         insn = self._new_decoder(self._bits, code[:LONGEST_INSN], ip=address & self._mask).decode()
         return None if insn.is_invalid else Decoded(insn.len, self._formatter.format(insn))
 
-    def sweep(
+    def walk(
         self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
     ) -> Iterator[tuple[int, Hashable]]:
         """See Decoder. A microsecond would be too long here: this is done for millions."""
@@ -114,7 +114,7 @@ class CapstoneDecoder:
         _, length, mnemonic, operands = found[0]
         return Decoded(length, f"{mnemonic} {operands}".rstrip())
 
-    def sweep(
+    def walk(
         self, code: bytes, address: int, *, named: list[int] | None = None, near: range = range(0)
     ) -> Iterator[tuple[int, Hashable]]:
         """See Decoder. Each encoding is a kind of its own."""

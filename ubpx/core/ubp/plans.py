@@ -315,7 +315,7 @@ class Architecture(Protocol):
         """
         ...
 
-    def sweep(
+    def walk(
         self, code: bytes, address: VirtAddr, *, named: list[int] | None = None, near: range = range(0)
     ) -> Iterator[tuple[int, Hashable]]:
         """The length and the kind of the instructions from ``address`` on, linearly; ends at what is undecodable.

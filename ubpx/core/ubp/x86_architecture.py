@@ -220,11 +220,11 @@ class X86:
         """See Architecture."""
         return flow(self.decoder, self.mode.bits, code, address)
 
-    def sweep(
+    def walk(
         self, code: bytes, address: VirtAddr, *, named: list[int] | None = None, near: range = range(0)
     ) -> Iterator[tuple[int, Hashable]]:
         """See Architecture."""
-        return self.decoder.sweep(code, address, named=named, near=near)
+        return self.decoder.walk(code, address, named=named, near=near)
 
 
 def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr:

@@ -39,7 +39,7 @@ def test_instructions_of_one_kind_have_one_verdict(decoder: Decoder) -> None:
     verdicts: dict[Hashable, str] = {}
     for each in function_ranges(path)[:400]:
         at, code = each.start, text[each.start : each.end]  # the C library is linked to where it lies in the file
-        for length, kind in architecture.sweep(code, VirtAddr(at)):
+        for length, kind in architecture.walk(code, VirtAddr(at)):
             part = code[at - each.start :][:15]
             expected = verdict(architecture, part, at)
             decoded = decoder.decode(part, at)
@@ -63,19 +63,19 @@ def test_instructions_of_one_kind_have_one_verdict(decoder: Decoder) -> None:
     ],
 )
 def test_what_is_not_alike_is_of_two_kinds(decoder: Decoder, one: str, other: str) -> None:
-    kinds = [next(decoder.sweep(bytes.fromhex(code), ORIGIN), (0, None))[1] for code in (one, other)]
+    kinds = [next(decoder.walk(bytes.fromhex(code), ORIGIN), (0, None))[1] for code in (one, other)]
     assert kinds[0] != kinds[1]
 
 
 @BOTH
 def test_it_ends_at_what_is_no_instruction_or_not_whole(decoder: Decoder) -> None:
     for code, lengths in (("90 06 90", [1]), ("90 48 8d 47", [1]), ("", []), ("f3 90 c3", [2, 1])):
-        assert [length for length, _ in decoder.sweep(bytes.fromhex(code), ORIGIN)] == lengths
+        assert [length for length, _ in decoder.walk(bytes.fromhex(code), ORIGIN)] == lengths
 
 
 @BOTH
 def test_places_near_the_code_are_named(decoder: Decoder) -> None:
     code = bytes.fromhex("8b05 04000000 488d05 00100000 8b04 25 00104000 c3")
     named: list[int] = []
-    list(decoder.sweep(code, ORIGIN, named=named, near=range(ORIGIN, ORIGIN + len(code))))
+    list(decoder.walk(code, ORIGIN, named=named, near=range(ORIGIN, ORIGIN + len(code))))
     assert named == [ORIGIN + 10]
