@@ -79,6 +79,8 @@ VIOLATIONS = {
     "ubpx/core/ubp/plans.py": "from ubpx.core import events",
     "ubpx/core/slots.py": "import capstone",
     "ubpx/hookspecs.py": "from ubpx.core.ubp import plans",
+    "ubpx/testing/twins.py": "import unicorn",
+    "ubpx/testing/stage.py": "from ubpx.testing import twins",
     "ubpx/cli/text.py": "import ubpx",
     "ubpx/target.py": "import ubpx_hitcount",
     "examples/hitcount/ubpx_hitcount/__init__.py": "from ubpx.core import coordinator",
