@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import runpy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from ubpx.testing.program_text import BITS
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "reference.py"))
 INSTRUCTIONS: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "instructions.py"))
+
+DESIGN = (ROOT / "docs" / "explanation" / "design.md").read_text()
+NOT_WRITTEN_YET = "native"
+"""A layer that has its place already, and no module."""
 
 # What installed plugins rely on. An argument may be added, for pluggy hands over those that an implementation names;
 # one that is removed or renamed breaks plugins: keep it, and warn (warn_on_impl_args).
@@ -102,10 +107,61 @@ def test_every_hook_and_every_error_has_its_place_in_the_reference() -> None:
     assert [name for name in raised if issubclass(getattr(ubpx, name), Exception) and name not in errors] == []
 
 
+def rooms() -> set[str]:
+    """The paths in the first column of the design page's table, in full."""
+    table = DESIGN.partition("## The rooms")[2].partition("\n## ")[0]
+    paths: set[str] = set()
+    directory = package = ""
+    for cell in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE):
+        for name in re.findall("`([^`]+)`", cell):
+            path = re.sub("^[.]{3}", package, name) if "/" in name else directory + name
+            directory = path.rpartition("/")[0] + "/"
+            paths.add(path)
+            if plugin := re.fullmatch("plugins/([^/]*)/", path):
+                package = f"{path}ubpx_{plugin[1]}"
+    return paths
+
+
+def test_every_module_has_its_row_in_the_design() -> None:
+    """Invariant: each module of ubpx is in the table or lies under a directory that is, and nothing else is in it."""
+    rows = rooms()
+    assert [row for row in sorted(rows) if not (ROOT / row).exists()] == []
+    modules = [path.relative_to(ROOT) for path in sorted((ROOT / "ubpx").rglob("*.py"))]
+    assert len(modules) > 100
+    roomless = [
+        str(path)
+        for path in modules
+        if str(path) not in rows and not any(f"{above}/" in rows for above in path.parents)
+        if path.name != "__init__.py"  # its directory's
+    ]
+    assert roomless == []
+
+
+def test_the_design_says_who_may_import_whom_as_the_contract_does() -> None:
+    """Invariant: line by line the page's list is the layers of pyproject.toml, the other way round."""
+    block = DESIGN.partition("## Who may import whom")[2].partition("\n    ")[2].partition("\n\n")[0]
+    lines = [re.split("  +", line.strip())[0] for line in block.split("\n")]
+    shown = [set(line.split(", ")) for line in lines if "/" not in line]  # paths are other contracts' matter
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = contracts[0]["layers"]
+    names = [re.sub(r"ubpx\.(core\.)?|[()]", "", layer).split(" | ") for layer in reversed(layers)]
+    assert shown == [{name for name in layer if name != NOT_WRITTEN_YET} for layer in names]
+    assert len(shown) > 20
+
+
+def test_the_glossary_is_in_order() -> None:
+    """Invariant: a word is found where the alphabet has it, and stands there once."""
+    table = (ROOT / "docs" / "reference" / "glossary.md").read_text().partition("|---|")[2].partition("\n\n")[0]
+    words = [line.split("|")[1].strip().casefold() for line in table.split("\n")[1:]]
+    assert words == sorted(set(words))
+    assert len(words) > 80
+
+
 def test_every_link_of_the_documents_leads_somewhere() -> None:
     """Invariant: a link to a file of ours names one that is there."""
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/*/README.md")]
-    links = [(each, link) for each in documents for link in re.findall(r"\]\(([^)#:\s]+)\)", each.read_text())]
+    pattern = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
+    links = [(each, link) for each in documents for link in pattern.findall(each.read_text())]
     assert [f"{each.name}: {link}" for each, link in links if not (each.parent / link).exists()] == []
     assert len(links) > 10
 
