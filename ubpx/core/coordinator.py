@@ -341,6 +341,7 @@ class Coordinator:
         if thread.state is State.RUNNING and self._steps.trap_is_ours(thread):
             self._move(thread, Input.INTERRUPTED)
         elif thread.state is State.RUNNING:
+            self._steps.hide_slot(thread, event.address)
             self._on_signal(thread, events.SignalArrived(event.thread, signal.SIGTRAP, 0, event.address))
         else:
             self._steps.finish(thread)

@@ -91,7 +91,7 @@ class HitReception:
             action()
 
     def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
-        thread.site, thread.arrival = site, tuple(thread.port.words)
+        thread.site, thread.arrival, thread.plan = site, tuple(thread.port.words), None
         thread.origin = thread.arrival
         thread.written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
         registers = self._merge(thread, site.probepoint.address, answers)
@@ -215,9 +215,11 @@ class HitReception:
         in_place = probepoint.strategy is Strategy.INLINE
         if thread.process.space.layout.pc_name in changes:
             return  # a step that somebody asked for is one at the new place
-        if probepoint.analysis.waits:
-            return  # a step that somebody asked for runs it as it is: it may wait
-        if not (probepoint.slot or in_place or thread.plan):
+        if thread.plan is not None:
+            return  # it runs itself this time, and how is planned already
+        if probepoint.strategy is Strategy.BOOST and Strategy.STEP not in probepoint.analysis.strategies:
+            return  # a step that somebody asked for runs the copy as it is
+        if not (probepoint.slot or in_place):
             if thread.step_clients:
                 self.tracer.fetch(thread.port)
                 self._steps.stepped(thread)  # emulation has done the instruction

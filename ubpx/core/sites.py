@@ -1,6 +1,5 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -9,12 +8,13 @@ from ubpx._errors import InternalError, MemoryFault, NotEmulated, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
-from ubpx.core.ports import Memory, Site, TracedThread, Tracer
+from ubpx.core.ports import Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.spaces import AddressSpace
-from ubpx.core.ubp.plans import Emulator, MemoryWrite, Strategy
+from ubpx.core.ubp.plans import Emulator, Strategy
 from ubpx.core.values import VirtAddr
+from ubpx.core.watchpoints import NOTHING
 
 Answer = tuple[Lease, Verdict | None, Mapping[str, int] | None]
 """What one handler said: its lease, what it returned, the registers that it wrote."""
@@ -55,16 +55,6 @@ def leave_slot(tracer: Tracer, thread: TracedThread, space: AddressSpace, slots_
         registers = WordRegisters(thread.words, space.layout)
         put(thread.words, space.layout, space.architecture.leave_slot(code, registers).registers)
         tracer.store(thread)
-
-
-def write_to(memory: Memory, write: MemoryWrite) -> None:
-    """Do what an Outcome wants written. Raises MemoryFault, but for a conditional one."""
-    if write.instead_of is None:
-        memory.write(write.address, write.data)
-        return
-    with contextlib.suppress(MemoryFault):
-        if memory.read(write.address, len(write.data)) == write.instead_of:
-            memory.write(write.address, write.data)
 
 
 def run_handlers(
@@ -168,7 +158,14 @@ class ProbeSite:
             self._emulator = self.space.architecture.emulator(self.probepoint.analysis)
         raw = self.space.raw
         self._overwritten.pop(thread.tid, None)
-        outcome = self._emulator(WordRegisters(thread.words, self.space.layout), raw)
+        registers = WordRegisters(thread.words, self.space.layout)
+        if self.space.watches.watched == NOTHING:
+            outcome = self._emulator(registers, raw)
+        else:
+            overseen = _Overseen(self.space)
+            outcome = self._emulator(registers, overseen)
+            for write in outcome.writes:
+                overseen.check(write.address, len(write.data))
         for write in outcome.writes:
             former = raw.read(write.address, len(write.data))
             raw.write(write.address, write.data)
@@ -199,6 +196,31 @@ class ProbeSite:
             return True
         reception.conclude(thread, self, answers or [])
         return False
+
+
+class _Overseen:
+    """A program's memory, for emulation while debug registers watch some of it: what they would notice is refused."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self._raw: Final = space.raw
+        self._watched: Final = [each for each in space.watches.watched if each is not None]
+
+    def read(self, address: int, size: int) -> bytes:
+        """As the program's memory does; raises NotEmulated too."""
+        self.check(address, size)
+        return self._raw.read(address, size)
+
+    def check(self, address: int, size: int) -> None:
+        """Raises NotEmulated if somebody watches any of it: no debug register would notice what we do instead."""
+        for each in self._watched:
+            if each.address < address + size and address < each.address + each.size:
+                raise NotEmulated(f"{each.address:#x} is watched")
+
+    def write(self, address: int, data: bytes) -> None:
+        """Never called: emulation returns what is to be written."""
+        raise InternalError(f"emulation wrote {data!r} at {address:#x}")
+
+    patch = write
 
 
 class ReturningSite(ProbeSite):

@@ -9,10 +9,10 @@ from ubpx._errors import InsnRefused, InternalError, MemoryFault
 from ubpx.core import events
 from ubpx.core.ports import Tracer
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import ReturningSite, leave_slot, write_to
+from ubpx.core.sites import ReturningSite, leave_slot
 from ubpx.core.spaces import AddressSpace, Thread
 from ubpx.core.stepping import State
-from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode
+from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode, Strategy, carry_out
 from ubpx.core.values import VirtAddr
 
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
@@ -32,14 +32,25 @@ class Steps:
         """Before the signal is passed on: out of any slot. Whether the thread's own instruction raised it."""
         thread.pending = event.signal
         fault = event.code > 0 and event.signal in _FAULTS
+        if event.code > 0:
+            self.hide_slot(thread, event.fault_address)
         if thread.state is not State.STEPPING and self._tracer.fetch(thread.port):
-            self._look_for_slot(thread, event.fault_address)
+            self._look_for_slot(thread, returns=not fault)
         if fault:
             self._cancel(thread, event)
         return fault
 
-    def _look_for_slot(self, thread: Thread, fault_address: VirtAddr) -> None:
-        """Behind the copy the thread moves on; before it, it must step over it first, or come back by itself."""
+    def hide_slot(self, thread: Thread, address: VirtAddr) -> None:
+        """What the kernel says of where a signal came from is the program's own: si_addr, or SIGSYS's si_call_addr."""
+        code = thread.process.space.slots.code_at(address)
+        if code is not None:
+            self._tracer.correct_fault_address(thread.port, code.program_pc(address))
+
+    def _look_for_slot(self, thread: Thread, *, returns: bool) -> None:
+        """Behind the copy the thread moves on; before it, it must step over it first, or come back by itself.
+
+        ``returns``: coming back is no new arrival. From the handler of a fault it is one, as for any instruction.
+        """
         space = thread.process.space
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
@@ -52,9 +63,7 @@ class Steps:
             return
         restarted = space.architecture.restarted(registers) if analysis is not None and analysis.waits else None
         self._apply(thread, space.architecture.leave_slot(code, registers))
-        if code.slot <= fault_address < code.slot + space.architecture.slot_size:
-            self._tracer.correct_fault_address(thread.port, code.program_pc(fault_address))
-        if analysis is not None and (pc == code.slot or restarted is not None):
+        if returns and analysis is not None and (pc == code.slot or restarted is not None):
             self._expect_return(thread, code.origin, restarted or {}, waits=analysis.waits)
 
     def _expect_return(self, thread: Thread, origin: VirtAddr, changes: Mapping[str, int], *, waits: bool) -> None:
@@ -165,7 +174,7 @@ class Steps:
         if code is None and (pc in space.patches or pc in space.dormant):
             return
         analysis = self._analysis_of(space, code) if code is not None else self._analysis_at(space, pc)
-        if analysis is None or analysis.waits:
+        if analysis is None or analysis.waits or (code is not None and Strategy.STEP not in analysis.strategies):
             return
         if pc == (code.slot if code is not None else pc) and (code is not None or analysis.fix_ups):
             registers = WordRegisters(thread.port.words, space.layout)
@@ -189,7 +198,8 @@ class Steps:
         registers = WordRegisters(thread.port.words, space.layout)
         if plan is None:
             self._apply(thread, space.architecture.hide_step(registers))
-            self._leave_slot(thread)
+            if space.architecture.restarted(registers) is None:  # else a signal follows, and wants to know where it was
+                self._leave_slot(thread)
             self._give_back_signals(thread)
             self.stepped(thread)
             return
@@ -210,7 +220,10 @@ class Steps:
         """The instruction is done: tell who asked for it. ``words`` are up to date."""
         if thread.step_clients:
             clients, thread.step_clients = thread.step_clients, ()
-            self._tell_stepped(thread, clients, VirtAddr(thread.port.words[thread.process.space.layout.pc]))
+            space = thread.process.space
+            pc = VirtAddr(thread.port.words[space.layout.pc])
+            code = space.slots.code_at(pc)
+            self._tell_stepped(thread, clients, pc if code is None else code.program_pc(pc))
 
     def leave_slot(self, thread: Thread) -> None:
         """Stand in the program's own code, nothing half done; for a stopped thread that is let go."""
@@ -226,7 +239,7 @@ class Steps:
 
     def _apply(self, thread: Thread, outcome: Outcome) -> None:
         for write in outcome.writes:
-            write_to(thread.process.space.raw, write)
+            carry_out(write, thread.process.space.raw)
         if outcome.registers:
             put(thread.port.words, thread.process.space.layout, outcome.registers)
             self._tracer.store(thread.port)

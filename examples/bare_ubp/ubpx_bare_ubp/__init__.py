@@ -227,7 +227,7 @@ class BareUbp:
     def _apply(self, thread: Thread, regs: Any, outcome: ubp.Outcome) -> None:
         """Show the program what ``ubp`` says that it must see."""
         for write in outcome.writes:
-            thread.write(write.address, write.data)
+            ubp.carry_out(write, thread)
         for name, value in outcome.registers.items():
             setattr(regs, name, value)
         thread.process.setregs(regs)

@@ -20,6 +20,7 @@ from ubpx.core.ubp.plans import (
     StepPlan,
     Strategy,
     TrapPatch,
+    carry_out,
 )
 from ubpx.core.ubp.traps import Removal, Span, insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.x86_64 import X86_64
@@ -41,6 +42,6 @@ def architecture(name: str) -> Architecture:
 
 __all__ = [
     "ARCHITECTURES", "Architecture", "FixUp", "Flow", "InsnAnalysis", "MemoryWrite", "Outcome", "Removal", "SlotCode",
-    "Span", "StepPlan", "Strategy", "TrapPatch", "architecture", "insert", "insert_all", "remove", "remove_all",
-    "spans",
+    "Span", "StepPlan", "Strategy", "TrapPatch", "architecture", "carry_out", "insert", "insert_all", "remove",
+    "remove_all", "spans",
 ]  # fmt: skip

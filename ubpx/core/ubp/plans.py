@@ -4,12 +4,14 @@ Everything that must be remembered between two calls is in one of these, and the
 keeps it; ubp itself remembers nothing (S7).
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import attrs
 
+from ubpx._errors import MemoryFault
 from ubpx.core.ports import Memory
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
@@ -139,6 +141,16 @@ class MemoryWrite:
     data: bytes
     instead_of: bytes | None = None
     """Write only if these bytes stand there, and nothing if they cannot be read."""
+
+
+def carry_out(write: MemoryWrite, memory: Memory) -> None:
+    """Do what an Outcome wants written. Raises MemoryFault, but not for a conditional write."""
+    if write.instead_of is None:
+        memory.write(write.address, write.data)
+        return
+    with contextlib.suppress(MemoryFault):
+        if memory.read(write.address, len(write.data)) == write.instead_of:
+            memory.write(write.address, write.data)
 
 
 @attrs.frozen(kw_only=True)

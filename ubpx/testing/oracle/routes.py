@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from ubpx._errors import InternalError, MemoryFault, NotEmulated
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import write_to
+from ubpx.core.ubp import carry_out
 from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Outcome, SlotCode, StepPlan, Strategy
 from ubpx.core.values import VirtAddr
 from ubpx.testing.oracle.cases import Case
@@ -86,7 +86,7 @@ class Routes:
         try:
             outcome = self._architecture.emulate(analysis, WordRegisters(words, self._registers), self._processor)
             for write in outcome.writes:
-                write_to(self._processor, write)
+                carry_out(write, self._processor)
         except (MemoryFault, NotEmulated):
             return None
         put(words, self._registers, outcome.registers)
@@ -151,7 +151,7 @@ class Routes:
         """The state with what the architecture says put right."""
         memory, xstate = end.memory, end.xstate
         for write in outcome.writes:
-            write_to(self._processor, write)
+            carry_out(write, self._processor)
             memory = self._processor.shared[MEMORY]
         if outcome.x87_pointer is not None:
             wrong, right = outcome.x87_pointer
