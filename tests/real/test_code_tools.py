@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ubpx.core.ubp.opinions import FlowKind, both_disassemblers
+from ubpx.core.values import VirtAddr
 from ubpx.testing import coverage, decoders
-from ubpx.testing.decoders import Answer, is_wrong
+from ubpx.testing.decoders import Answer, Comparer, is_wrong
 from ubpx.testing.disagreements import KNOWN, known
 from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
-from ubpx.testing.plants import PLANTS
-from ubpx.testing.program_text import read_text, take_census
+from ubpx.testing.plants import PLANTS, planted
+from ubpx.testing.program_text import BITS, Piece, ProgramText, read_text, take_census
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -260,13 +261,47 @@ MEASURED = {
 @needs_processor
 def test_every_known_disagreement_is_one(processor: Processor) -> None:
     """Invariant: the reasons of the table are what the processor says, and its entries are met in its order."""
-    assert [known(bytes.fromhex(code)) for code in MEASURED] == list(KNOWN)
-    for code, (length, happened) in MEASURED.items():
-        if known(bytes.fromhex(code)) in [each for each in KNOWN if each.processors_differ]:
+    entries = [known(bytes.fromhex(code), (length,)) for code, (length, _) in MEASURED.items()]
+    assert entries == list(KNOWN)
+    for entry, (code, (length, happened)) in zip(KNOWN, MEASURED.items(), strict=True):
+        if entry.processors_differ:
             continue  # AMD's processors say otherwise
         verdict = processor.ask(bytes.fromhex(code).ljust(15, b"\x11"))
         if happened is Happened.UNDEFINED or verdict.happened is not Happened.UNDEFINED:  # has this one AVX-512?
             assert (verdict.length, verdict.happened) == (length, happened), code
+
+
+# The mode, an instruction on which all agree, and neighbours of which an entry of KNOWN tells.
+BESIDE = [
+    (64, "e800000000", "6690"),
+    (64, "c3", "6690"),
+    (64, "7405", "660f1f440000"),
+    (64, "4889e5", "f0480fb10e"),
+    (32, "40", "0f1cc0"),
+    (32, "48", "8e08"),
+]
+
+
+@pytest.mark.parametrize(("bits", "code", "behind"), BESIDE)
+def test_an_entry_is_about_one_instruction_not_its_neighbours(bits: int, code: str, behind: str) -> None:
+    """Invariant: what stands behind an instruction excuses no wrong answer about it."""
+    window, length = bytes.fromhex(code + behind), len(code) // 2
+    assert known(window, (length, length)) is None
+    assert known(window, (None, None)) is None
+    name = next(each for each in BITS if BITS[each] == bits)
+    text = ProgramText(path="", architecture=name, bits=bits, base=0, pieces=[Piece(VirtAddr(0x1000), window)], gaps=[])
+    with planted("length"):
+        found = Comparer(text, None).compare().disagreements
+    first = next(each for each in found if each.address == 0x1000)
+    assert (first.iced.length, first.ours.length) == (length, length + 1)
+    assert (first.known, first.wrong) == (None, True)
+
+
+@pytest.mark.parametrize("code", ["660f8100112233", "2e6670f0", "6648c20000", "f066 01c0", "66f001c0", "f2f04803c0"])
+def test_an_entry_is_met_wherever_its_prefix_stands(code: str) -> None:
+    """Invariant: the order of an instruction's prefixes means nothing."""
+    raw = bytes.fromhex(code)
+    assert known(raw, (len(raw),)) is not None
 
 
 def test_who_is_wrong() -> None:

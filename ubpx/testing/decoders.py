@@ -153,7 +153,7 @@ class Comparer:
         if iced == capstone and iced.agrees(ours):
             return
         hardware = None if self._processor is None else self._processor.ask(code)
-        explained = known(code)
+        explained = known(code, (iced.length, capstone.length))
         yield Disagreement(
             address=specimen.address - self._text.base,
             in_gap=self._text.in_gap(specimen.address),

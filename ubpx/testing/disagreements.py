@@ -6,7 +6,7 @@ processor (Intel Xeon, Sapphire Rapids) for each; capstone 5.0, iced 1.21.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -17,7 +17,7 @@ class Known:
     """One disagreement that has been looked into."""
 
     pattern: re.Pattern[bytes]
-    """Of the code from the instruction's start on."""
+    """Of the instruction, from its start on."""
     what: str
     reason: str
     """Who is right, and what ubpx does."""
@@ -25,11 +25,14 @@ class Known:
     """So that no processor's answer is everybody's."""
 
 
-_PREFIXES: Final = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*[\x40-\x4f]?"
+_PREFIXES: Final = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
+_REX: Final = rb"[\x40-\x4f]?"
 
 
-def _known(opcode: bytes, what: str, reason: str, *, processors_differ: bool = False) -> Known:
-    return Known(re.compile(_PREFIXES + opcode, re.DOTALL), what, reason, processors_differ)
+def _known(opcode: bytes, what: str, reason: str, *, prefix: bytes = b"", processors_differ: bool = False) -> Known:
+    """About ``opcode`` behind any prefixes, among which ``prefix`` must be."""
+    leading = _PREFIXES + prefix + _PREFIXES if prefix else _PREFIXES
+    return Known(re.compile(leading + _REX + opcode, re.DOTALL), what, reason, processors_differ)
 
 
 KNOWN: Final[Sequence[Known]] = (
@@ -39,10 +42,11 @@ KNOWN: Final[Sequence[Known]] = (
         "processors differ, and raise #UD either way; ubpx refuses them",
         processors_differ=True,
     ),
-    Known(
-        re.compile(rb"(?=[^\x0f]*\x66)" + _PREFIXES + rb"(?:\x0f[\x80-\x8f]|[\x70-\x7f\xc2\xc3\xe0-\xe3\xe8\xe9\xeb])"),
+    _known(
+        rb"(?:\x0f[\x80-\x8f]|[\x70-\x7f\xc2\xc3\xe0-\xe3\xe8\xe9\xeb])",
         "near branches and returns with an operand-size prefix (`66 0f 80`, `66 48 c2`)",
         "Intel ignores the prefix (measured: as iced says), AMD does not; ubpx refuses them",
+        prefix=rb"\x66",
         processors_differ=True,
     ),
     _known(
@@ -87,14 +91,20 @@ KNOWN: Final[Sequence[Known]] = (
         "instructions behind a 66, f2 or f3 prefix",
         "the processor sides with iced: it runs the former and raises #UD for the latter",
     ),
-    Known(
-        re.compile(rb"[^\x0f]*\xf0", re.DOTALL),
+    _known(
+        b"",
         "`lock` before what it has no meaning for (`f0 03`): capstone takes it for an instruction",
         "#UD, as iced says; ubpx refuses it",
+        prefix=rb"\xf0",
     ),
 )
 
 
-def known(code: bytes) -> Known | None:
-    """The entry for what ``code`` begins with, if there is one."""
-    return next((each for each in KNOWN if each.pattern.match(code)), None)
+def known(code: bytes, lengths: Iterable[int | None]) -> Known | None:
+    """The entry for the instruction that ``code`` begins with, if there is one.
+
+    ``lengths`` are those that the disassemblers say; None: that it is no instruction. What lies behind the
+    longest is no part of the instruction, and excuses nothing.
+    """
+    insn = code[: max((each or 0 for each in lengths), default=0)]
+    return next((each for each in KNOWN if each.pattern.match(insn)), None)

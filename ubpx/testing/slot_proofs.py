@@ -49,7 +49,8 @@ class Prover:
         insn = analysis.insn
         opinions = [(each, each.opinion(specimen.window, insn.address)) for each in self._disassemblers]
         right = [(each, said) for each, said in opinions if said is not None and said.length == insn.length]
-        if not right or known(specimen.window) is None:  # else one of them is known not to know it
+        lengths = [None if said is None else said.length for _, said in opinions]
+        if not right or known(specimen.window, lengths) is None:  # else one of them is known not to know it
             yield from _wrong_lengths(opinions, insn.length)
         for disassembler, original in right:
             yield from self._wrong_directions(analysis, original, disassembler.name)
