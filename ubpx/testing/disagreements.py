@@ -11,6 +11,8 @@ from typing import Final
 
 import attrs
 
+from ubpx.core.ubp.encoding import PREFIXES, one_of
+
 
 @attrs.frozen
 class Known:
@@ -25,7 +27,7 @@ class Known:
     """So that no processor's answer is everybody's."""
 
 
-_PREFIXES: Final = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*"
+_PREFIXES: Final = one_of(PREFIXES) + b"*"
 _REX: Final = rb"[\x40-\x4f]?"
 
 

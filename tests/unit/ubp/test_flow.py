@@ -33,7 +33,8 @@ def flow_of(code: str, processor: str = "x86_64") -> Flow:
         ("ffe0", None, False, False),
         ("3effe0", None, False, False),
         ("ff28", None, False, False),
-        ("ff18", None, True, False),
+        ("ff18", None, True, True),
+        ("48ff18", None, True, True),
         ("c3", None, False, False),
         ("f3c3", None, False, False),
         ("c20800", None, False, False),
@@ -43,6 +44,10 @@ def flow_of(code: str, processor: str = "x86_64") -> Flow:
         ("f4", None, False, False),
         ("0f0b", None, False, False),
         ("0fb9c0", None, False, False),
+        ("f30f01ec", None, False, False),
+        ("f30f01ea", None, True, False),
+        ("0f01ee", None, True, False),
+        ("0faa", None, False, False),
         ("cc", None, True, False),
         ("0f05", None, True, False),
         ("c7f810000000", 0x1016, True, False),
@@ -77,6 +82,9 @@ def test_where_control_goes(code: str, target: int | None, falls_through: bool, 
         ("8b8410 10000000", None, False),
         ("e805000000", None, False),
         ("b805000000", None, False),
+        ("0f2005", None, False),
+        ("0f2304", None, False),
+        ("0f2204", None, False),
     ],
 )
 def test_what_is_used_beside_the_code(code: str, operand: int | None, touches: bool) -> None:
@@ -99,11 +107,21 @@ def test_what_is_used_beside_the_code(code: str, operand: int | None, touches: b
         ("8d0510000000", None, 0x10, False),
         ("67a11000", None, None, False),
         ("a80f", None, None, False),
+        ("2ef3a210000000", None, 0x10, True),
+        ("0f2005", None, None, False),
+        ("0f2104", None, None, False),
     ],
 )
 def test_32_bit_code_is_followed_too(code: str, target: int | None, operand: int | None, touches: bool) -> None:
     found = flow_of(code, "i386")
     assert (found.target, found.operand, found.touches) == (target, operand, touches)
+
+
+@pytest.mark.parametrize("code", ["9a000000000700", "ff1d00100000"])
+def test_a_far_call_is_a_call(code: str) -> None:
+    """Invariant: it is taken to return, wherever its target is written."""
+    found = flow_of(code, "i386")
+    assert (found.target, found.falls_through, found.calls) == (None, True, True)
 
 
 def test_prefixes_that_a_branch_may_skip_are_counted() -> None:

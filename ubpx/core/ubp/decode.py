@@ -13,11 +13,10 @@ from typing import Protocol
 import attrs
 
 from ubpx._errors import UsageError
-from ubpx.core.ubp.encoding import parse
+from ubpx.core.ubp.encoding import PREFIXES, parse
 
 LONGEST_INSN = 15
 """Bytes; a longer one raises #GP (Intel SDM volume 2A, section 2.3.11)."""
-_PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 
 
 @attrs.frozen
@@ -85,9 +84,9 @@ class IcedDecoder:
                 if insn.is_invalid:
                     return
                 kind = code[offset : offset + length]
-            elif code[offset] in _PREFIXES:  # the code does not tell lock xchg from xchg, or 66 e8 from e8
+            elif code[offset] in PREFIXES:  # the code does not tell lock xchg from xchg, or 66 e8 from e8
                 second = code[offset + 1]
-                kind = code[offset : offset + length] if second in _PREFIXES else (kind, code[offset], second)
+                kind = code[offset : offset + length] if second in PREFIXES else (kind, code[offset], second)
             if named is not None and insn.is_ip_rel_memory_operand and insn.ip_rel_memory_address in near:
                 named.append(insn.ip_rel_memory_address)
             yield length, kind

@@ -4,6 +4,8 @@ Pure functions over bytes that a decoder has called one instruction of 64-bit mo
 code. Source: Intel SDM volume 2A, chapter 2 and appendix A; AMD APM volume 3, chapter 1 (XOP, 3DNow!).
 """
 
+import re
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -13,7 +15,8 @@ LOCK: Final = 0xF0
 REPNE: Final = 0xF2
 REP: Final = 0xF3
 
-_PREFIXES: Final = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, OPERAND_SIZE, ADDRESS_SIZE, LOCK, REPNE, REP})
+PREFIXES: Final = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, OPERAND_SIZE, ADDRESS_SIZE, LOCK, REPNE, REP})
+"""The legacy prefixes: all but REX."""
 
 
 class Form(Enum):
@@ -23,6 +26,10 @@ class Form(Enum):
     VEX = "VEX"
     EVEX = "EVEX"
     XOP = "XOP"
+
+
+_NEVER_ON_MEMORY: Final = range(0x20, 0x24)
+"""Behind 0f: moves of control and debug registers, which take whatever ModRM.mod says for a register."""
 
 
 class Encoding(NamedTuple):
@@ -50,7 +57,7 @@ class Encoding(NamedTuple):
     @property
     def displacement_at(self) -> int | None:
         """Offset of the disp32 of a rip-relative operand (ModRM mod=00 rm=101); None without one."""
-        relative = self.modrm is not None and self.modrm & 0xC7 == 0x05 and self.bits == 64
+        relative = self.modrm is not None and self.modrm & 0xC7 == 0x05 and self.bits == 64 and not self.on_register
         return self.modrm_at + 1 if relative else None
 
     @property
@@ -76,7 +83,11 @@ class Encoding(NamedTuple):
     @property
     def on_register(self) -> bool:
         """Whether ModRM.rm is a register, not memory."""
-        return self.modrm is not None and self.modrm >= 0xC0
+        if self.modrm is None:
+            return False
+        return self.modrm >= 0xC0 or (
+            self.opcode_map == 1 and self.opcode in _NEVER_ON_MEMORY and self.form is Form.LEGACY
+        )
 
     def operand_address(self, end: int) -> int | None:
         """Where the rip-relative operand is if the instruction ends at ``end``; None without one."""
@@ -85,6 +96,11 @@ class Encoding(NamedTuple):
             return None
         address = end + signed(self.raw[at : at + 4])
         return address & (0xFFFF_FFFF if ADDRESS_SIZE in self.prefixes else self.mask)
+
+
+def one_of(values: Iterable[int]) -> bytes:
+    """A regular expression that matches each of these bytes."""
+    return b"[" + re.escape(bytes(sorted(values))) + b"]"
 
 
 def signed(data: bytes) -> int:
@@ -122,7 +138,7 @@ def _leading_bytes(raw: bytes, bits: int) -> tuple[frozenset[int], int, int]:
     last = len(raw) - 1
     while at < last:  # code that ends in a prefix has that for its opcode
         byte = raw[at]
-        if byte in _PREFIXES:
+        if byte in PREFIXES:
             prefixes = {byte} if prefixes is None else prefixes | {byte}
             rex = 0
         elif byte & 0xF0 == 0x40 and bits == 64:

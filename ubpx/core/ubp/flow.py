@@ -8,31 +8,36 @@ from collections.abc import Iterator
 from typing import Final
 
 from ubpx.core.ubp.decode import LONGEST_INSN, Decoder
-from ubpx.core.ubp.encoding import ADDRESS_SIZE, Encoding, Form, parse, signed
+from ubpx.core.ubp.encoding import ADDRESS_SIZE, PREFIXES, Encoding, Form, one_of, parse, signed
 from ubpx.core.ubp.plans import Flow
-from ubpx.core.ubp.x86 import RELATIVE, InsnClass, branch_target, insn_class
+from ubpx.core.ubp.x86 import BRANCHING, RELATIVE, InsnClass, branch_target, calls, falls_through, insn_class
 from ubpx.core.values import VirtAddr
 
-_PREFIXES: Final = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*")
+_PREFIXES: Final = re.compile(one_of(PREFIXES) + b"*")
 # Most instructions do nothing of interest, which their first bytes tell; only the others are taken apart.
 _MAY_LEAVE: Final = re.compile(
-    rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3\x40-\x4f]*"
-    rb"(?:[\x70-\x7f\x9a\xc2\xc3\xca\xcb\xcf\xe0-\xe3\xe8-\xeb\xf4\xff]|\x0f[\x07\x0b\x35\x80-\x8f\xb9\xff]|\xc7\xf8)"
+    one_of(PREFIXES | frozenset(range(0x40, 0x50)))
+    + b"*(?:"
+    + one_of(opcode for opcode_map, opcode in BRANCHING if opcode_map == 0)
+    + rb"|\x0f"
+    + one_of(opcode for opcode_map, opcode in BRANCHING if opcode_map == 1)
+    + rb"|\xc7\xf8)"
 )
+_WITHOUT_BASE: Final = one_of(range(0x05, 0x100, 8))
+"""SIB bytes without a base, if ModRM.mod is 00."""
 _MAY_USE: Final = re.compile(
-    rb".+(?:[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]|[\x04\x0c\x14\x1c\x24\x2c\x34\x3c]"
-    rb"[\x05\x0d\x15\x1d\x25\x2d\x35\x3d\x45\x4d\x55\x5d\x65\x6d\x75\x7d"
-    rb"\x85\x8d\x95\x9d\xa5\xad\xb5\xbd\xc5\xcd\xd5\xdd\xe5\xed\xf5\xfd]).{4}|[^\xa0-\xa3]?[\xa0-\xa3].{4}",
+    b".+(?:"
+    + one_of(range(0x05, 0x40, 8))
+    + b"|"
+    + one_of(range(0x04, 0x40, 8))
+    + _WITHOUT_BASE
+    + b").{4}|"
+    + one_of(PREFIXES)
+    + rb"*[\xa0-\xa3].{4}",
     re.DOTALL,
 )
 
 _WITH_TARGET: Final = RELATIVE | {InsnClass.COUNTED_BRANCH}
-_CALLS: Final = frozenset({InsnClass.CALL, InsnClass.INDIRECT_CALL})
-_NEVER_BEHIND: Final = frozenset(
-    {(0, 0x9A), (0, 0xCA), (0, 0xCB), (0, 0xCF), (0, 0xEA), (0, 0xF4)}  # far, iret, hlt
-    | {(1, 0x07), (1, 0x0B), (1, 0x35), (1, 0xB9), (1, 0xFF)}  # sysret, ud2, sysexit, ud1, ud0
-)
-_LEA: Final = (0, 0x8D)
 _SEGMENTS: Final = frozenset({0x64, 0x65})  # fs, gs: their operands are the thread's
 
 
@@ -45,7 +50,7 @@ def flow(decoder: Decoder, bits: int, code: bytes, address: VirtAddr) -> Iterato
         offset += decoded.length
         end = VirtAddr(address + offset)
         if _MAY_LEAVE.match(raw) or _MAY_USE.match(raw):
-            found = _flow(raw, bits, start, end)
+            found = flow_of(raw, bits, start, end)
             if found is None:
                 return
             yield found
@@ -53,27 +58,28 @@ def flow(decoder: Decoder, bits: int, code: bytes, address: VirtAddr) -> Iterato
             yield Flow(start, end, prefixes=_prefixes(raw))
 
 
-def _flow(raw: bytes, bits: int, start: VirtAddr, end: VirtAddr) -> Flow | None:
-    """None for a branch whose length processors disagree on."""
+def flow_of(raw: bytes, bits: int, start: VirtAddr, end: VirtAddr) -> Flow | None:
+    """Of exactly one instruction; None for a branch whose length processors disagree on."""
     encoding = parse(raw, bits)
     kind = insn_class(encoding)
-    where = (encoding.opcode_map, encoding.opcode) if encoding.form is Form.LEGACY else None
     if encoding.narrow and kind in _WITH_TARGET:
         return None
     target = VirtAddr(branch_target(encoding, end)) if kind in _WITH_TARGET else None
-    far_jump = where == (0, 0xFF) and encoding.reg == 5
-    stays = kind in (InsnClass.JUMP, InsnClass.LEAVES) or far_jump or where in _NEVER_BEHIND
-    operand = None if kind is InsnClass.NOP or where in _NEVER_BEHIND else _operand(encoding, end)
+    operand = None if kind is InsnClass.NOP else _operand(encoding, end)
     return Flow(
         start,
         end,
         target=target,
-        falls_through=not stays,
-        calls=kind in _CALLS,
+        falls_through=falls_through(encoding, kind),
+        calls=calls(encoding, kind),
         operand=operand,
-        touches=operand is not None and where != _LEA,
+        touches=operand is not None and not _is_lea(encoding),
         prefixes=_prefixes(raw),
     )
+
+
+def _is_lea(encoding: Encoding) -> bool:
+    return encoding.form is Form.LEGACY and (encoding.opcode_map, encoding.opcode) == (0, 0x8D)
 
 
 def _operand(encoding: Encoding, end: VirtAddr) -> VirtAddr | None:
@@ -81,8 +87,8 @@ def _operand(encoding: Encoding, end: VirtAddr) -> VirtAddr | None:
     if encoding.prefixes & _SEGMENTS or (encoding.bits == 32 and ADDRESS_SIZE in encoding.prefixes):
         return None
     relative = encoding.operand_address(end)
-    if relative is not None:
-        return VirtAddr(relative)
+    if relative is not None or encoding.on_register:
+        return None if relative is None else VirtAddr(relative)
     raw, at = encoding.raw, encoding.modrm_at
     if encoding.modrm is None:
         moves = encoding.bits == 32 and encoding.form is Form.LEGACY and encoding.opcode_map == 0

@@ -82,6 +82,13 @@ _ONE_BYTE_CLASSES: Final[Mapping[int, InsnClass]] = {
     0xE8: InsnClass.CALL,
     **dict.fromkeys((0xE9, 0xEB), InsnClass.JUMP),
 }
+# (map, opcode) of those that go elsewhere for good, beside JUMP and LEAVES; all are refused.
+_NOTHING_BEHIND: Final = frozenset(
+    {(0, 0xCA), (0, 0xCB), (0, 0xCF), (0, 0xEA), (0, 0xF4)}  # ret far, iret, jmp far, hlt
+    | {(1, 0x07), (1, 0x0B), (1, 0x35), (1, 0xAA), (1, 0xB9), (1, 0xFF)}  # sysret, ud2, sysexit, rsm, ud1, ud0
+)
+_CALL_FAR: Final = 0x9A
+"""In 32-bit code."""
 _POP_SS: Final = 0x17
 """In 32-bit code."""
 
@@ -184,6 +191,37 @@ def goes_on_after_fault(encoding: Encoding) -> bool:
     return encoding.opcode in _GATHERS_AND_SCATTERS or (encoding.opcode == _TILES and not encoding.on_register)
 
 
+def falls_through(encoding: Encoding, kind: InsnClass) -> bool:
+    """Whether what stands behind an instruction of the class ``kind`` may run next; a call is taken to return."""
+    if kind in (InsnClass.JUMP, InsnClass.LEAVES):
+        return False
+    if encoding.form is not Form.LEGACY:
+        return True
+    match encoding.opcode_map, encoding.opcode:
+        case 0, 0xFF:  # jmp far
+            return encoding.reg != 5
+        case 1, 0x01:
+            leaves = encoding.modrm == _SKINIT or bool(encoding.prefixes & _RETURNS_0F01.get(encoding.modrm, _NONE))
+            return not leaves
+        case where:
+            return where not in _NOTHING_BEHIND
+
+
+_SKINIT: Final = 0xDE
+_NONE: Final[frozenset[int]] = frozenset()
+# ModRM of 0f 01 and the prefixes with one of which it returns: eretu and erets, uiret.
+_RETURNS_0F01: Final[Mapping[int | None, frozenset[int]]] = {0xCA: frozenset({REP, REPNE}), 0xEC: frozenset({REP})}
+
+
+def calls(encoding: Encoding, kind: InsnClass) -> bool:
+    """Whether it is a call, near or far; a system call is none."""
+    if kind in (InsnClass.CALL, InsnClass.INDIRECT_CALL):
+        return True
+    if encoding.form is not Form.LEGACY or encoding.opcode_map:
+        return False
+    return encoding.opcode == _CALL_FAR or (encoding.opcode == 0xFF and encoding.reg == 3)
+
+
 NEAR_BRANCHES: Final = frozenset(
     {InsnClass.JUMP, InsnClass.BRANCH, InsnClass.COUNTED_BRANCH, InsnClass.CALL, InsnClass.INDIRECT_CALL}
     | {InsnClass.LEAVES, InsnClass.TRANSACTION}
@@ -207,3 +245,12 @@ def relative(target: int, end: int, bits: int) -> bytes | None:
         return (target - end & 0xFFFF_FFFF).to_bytes(4, "little")
     distance = (target - end + 2**63) % 2**64 - 2**63
     return distance.to_bytes(4, "little", signed=True) if -(2**31) <= distance < 2**31 else None
+
+
+BRANCHING: Final = frozenset(
+    {(0, opcode) for opcode, kind in _ONE_BYTE_CLASSES.items() if kind in NEAR_BRANCHES}
+    | {(0, 0xFF), (0, _CALL_FAR), (1, 0x01)}
+    | {(1, opcode) for opcode in range(0x80, 0x90)}
+    | _NOTHING_BEHIND
+)
+"""(map, opcode) of all behind which something else than the next instruction may run, xbegin (c7 f8) aside."""
