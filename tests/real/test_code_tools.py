@@ -13,7 +13,7 @@ import pytest
 from ubpx.core.ubp.opinions import FlowKind, both_disassemblers
 from ubpx.core.values import VirtAddr
 from ubpx.testing import coverage, decoders
-from ubpx.testing.decoders import Answer, Comparer, is_wrong
+from ubpx.testing.decoders import Answer, Comparer, Leads, is_wrong
 from ubpx.testing.disagreements import KNOWN, known
 from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
 from ubpx.testing.plants import PLANTS, planted
@@ -306,7 +306,8 @@ def test_an_entry_is_met_wherever_its_prefix_stands(code: str) -> None:
 
 def test_who_is_wrong() -> None:
     """Invariant: a refusal is never wrong; an answer is that nobody gives, or that the processor refutes."""
-    two, three = Answer(2, FlowKind.NEXT), Answer(3, FlowKind.NEXT)
+    on, off = Leads(), Leads(falls_through=False)
+    two, three = Answer(2, on), Answer(3, on)
     ran = Verdict(Happened.EXECUTED, 3, falls_through=True)
     went = Verdict(Happened.EXECUTED, 3, falls_through=False)
     undefined = Verdict(Happened.UNDEFINED, 3)
@@ -314,9 +315,22 @@ def test_who_is_wrong() -> None:
     assert not is_wrong(three, (two, three), ran)
     assert not is_wrong(two, (two, three), undefined)
     assert not is_wrong(two, (two, three), None)
-    assert is_wrong(Answer(4, FlowKind.NEXT), (two, three), None)
-    assert is_wrong(Answer(3, FlowKind.CALL), (three, three), None)
-    assert is_wrong(three, (three, Answer(3, FlowKind.JUMP)), went)
-    assert is_wrong(Answer(3, FlowKind.RETURN), (three, Answer(3, FlowKind.RETURN)), ran)
-    assert not is_wrong(Answer(2, None), (two, three), ran)
-    assert not is_wrong(Answer(None, None), (two, three), ran)
+    assert is_wrong(Answer(4, on), (two, three), None)
+    assert is_wrong(Answer(3, off), (three, three), None)
+    assert is_wrong(three, (three, Answer(3, off)), went)
+    assert is_wrong(Answer(3, off), (three, Answer(3, off)), ran)
+    for leads in (Leads(0x10), Leads(calls=True), Leads(0x10, calls=True)):
+        ours = Answer(3, leads)
+        assert not is_wrong(ours, (ours, three), went)
+        assert is_wrong(ours, (three, three), went)
+    assert not is_wrong(Answer(2, on, refused=True), (two, three), ran)
+    assert is_wrong(Answer(2, off, refused=True), (two, three), None)
+    assert not is_wrong(Answer(2, None), (two, three), None)
+    assert not is_wrong(Answer(None), (two, three), ran)
+
+
+@pytest.mark.parametrize("code", ["9a001000002300", "ea001000002300", "9a000000000700"])
+def test_a_far_target_is_no_address(code: str) -> None:
+    """Invariant: both disassemblers say of a far branch that it has no target in this code."""
+    said = [each.opinion(bytes.fromhex(code), 0x1000) for each in both_disassemblers(32)]
+    assert [each and (each.length, each.target) for each in said] == [(7, None), (7, None)]

@@ -1,7 +1,7 @@
 """``python -m ubpx.testing.decoders FILE...``: do iced and capstone agree, and with whom does ubpx side?
 
-Compares the length and the control flow of every instruction of a file, and of whatever stands in the
-gaps between its functions: by iced, by capstone and by ubpx's own analysis. Where they differ the
+Compares the length of every instruction of a file and where it leads, and of whatever stands in the gaps
+between its functions: by iced, by capstone, and by ubpx (``Architecture.analyze`` and ``flow``). Where they differ the
 processor is asked for the length (``hardware``).
 Exit status: 0 nobody is wrong on whom ubpx relies, 1 ubpx is, 2 usage.
 """
@@ -20,11 +20,9 @@ import attrs
 from ubpx._errors import InsnRefused, UbpxError
 from ubpx.core import ubp
 from ubpx.core.ubp.decode import LONGEST_INSN
-from ubpx.core.ubp.encoding import parse
 from ubpx.core.ubp.opinions import Disassembler, FlowKind, both_disassemblers
 from ubpx.core.ubp.plans import Architecture
-from ubpx.core.ubp.x86 import InsnClass, insn_class
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import Insn, VirtAddr
 from ubpx.testing.disagreements import Known, known
 from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
 from ubpx.testing.plants import planted
@@ -33,16 +31,24 @@ from ubpx.testing.program_text import BITS, Piece, ProgramText, Specimen, read_t
 SHOWN: Final = 50
 NOT_TRIED: Final = "not tried"
 
-_OUR_FLOWS: Final[Mapping[InsnClass, FlowKind]] = {
-    InsnClass.JUMP: FlowKind.JUMP,
-    InsnClass.BRANCH: FlowKind.CONDITIONAL,
-    InsnClass.COUNTED_BRANCH: FlowKind.CONDITIONAL,
-    InsnClass.CALL: FlowKind.CALL,
-    InsnClass.INDIRECT_CALL: FlowKind.INDIRECT_CALL,
-    InsnClass.SYSTEM_CALL: FlowKind.INTERRUPT,
-    InsnClass.SYSENTER: FlowKind.INTERRUPT,
-    InsnClass.TRANSACTION: FlowKind.CONDITIONAL,
-}
+_NEVER_BEHIND: Final = frozenset({FlowKind.JUMP, FlowKind.INDIRECT_JUMP, FlowKind.RETURN, FlowKind.NOWHERE})
+_CALLS: Final = frozenset({FlowKind.CALL, FlowKind.INDIRECT_CALL})
+
+
+@attrs.frozen
+class Leads:
+    """Where control goes from an instruction, in the terms of ``Architecture.flow``."""
+
+    target: int | None = None
+    falls_through: bool = True
+    calls: bool = False
+
+    def __str__(self) -> str:
+        where = "" if self.target is None else f" {self.target:#x}"
+        if self.calls:
+            return f"calls{where}"
+        then = "goes on" if self.falls_through else "does not go on"
+        return f"leads to{where}, {then}" if where else then
 
 
 @attrs.frozen
@@ -51,17 +57,22 @@ class Answer:
 
     length: int | None
     """None: that it is none."""
-    flow: FlowKind | None
-    """None: nothing; ubpx does not ask itself where an instruction leads that it refuses."""
+    leads: Leads | None = None
+    """None: nothing, as processors do not agree."""
+    flow: FlowKind | None = None
+    """In a disassembler's words."""
+    refused: bool = False
+    """By ubpx, which then runs no copy of it."""
 
     def __str__(self) -> str:
         if self.length is None:
             return "no instruction"
-        return f"{self.length} bytes, {self.flow or 'refused'}"
+        words = [f"{self.length} bytes", str(self.flow or self.leads or "not followed")]
+        return ", ".join([*words, "refused"] if self.refused else words)
 
     def agrees(self, other: "Answer") -> bool:
         """Whether both can be right."""
-        return self.length == other.length and (None in {self.flow, other.flow} or self.flow == other.flow)
+        return self.length == other.length and (None in {self.leads, other.leads} or self.leads == other.leads)
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +142,7 @@ class Comparer:
             pieces = []
             for rest in census.undecodable:
                 unknown = Specimen(raw=b"", address=rest.address, window=rest.code[:LONGEST_INSN], count=1)
-                found += self._compared(unknown, Answer(None, None))
+                found += self._compared(unknown, Answer(None))
                 length = _said(self._capstone, unknown.window, rest.address).length
                 undecodable += length is None
                 if (length or 1) < len(rest.code):  # go on behind what capstone takes for an instruction
@@ -149,7 +160,7 @@ class Comparer:
     def _compared(self, specimen: Specimen, iced: Answer) -> Iterator[Disagreement]:
         code = specimen.window
         capstone = _said(self._capstone, code, specimen.address)
-        ours = _ours(self._architecture, specimen, self._text.bits)
+        ours = _ours(self._architecture, specimen)
         if iced == capstone and iced.agrees(ours):
             return
         hardware = None if self._processor is None else self._processor.ask(code)
@@ -185,35 +196,36 @@ def is_wrong(ours: Answer, theirs: Sequence[Answer], hardware: Verdict | None) -
         return False
     if not any(ours.agrees(each) for each in theirs):
         return True
-    if ours.flow is None or hardware is None or hardware.happened not in {Happened.EXECUTED, Happened.FAULTED}:
+    if ours.refused or hardware is None or hardware.happened not in {Happened.EXECUTED, Happened.FAULTED}:
         return False
     if ours.length != hardware.length:
         return True
-    never_behind = {FlowKind.RETURN, FlowKind.INDIRECT_JUMP, FlowKind.INDIRECT_CALL}
-    refuted = {True: never_behind, False: {FlowKind.NEXT}, None: set[FlowKind]()}[hardware.falls_through]
-    return ours.flow in refuted
+    if ours.leads is None or hardware.falls_through is None:
+        return False
+    goes_on, elsewhere = ours.leads.falls_through, ours.leads.calls or ours.leads.target is not None
+    return not goes_on and ours.leads.target is None if hardware.falls_through else goes_on and not elsewhere
 
 
 def _said(disassembler: Disassembler, code: bytes, address: int) -> Answer:
     opinion = disassembler.opinion(code, address)
-    return Answer(None, None) if opinion is None else Answer(opinion.length, opinion.flow)
+    if opinion is None:
+        return Answer(None)
+    flow = opinion.flow
+    leads = Leads(opinion.target, falls_through=flow not in _NEVER_BEHIND, calls=flow in _CALLS)
+    return Answer(opinion.length, leads, flow)
 
 
-def _ours(architecture: Architecture, specimen: Specimen, bits: int) -> Answer:
+def _ours(architecture: Architecture, specimen: Specimen) -> Answer:
+    refused = False
     try:
-        insn = architecture.analyze(specimen.window, specimen.address).insn
-    except InsnRefused as refused:
-        return Answer(None if refused.insn is None else refused.insn.length, None)
-    return Answer(insn.length, own_flow(insn.raw, bits))
-
-
-def own_flow(raw: bytes, bits: int) -> FlowKind:
-    """What ubpx's class of an instruction that it does not refuse says of where it leads."""
-    encoding = parse(raw, bits)
-    kind = insn_class(encoding)
-    if kind is not InsnClass.LEAVES:
-        return _OUR_FLOWS.get(kind, FlowKind.NEXT)
-    return FlowKind.RETURN if encoding.opcode in {0xC2, 0xC3} else FlowKind.INDIRECT_JUMP
+        insn: Insn | None = architecture.analyze(specimen.window, specimen.address).insn
+    except InsnRefused as error:
+        refused, insn = True, error.insn
+    if insn is None:
+        return Answer(None, refused=refused)
+    flow = next(architecture.flow(specimen.window, specimen.address), None)
+    leads = None if flow is None else Leads(flow.target, falls_through=flow.falls_through, calls=flow.calls)
+    return Answer(insn.length, leads, refused=refused)
 
 
 def as_data(found: Comparison) -> dict[str, Any]:

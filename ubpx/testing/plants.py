@@ -18,6 +18,7 @@ from ubpx.core.ubp.plans import (
     Architecture,
     Emulator,
     FixUp,
+    Flow,
     InsnAnalysis,
     MemoryWrite,
     Outcome,
@@ -138,6 +139,23 @@ class Length(Planted):
         made = self.sound.analyze(code, address)
         longer = attrs.evolve(made.insn, raw=code[: made.insn.length + 1])
         return attrs.evolve(made, insn=longer)
+
+
+class FlowTarget(Planted):
+    """The direct branches that a proof follows lead one byte too far."""
+
+    def flow(self, code: bytes, address: VirtAddr) -> Iterator[Flow]:
+        """Only ``target`` is wrong."""
+        for each in self.sound.flow(code, address):
+            yield each if each.target is None else each._replace(target=VirtAddr(each.target + 1))
+
+
+class FallsThrough(Planted):
+    """What stands behind a return or a jump is taken to be run."""
+
+    def flow(self, code: bytes, address: VirtAddr) -> Iterator[Flow]:
+        """Everything falls through."""
+        return (each._replace(falls_through=True) for each in self.sound.flow(code, address))
 
 
 class Condition(Planted):
@@ -318,7 +336,6 @@ class Plant:
     make: Callable[[Architecture], Any]
     tools: frozenset[str]
     """Those that must find it: ``differential``, ``torture``, ``coverage``, ``decoders``."""
-    """Those that must find it: ``differential``, ``torture``, ``coverage``."""
     only: str | None = None
     """The one architecture where it is a fault; None: wherever there is one."""
 
@@ -330,6 +347,7 @@ class Plant:
 
 _ALL: Final = frozenset({"differential", "torture", "coverage"})
 _HERE: Final = frozenset({"differential"})
+_FOLLOWED: Final = frozenset({"decoders"})
 
 PLANTS: Final[Mapping[str, Plant]] = {
     "slot-displacement": Plant(make=SlotDisplacement, tools=_ALL),
@@ -340,6 +358,8 @@ PLANTS: Final[Mapping[str, Plant]] = {
     "emulated-landing": Plant(make=EmulatedLanding, tools=_ALL),
     "reads-on": Plant(make=ReadsOn, tools=frozenset({"coverage"})),
     "length": Plant(make=Length, tools=frozenset({"coverage", "decoders"})),
+    "flow-target": Plant(make=FlowTarget, tools=_FOLLOWED),
+    "falls-through": Plant(make=FallsThrough, tools=_FOLLOWED),
     "condition": Plant(make=Condition, tools=_HERE),
     "unsigned-displacement": Plant(make=UnsignedDisplacement, tools=_HERE),
     "scratch-register": Plant(make=ScratchRegister, tools=_HERE, only="x86_64"),

@@ -15,8 +15,9 @@ BOTH = pytest.mark.parametrize("disassembler", [ICED, CAPSTONE], ids=["iced", "c
 
 FLOWS = {
     "90": FlowKind.NEXT,
-    "f4": FlowKind.NEXT,
-    "0f0b": FlowKind.NEXT,
+    "f4": FlowKind.NOWHERE,
+    "0f0b": FlowKind.NOWHERE,
+    "0faa": FlowKind.RETURN,
     "eb10": FlowKind.JUMP,
     "f2e910000000": FlowKind.JUMP,
     "7410": FlowKind.CONDITIONAL,

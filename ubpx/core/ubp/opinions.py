@@ -29,6 +29,8 @@ class FlowKind(StrEnum):
     """From a call or from an interrupt."""
     INTERRUPT = "interrupt"
     """Into the kernel, or a monitor: a system call as well as int n."""
+    NOWHERE = "nowhere"
+    """It is there to fault, or halts: ud2, hlt."""
 
 
 DIRECT: Final = frozenset({FlowKind.JUMP, FlowKind.CONDITIONAL, FlowKind.CALL})
@@ -74,6 +76,7 @@ class Iced:
         self._formatter.show_branch_size = False
         self._bare = iced.FormatMnemonicOptions.NO_PREFIXES
         self._flows = self._flow_table(iced.FlowControl)
+        self._halt = iced.Mnemonic.HLT
         self._near = frozenset({iced.OpKind.NEAR_BRANCH16, iced.OpKind.NEAR_BRANCH32, iced.OpKind.NEAR_BRANCH64})
 
     @staticmethod
@@ -86,6 +89,7 @@ class Iced:
             control.CALL: FlowKind.CALL,
             control.INDIRECT_CALL: FlowKind.INDIRECT_CALL,
             control.INTERRUPT: FlowKind.INTERRUPT,
+            control.EXCEPTION: FlowKind.NOWHERE,
             control.XBEGIN_XABORT_XEND: FlowKind.CONDITIONAL,  # said of xbegin alone, whose abort handler is its target
         }
 
@@ -96,9 +100,7 @@ class Iced:
         insn = self._decoder(self.bits, code[:LONGEST_INSN], ip=address & self._mask).decode()
         if insn.is_invalid:
             return None
-        flow = self._flows.get(insn.flow_control, FlowKind.NEXT)
-        if flow is FlowKind.CALL and not insn.op_count:  # syscall, sysenter, vmcall
-            flow = FlowKind.INTERRUPT
+        flow = self._flow(insn)
         target = None
         if flow in DIRECT and insn.op0_kind in self._near:
             target = insn.near_branch_target
@@ -107,6 +109,12 @@ class Iced:
             text = self._formatter.format(insn)
         operand = insn.ip_rel_memory_address if insn.is_ip_rel_memory_operand else None
         return Opinion(length=insn.len, flow=flow, text=text, target=target, operand=operand)
+
+    def _flow(self, insn: Any) -> FlowKind:
+        flow = self._flows.get(insn.flow_control, FlowKind.NEXT)
+        if flow is FlowKind.CALL and not (insn.is_call_near or insn.is_call_far):  # syscall, sysenter, vmcall, vmrun
+            return FlowKind.INTERRUPT
+        return FlowKind.NOWHERE if insn.mnemonic == self._halt else flow
 
     def lengths(self, code: bytes, address: int) -> Iterator[int]:
         """Length after length from the start of ``code`` on, ten million a second; ends at what is no instruction."""
@@ -160,7 +168,7 @@ class Capstone:
             return None
         _, length, mnemonic, operands = found
         flow = self._flow(code[:length], mnemonic, operands)
-        if flow in DIRECT and operands.startswith("0x"):
+        if flow in DIRECT and _ADDRESS.fullmatch(operands):
             target = int(operands, 16) & self._mask
             return Opinion(
                 length=length, flow=flow, text=f"{mnemonic.split()[-1]} {target:#x}", target=target, operand=None
@@ -175,10 +183,11 @@ class Capstone:
 
     def _flow(self, raw: bytes, mnemonic: str, operands: str) -> FlowKind:
         """Asking for details is slow; they are equal for all instructions of one mnemonic and kind of operand."""
-        key = mnemonic, operands.startswith("0x")
+        key = mnemonic, _ADDRESS.fullmatch(operands) is not None
         known = self._flows.get(key)
         if known is None:
-            known = self._flows[key] = self._flow_by_groups(raw, direct=key[1])
+            known = _WITHOUT_GROUP.get(mnemonic) or self._flow_by_groups(raw, direct=key[1])
+            self._flows[key] = known
         return known
 
     def _flow_by_groups(self, raw: bytes, *, direct: bool) -> FlowKind:
@@ -198,6 +207,9 @@ class Capstone:
         return FlowKind.NEXT
 
 
+_WITHOUT_GROUP: Final = {**dict.fromkeys(("hlt", "ud0", "ud1", "ud2"), FlowKind.NOWHERE), "rsm": FlowKind.RETURN}
+_ADDRESS: Final = re.compile("0x[0-9a-f]+|[0-9]")
+"""An operand that is a target; a far one has a selector, too."""
 _ALWAYS: Final = frozenset({"jmp", "ljmp"})
 _PC_RELATIVE: Final = re.compile(r"\[([re]ip)(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
 
