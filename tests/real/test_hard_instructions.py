@@ -109,6 +109,31 @@ def test_a_program_that_steps_itself_gets_each_trap(
     assert program.tell("q").wait() == 0
 
 
+@pytest.mark.parametrize(
+    "place", ["stepped_nop", "stepped_push", "stepped_pop", "stepped_call", "stepped_ss", "stepped_ss+2"]
+)
+def test_a_step_asked_for_changes_nothing_of_that(target_program: StartProgram, place: str) -> None:
+    """Invariant: Verdict.STEP where the program steps itself, or where no step can be: it sees its own traps alone."""
+    program = target_program("hard", "stepping", 20)
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe(place, lambda _: ubpx.Verdict.STEP)
+        program.tell("g").number("calls")
+        assert lease.hits == 20
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize("what", ["restart", "eintr", "refused"])
+def test_a_step_asked_for_over_a_system_call_that_is_interrupted(target_program: StartProgram, what: str) -> None:
+    """Invariant: a restart is no new arrival either, and SIGSYS names the program's address."""
+    program = target_program("hard", what, 20)
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("probed_syscall", lambda _: ubpx.Verdict.STEP)
+        assert program.tell("g").number("calls", timeout=55) == 20
+        program.number("alarms")
+        assert lease.hits == program.number("made")
+    assert program.tell("q").wait() == 0
+
+
 def test_popf_that_sets_the_trap_flag_traps_behind_the_next_instruction(target_program: StartProgram) -> None:
     """Invariant: a trap flag that the program sets strikes where the processor would have it strike."""
     for strategy in ("EMULATE", "STEP", "INLINE"):

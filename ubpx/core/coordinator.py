@@ -85,7 +85,7 @@ class Coordinator:
             return
         process.reports_syscalls = wanted
         for thread in process.living():
-            thread.port.reports_syscalls = wanted
+            self._steps.look_at_frames(thread)
         if wanted:
             self._stop_each_once(process)
 
@@ -181,7 +181,6 @@ class Coordinator:
         if due and thread.returning is not None:
             self.tracer.step(thread.port, due)  # into the signal's handler, if it has one
         else:
-            thread.returning = None
             self.tracer.resume(thread.port, due)
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
@@ -253,6 +252,8 @@ class Coordinator:
         thread.pending, thread.group_stopped = 0, False
         # Whoever held the thread held it in the program that is gone: nothing of that may reach the new one.
         thread.leave_site()
+        thread.returning = None
+        thread.frames.clear()
         thread.step_clients, thread.stepped_by = (), None
         self.keeper.holds.forget_thread(thread.tid)
         self._move(thread, Input.EXECED)
@@ -319,13 +320,20 @@ class Coordinator:
     def _on_syscall(self, thread: Thread, event: events.SyscallEntered | events.SyscallExited) -> None:
         thread.stop = StopKind.EVENT
         process = thread.process
+        if isinstance(event, events.SyscallEntered):
+            self._steps.syscall_entered(thread, event.number)
+        if process.reports_syscalls:
+            self._ask_about_syscall(thread, event)
+        self._move(thread, Input.SYSCALL)
+
+    def _ask_about_syscall(self, thread: Thread, event: events.SyscallEntered | events.SyscallExited) -> None:
+        process = thread.process
         listener = self._listeners[process.pid]
         if isinstance(event, events.SyscallEntered):
             wanted = listener.syscall_entered(process, thread.tid, event.number, event.arguments)
         else:
             wanted = listener.syscall_exited(process, thread.tid, event.number, event.result)
         self.reception.obey(thread, wanted)
-        self._move(thread, Input.SYSCALL)
 
     def _on_watch_hit(self, thread: Thread, event: events.WatchHit) -> None:
         self.reception.watch_hit(thread, event.watched)

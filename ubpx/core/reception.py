@@ -92,6 +92,7 @@ class HitReception:
 
     def _settle_hit(self, thread: Thread, site: ProbeSite, answers: list[Answer]) -> None:
         thread.site, thread.arrival, thread.plan = site, tuple(thread.port.words), None
+        thread.returning = None
         thread.origin = thread.arrival
         thread.written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
         registers = self._merge(thread, site.probepoint.address, answers)

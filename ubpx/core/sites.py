@@ -226,44 +226,59 @@ class _Overseen:
 class ReturningSite(ProbeSite):
     """The trap at an instruction that begins again by itself after a signal: then that is no new arrival."""
 
-    __slots__ = ("_compared", "_expected")
+    __slots__ = ("_at_once", "_compared", "_expected")
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         super().__init__(probepoint, space, reception)
         transient = space.architecture.transient_registers
         self._compared: Final = [place for name, place in space.layout.index.items() if name not in transient]
         self._expected: Final[dict[int, list[tuple[int, ...]]]] = {}
-        """By thread: the registers with which it comes back, the last one last."""
+        """By thread: the registers with which it comes back from handlers that are over."""
+        self._at_once: Final[dict[int, tuple[int, ...]]] = {}
+        """By thread: the same if the signal that it has stopped for has no handler."""
 
-    def expect(self, thread: TracedThread, words: Sequence[int]) -> None:
-        """The thread leaves the instruction for a signal, and comes back with these registers."""
-        expected = self._expected.setdefault(thread.tid, [])
-        expected.append(self._relevant(words))
-        del expected[:-_MOST_RETURNS]
+    def relevant(self, words: Sequence[int]) -> tuple[int, ...]:
+        """Of the registers those that are the same when it comes back."""
+        return tuple(words[place] for place in self._compared)
+
+    def expect_at_once(self, thread: TracedThread, relevant: tuple[int, ...]) -> None:
+        """Unless a handler runs, the thread comes back with these, before it does anything else."""
+        self._at_once[thread.tid] = relevant
 
     def dismiss(self, thread: TracedThread) -> None:
-        """It does not come back from the last signal."""
-        self._expected.get(thread.tid, []).pop()
+        """A handler runs."""
+        self._at_once.pop(thread.tid, None)
 
-    def _relevant(self, words: Sequence[int]) -> tuple[int, ...]:
-        return tuple(words[place] for place in self._compared)
+    def expect(self, thread: TracedThread, relevant: tuple[int, ...]) -> None:
+        """A handler is over, and the thread comes back with these."""
+        expected = self._expected.setdefault(thread.tid, [])
+        expected.append(relevant)
+        del expected[:-_MOST_RETURNS]
 
     def arrive(self, thread: TracedThread) -> bool:
         """One that comes back was here before, and goes on."""
-        expected = self._expected.get(thread.tid)
-        if not expected:
+        if not (self._expected or self._at_once):
             return super().arrive(thread)
         thread.words[self._pc] = self.probepoint.address
-        found = self._relevant(thread.words)
-        if found not in expected:
+        if not self._comes_back(thread):
             return super().arrive(thread)
-        del expected[expected.index(found) :]
         self.reception.conclude(thread, self, [])
         return False
 
+    def _comes_back(self, thread: TracedThread) -> bool:
+        found = self.relevant(thread.words)
+        at_once = self._at_once.pop(thread.tid, None)
+        expected = self._expected.get(thread.tid, [])
+        if found in expected:
+            del expected[expected.index(found) :]
+            if not expected:
+                del self._expected[thread.tid]
+            return True
+        return found == at_once
+
 
 _MOST_RETURNS: Final = 16
-"""Signals in one another, and returns that never came, of which a thread's are remembered at one place."""
+"""Handlers that are over, of which a thread's are remembered at one place until it comes back."""
 
 
 def probe_site(probepoint: Probepoint, space: AddressSpace, reception: Reception) -> ProbeSite:

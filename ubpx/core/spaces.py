@@ -225,12 +225,24 @@ class PostponedSignal:
         return int.from_bytes(self.info[8:12], "little", signed=True) > 0
 
 
+@attrs.define
+class HandlerFrame:
+    """A signal's handler, and with which registers the thread comes back from it to a probed instruction."""
+
+    site: Any
+    """A ``sites.ReturningSite``."""
+    relevant: tuple[int, ...]
+    sp: int = 0
+    """The stack pointer at the handler's first instruction."""
+
+
 class Thread:
     """One traced thread. ``state`` is moved by ``stepping.step`` alone."""
 
     __slots__ = (
         "arrival",
         "deferred",
+        "frames",
         "group_stopped",
         "held",
         "mask",
@@ -259,8 +271,10 @@ class Thread:
         self.plan: StepPlan | None = None
         """A step over a copy that is not finished."""
         self.postponed: PostponedSignal | None = None
-        self.returning: Site | None = None
-        """Where it made the system call from which the signal that is due takes it."""
+        self.returning: HandlerFrame | None = None
+        """Whence the signal that is due takes it, and it comes back."""
+        self.frames: Final[list[HandlerFrame]] = []
+        """Of the handlers that run, outermost first, those that it comes back from to a probed instruction."""
         self.watches: tuple[Watched | None, ...] = NOTHING
         """What its debug registers watch."""
         self.held = False

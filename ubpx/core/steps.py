@@ -10,12 +10,17 @@ from ubpx.core import events
 from ubpx.core.ports import Tracer
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.sites import ReturningSite, leave_slot
-from ubpx.core.spaces import AddressSpace, Thread
+from ubpx.core.spaces import AddressSpace, HandlerFrame, Thread
 from ubpx.core.stepping import State
 from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode, Strategy, carry_out
 from ubpx.core.values import VirtAddr
 
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP})
+
+_POPPED_OF_FRAME: Final = 16
+"""Bytes at most that a handler's return has taken off the stack when it makes the system call that ends it."""
+_STACK: Final = 8 << 20
+"""Bytes that a stack has, for telling it from another one."""
 
 TellStepped = Callable[[Thread, Sequence[str], VirtAddr], None]
 """Somebody asked for a step of the thread; it now stands at the address."""
@@ -64,9 +69,9 @@ class Steps:
         restarted = space.architecture.restarted(registers) if analysis is not None and analysis.waits else None
         self._apply(thread, space.architecture.leave_slot(code, registers))
         if returns and analysis is not None and (pc == code.slot or restarted is not None):
-            self._expect_return(thread, code.origin, restarted or {}, waits=analysis.waits)
+            self._expect_return(thread, code.origin, restarted or {})
 
-    def _expect_return(self, thread: Thread, origin: VirtAddr, changes: Mapping[str, int], *, waits: bool) -> None:
+    def _expect_return(self, thread: Thread, origin: VirtAddr, changes: Mapping[str, int]) -> None:
         """The instruction begins again at ``origin`` when the signal has been dealt with: that is no new arrival."""
         space = thread.process.space
         probepoint = space.registry.at(origin)
@@ -75,8 +80,9 @@ class Steps:
             return
         words = list(thread.port.words)
         put(words, space.layout, {**changes, space.layout.pc_name: origin})
-        site.expect(thread.port, words)
-        thread.returning = site if waits else None
+        relevant = site.relevant(words)
+        site.expect_at_once(thread.port, relevant)
+        thread.returning = HandlerFrame(site, relevant)
 
     def trap_is_ours(self, thread: Thread) -> bool:
         """Whether the trap of a program that steps itself came from what only the slot has; then it is out of there."""
@@ -91,16 +97,36 @@ class Steps:
         return True
 
     def handler_entered(self, thread: Thread) -> None:
-        """The signal that interrupted a system call has a handler: the call may end there, and not begin again."""
-        site, thread.returning = thread.returning, None
-        if not isinstance(site, ReturningSite) or not self._tracer.fetch(thread.port):
+        """The signal has a handler: the thread comes back when that returns, if it does, and if not with EINTR."""
+        frame, thread.returning = thread.returning, None
+        if frame is None or not self._tracer.fetch(thread.port):
             return
+        frame.site.dismiss(thread.port)
         space = thread.process.space
+        registers = WordRegisters(thread.port.words, space.layout)
         with contextlib.suppress(MemoryFault):
-            registers = WordRegisters(thread.port.words, space.layout)
-            if space.architecture.interrupted_pc(registers, space.memory) == site.probepoint.address:
-                return
-        site.dismiss(thread.port)
+            if space.architecture.interrupted_pc(registers, space.memory) == frame.site.probepoint.address:
+                frame.sp = registers[space.architecture.sp_name]
+                thread.frames.append(frame)
+        self.look_at_frames(thread)
+
+    def look_at_frames(self, thread: Thread) -> None:
+        """While handlers run that a thread may come back from, its system calls are looked at."""
+        thread.port.reports_syscalls = thread.process.reports_syscalls or bool(thread.frames)
+
+    def syscall_entered(self, thread: Thread, number: int) -> None:
+        """The end of a handler is one, by its frame; frames that the stack has grown out of were left otherwise."""
+        if not thread.frames or not self._tracer.fetch(thread.port):
+            return
+        architecture = thread.process.space.architecture
+        sp = thread.port.words[thread.process.space.layout.index[architecture.sp_name]]
+        for at, frame in enumerate(thread.frames):
+            if number in architecture.sigreturn_calls and 0 < sp - frame.sp <= _POPPED_OF_FRAME:
+                frame.site.expect(thread.port, frame.relevant)
+                del thread.frames[at:]
+                break
+        thread.frames[:] = [frame for frame in thread.frames if not 0 < sp - frame.sp < _STACK]
+        self.look_at_frames(thread)
 
     def _analysis_of(self, space: AddressSpace, code: SlotCode) -> InsnAnalysis | None:
         """What the slot holds a copy of; None if the program has other code there by now."""
@@ -212,7 +238,7 @@ class Steps:
                 pc = VirtAddr(thread.port.words[space.layout.pc])
                 self._tracer.correct_fault_address(thread.port, pc)
                 if plan.repeats and pc == plan.origin:
-                    self._expect_return(thread, plan.origin, {}, waits=False)
+                    self._expect_return(thread, plan.origin, {})
             self._give_back_signals(thread)
             self.stepped(thread)
 

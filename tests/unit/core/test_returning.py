@@ -21,7 +21,7 @@ TEXT, STACK, PID = 0x40_1000, 0x7FFE_0000, 100
 CALL, FLD, NOP, REP = TEXT + 0x400, TEXT + 0x420, TEXT + 0x440, TEXT + 32 * 7
 HANDLER, SP = TEXT + 0x900, STACK + 0x400
 FLAGS, TRAP_FLAG = 0x202, 0x100
-ERESTARTSYS, EINTR, READ = 2**64 - 512, 2**64 - 4, 0
+ERESTARTSYS, EINTR, READ, SIGRETURN = 2**64 - 512, 2**64 - 4, 0, 15
 RIP_IN_FRAME = 176
 
 
@@ -55,6 +55,13 @@ def enter_handler(world: World, returns_to: int) -> None:
     world.fake.end_step(PID, rip=HANDLER, rsp=SP)
 
 
+def return_from_handler(world: World, sp: int = SP + 8) -> None:
+    """The handler's last system call, if anybody looks at it; other stacks' frames stay where they are."""
+    world.fake.thread(PID)["rsp"] = sp
+    world.fake.syscall(PID, SIGRETURN)
+    world.fake.idle()
+
+
 def come_back(world: World, **registers: int) -> None:
     world.arrive(PID, CALL, rsp=STACK + 0x800, rcx=CALL + 2, r11=FLAGS, rax=READ, orig_rax=2**64 - 1, **registers)
 
@@ -80,6 +87,7 @@ def test_a_system_call_that_begins_again_has_arrived_already(hard: World) -> Non
     interrupted(hard, lease)
     hard.fake.idle()
     hard.arrive(PID, CALL, rsp=SP - 64, rcx=5, rax=39)  # the handler itself calls there: that is an arrival
+    return_from_handler(hard)
     come_back(hard)
     assert (lease.hits, seen) == (2, [PID, PID])
     assert hard.fake.thread(PID)["rip"] == hard.slot_of(lease)
@@ -94,6 +102,21 @@ def test_a_call_that_ended_with_eintr_is_not_expected_back(hard: World) -> None:
     enter_handler(hard, returns_to=CALL + 2)
     interrupted(hard, lease)
     hard.fake.idle()
+    return_from_handler(hard)
+    come_back(hard)
+    assert lease.hits == 2
+
+
+def test_a_handler_that_is_left_by_a_jump_is_not_come_back_from(hard: World) -> None:
+    """Invariant: after siglongjmp the same instruction with the same registers is a new arrival."""
+    lease = hard.client("a").probe(CALL, lambda _: None)
+    hard.arrive(PID, CALL, rax=READ, rsp=STACK + 0x800, eflags=FLAGS)
+    enter_handler(hard, returns_to=CALL)
+    interrupted(hard, lease)
+    hard.fake.idle()
+    assert hard.fake.thread(PID).reports_syscalls
+    return_from_handler(hard, sp=STACK + 0x800)  # a system call from where the jump led to
+    assert not hard.fake.thread(PID).reports_syscalls
     come_back(hard)
     assert lease.hits == 2
 
@@ -112,13 +135,15 @@ def test_a_signal_without_a_handler_lets_the_call_go_on(hard: World) -> None:
 def test_a_repeated_string_comes_back_where_a_signal_took_it(hard: World) -> None:
     """Invariant: a signal in the middle of rep is delivered at once, with the program's pc, and counts nothing."""
     lease = hard.client("a").probe(REP, lambda _: None)
-    thread = hard.arrive(PID, REP, rcx=1000, rsi=TEXT, rdi=STACK, eflags=FLAGS)
+    thread = hard.arrive(PID, REP, rcx=1000, rsi=TEXT, rdi=STACK, rsp=STACK + 0x800, eflags=FLAGS)
     thread["rcx"] = 400
+    hard.memory.write(VirtAddr(SP + RIP_IN_FRAME), REP.to_bytes(8, "little"))
+    hard.fake.end_step(PID, rip=HANDLER, rsp=SP)
     hard.fake.signal(PID, signal.SIGUSR1)
     hard.fake.idle()
-    assert hard.fake.actions(PID, "step") == []
-    assert thread["rip"] == REP
-    hard.arrive(PID, REP, eflags=FLAGS | 0x10000)
+    assert hard.fake.actions(PID, "step") == [("step", PID, REP, signal.SIGUSR1)]
+    return_from_handler(hard)
+    hard.arrive(PID, REP, rsp=STACK + 0x800, eflags=FLAGS | 0x10000)
     assert (lease.hits, thread["rip"]) == (1, hard.slot_of(lease))
     hard.arrive(PID, REP, rcx=400)
     assert lease.hits == 2
@@ -178,3 +203,28 @@ def test_a_step_over_a_system_call_keeps_no_signal_back(hard: World) -> None:
     assert hard.fake.actions(PID, "step") == [("step", PID, slot)]
     assert hard.fake.actions(PID, "block_signals") == []
     assert (thread["rip"], thread["rcx"], thread["r11"]) == (CALL + 2, CALL + 2, FLAGS)
+
+
+def test_the_handler_of_a_fault_comes_back_as_a_new_arrival(hard: World) -> None:
+    """Invariant: a repeated string that faults is as any instruction that faults: run again, it is hit again."""
+    lease = hard.client("a").probe(REP, lambda _: None)
+    thread = hard.arrive(PID, REP, rcx=1000, eflags=FLAGS)
+    hard.fake.signal(PID, signal.SIGSEGV, code=1, address=TEXT)
+    hard.fake.idle()
+    assert (thread["rip"], hard.fake.actions(PID, "step")) == (REP, [])
+    hard.arrive(PID, REP, eflags=FLAGS)
+    assert lease.hits == 2
+
+
+def test_what_a_debug_register_watches_is_not_done_in_the_programs_stead(hard: World) -> None:
+    """Invariant: a push onto a watched word runs itself, so that the watchpoint notices it."""
+    push = TEXT + 32
+    watching = hard.client("b")
+    lease = hard.client("a").probe(push, lambda _: None)
+    thread = hard.arrive(PID, push, rsp=STACK + 0x400, eflags=FLAGS)
+    assert thread["rip"] == push + 1
+    watching.watch(STACK + 0x3F8, lambda _: None)
+    thread = hard.arrive(PID, push, rsp=STACK + 0x400, eflags=FLAGS)
+    assert hard.process.space.slots.code_at(thread["rip"]) is not None
+    thread = hard.arrive(PID, push, rsp=STACK + 0x800, eflags=FLAGS)
+    assert (thread["rip"], lease.hits) == (push + 1, 3)

@@ -29,6 +29,8 @@ class I386(X86):
     )  # fmt: skip
     """As struct user_regs_struct of x86_64 has them, without r8 to r15."""
     pc_name: ClassVar[str] = "eip"
+    sp_name: ClassVar[str] = "esp"
+    sigreturn_calls: ClassVar[frozenset[int]] = frozenset({119, 173})
     word_size: ClassVar[int] = 4
     address_limit: ClassVar[int] = 0xFFFF_E000
     outside_call: ClassVar[Mapping[str, int]] = {"orig_eax": 2**64 - 1}

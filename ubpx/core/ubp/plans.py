@@ -227,6 +227,16 @@ class Architecture(Protocol):
         ...
 
     @property
+    def sp_name(self) -> str:
+        """The stack pointer."""
+        ...
+
+    @property
+    def sigreturn_calls(self) -> frozenset[int]:
+        """The numbers of the system calls that end a signal's handler."""
+        ...
+
+    @property
     def word_size(self) -> int:
         """Bytes of a general register, of an address, of what a call pushes."""
         ...

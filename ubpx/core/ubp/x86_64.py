@@ -30,6 +30,8 @@ class X86_64(X86):  # noqa: N801  (the processor's own name)
     )  # fmt: skip
     """As struct user_regs_struct has them."""
     pc_name: ClassVar[str] = "rip"
+    sp_name: ClassVar[str] = "rsp"
+    sigreturn_calls: ClassVar[frozenset[int]] = frozenset({15})
     word_size: ClassVar[int] = 8
     address_limit: ClassVar[int] = 0x7FFF_FFFF_F000
     outside_call: ClassVar[Mapping[str, int]] = {"orig_rax": 2**64 - 1}
