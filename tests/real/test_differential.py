@@ -131,6 +131,15 @@ def test_a_wrong_command_line_ends_with_2(opcode: str, message: str) -> None:
     assert message in outcome.stderr
 
 
+@pytest.mark.parametrize("name", ["zzz", "form-zz", "form-99999999", "-5", "", "form-", "9" * 5000])
+def test_a_name_that_no_case_has_is_said(name: str) -> None:
+    """Invariant: one line says what to give; nothing is run."""
+    command = [sys.executable, "-m", "ubpx.testing.differential", "--only", name]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.endswith(f"Error: no case {name!r}; take the name that a sample gives\n")
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_form_and_very_many_random_cases(arch: str) -> None:

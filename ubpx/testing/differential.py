@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,14 @@ import click
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.ubp import architecture
 from ubpx.testing.oracle.campaign import TRIES_PER_FORM, Campaign, Tally, length_by_decoder, watched
-from ubpx.testing.oracle.cases import ANYWHERE, Aim
+from ubpx.testing.oracle.cases import ANYWHERE, Aim, Case
 from ubpx.testing.oracle.forms import Fields, Form, all_forms
 from ubpx.testing.oracle.layout import LAYOUTS
 from ubpx.testing.plants import PLANTS, planted
 
 _WORTH_ALL_FORMS: Final = 50_000
 """Fewer random cases than that do not pay for listing all forms first, which takes some seconds."""
-_FORM: Final = "form-"
+_CASE: Final = re.compile("(?P<form>form-)?(?P<number>[0-9]{1,18})")
 
 Known = Mapping[Form, Fields]
 
@@ -87,18 +88,28 @@ def _share(order: Order, number: int) -> Tally:
 
 
 def run_one(order: Order, name: str) -> Tally:
-    """The one case of that name."""
+    """The one case of that name; raises UsageError if there is none."""
+    named = _CASE.fullmatch(name)
+    if named is None:
+        raise _no_case(name)
+    number, form = int(named["number"]), None
+    if named["form"]:
+        forms = order.known or _forms(order.arch)
+        form = next(itertools.islice(forms, number // TRIES_PER_FORM, None), None)
     campaign = Campaign(order.arch, order.seed, order.known, order.aim)
     with contextlib.closing(campaign), watched(campaign):
-        number = int(name.removeprefix(_FORM))
-        if name.startswith(_FORM):
-            form = next(itertools.islice(order.known or _forms(order.arch), number // TRIES_PER_FORM, None))
-            case = campaign.cases.of_form(number, form)
+        if not named["form"]:
+            case: Case | None = campaign.cases.draw(number)
         else:
-            case = campaign.cases.draw(number)
-        if case is not None:
-            campaign.check(case)
+            case = None if form is None else campaign.cases.of_form(number, form)
+        if case is None:
+            raise _no_case(name)
+        campaign.check(case)
     return campaign.tally
+
+
+def _no_case(name: str) -> UsageError:
+    return UsageError(f"no case {name!r}; take the name that a sample gives")
 
 
 def _forms(arch: str) -> Known:
