@@ -162,13 +162,30 @@ def test_what_cannot_be_read_is_one_line(
         (__file__,): "name an ELF file",
         (str(bare),): "name a program or a shared library",
         (str(foreign),): "ubpx cannot analyse code for EM_RISCV; it can for",
-        (odd_code, "--plant", "nosuch"): "there is slot-displacement",
+        (odd_code, "--plant", "nosuch"): "there is no fault 'nosuch' to plant; there is ",
+        (odd_code, "--plant", "stack-segment"): "fault stack-segment is found by differential alone",
     }.items():
         assert tool(list(arguments)) == 2
         problem = capsys.readouterr().err
         assert problem.startswith("ubpx: ")
         assert problem.count("\n") == 1
         assert words in problem
+
+
+@pytest.mark.parametrize("tool", [coverage.main, decoders.main], ids=["coverage", "decoders"])
+def test_help_offers_the_faults_that_the_tool_finds(
+    tool: Callable[[list[str]], int],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Invariant: all of them, and no other."""
+    monkeypatch.setenv("COLUMNS", "1000")  # words are not cut at their hyphens
+    with pytest.raises(SystemExit):
+        tool(["--help"])
+    offered = capsys.readouterr().out.partition("it must be found: ")[2].splitlines()[0].split(", ")
+    name = request.node.callspec.id
+    assert offered == [fault for fault, plant in PLANTS.items() if name in plant.tools]
 
 
 def test_the_tools_run_as_modules(odd_code: str) -> None:

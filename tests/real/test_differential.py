@@ -42,22 +42,6 @@ def test_no_strategy_shows_that_the_instruction_ran_elsewhere(arch: str) -> None
     assert found["unicorn"]["asked"] > 50
 
 
-# Opcodes (each with its map) that show the fault; where there are none, any does.
-CONCERNS: dict[str, set[tuple[int, int]]] = {
-    "slot-displacement": {(1, 0x84), (0, 0x74), (0, 0xE8)},
-    "condition": {(0, 0x76), (0, 0x77), (1, 0x8E), (1, 0x8F)},
-    "unsigned-displacement": {(0, 0x74), (0, 0xEB), (0, 0x7D)},
-    "scratch-register": {(2, 0xF6), (0, 0x03), (1, 0xB1)},
-    "pushed-trap-flag": {(0, 0x9C)},
-    "return-address": {(0, 0xE8)},
-    "link-register": {(1, 0x05)},
-    "x87-pointer": {(0, 0xD8)},
-    "one-iteration": {(0, 0xA4), (0, 0xAB), (0, 0xA6)},
-    "popped-trap-flag": {(0, 0x9D)},
-    "pushed-stack-pointer": {(0, 0x54)},
-    "loop-counter": {(0, 0xE2), (0, 0xE0)},
-    "stack-segment": {(0, 0x8E)},
-}
 ANY = {(0, 0x50), (0, 0x03)}
 PLANTED = [
     (arch, name)
@@ -75,7 +59,7 @@ def differences_without_a_fault(order: Order) -> int:
 @pytest.mark.parametrize(("arch", "name"), PLANTED)
 def test_a_planted_fault_is_found(arch: str, name: str) -> None:
     """Invariant: what was planted is seen, and it alone: the same cases differ in nothing without it."""
-    order = Order(arch=arch, count=120, seed=1, jobs=1, known=None, aim=frozenset(CONCERNS.get(name, ANY)))
+    order = Order(arch=arch, count=120, seed=1, jobs=1, known=None, aim=PLANTS[name].opcodes or frozenset(ANY))
     with planted(name):
         broken = run(order)
     assert broken.differences > 0
@@ -128,6 +112,28 @@ def test_a_wrong_command_line_ends_with_2(opcode: str, message: str) -> None:
     command = [sys.executable, "-m", "ubpx.testing.differential", "--opcode", opcode]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert outcome.returncode == 2, outcome.stderr
+    assert message in outcome.stderr
+
+
+def test_a_planted_fault_is_found_without_more_options() -> None:
+    """Invariant: the tool itself draws what shows the fault, be it ever so rare."""
+    found = differential("--count", "100", "--plant", "stack-segment", status=1)
+    assert found["differences"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("reads-on",), "fault reads-on is found by coverage alone; differential finds slot-displacement, "),
+        (("nosuch",), "there is no fault 'nosuch' to plant; there is slot-displacement, "),
+        (("link-register", "--arch", "i386"), "fault link-register is one of x86_64 alone"),
+    ],
+)
+def test_a_fault_that_it_cannot_find_is_said(options: tuple[str, ...], message: str) -> None:
+    """Invariant: nobody waits for what cannot come."""
+    command = [sys.executable, "-m", "ubpx.testing.differential", "--plant", *options]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
     assert message in outcome.stderr
 
 

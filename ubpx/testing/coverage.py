@@ -19,7 +19,7 @@ from ubpx._errors import InsnRefused, UbpxError
 from ubpx.core import ubp
 from ubpx.core.ubp.opinions import Iced, both_disassemblers
 from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Strategy
-from ubpx.testing.plants import planted
+from ubpx.testing.plants import planted, plants_of
 from ubpx.testing.program_text import BITS, Census, ProgramText, Specimen, read_text, take_census
 from ubpx.testing.slot_proofs import Prover, overreads
 
@@ -206,11 +206,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--arch", choices=sorted(BITS), help="analyse for this one, whatever the file says")
     parser.add_argument("--json", action="store_true", help="one object a line for each file")
-    parser.add_argument("--plant", metavar="FAULT", help="break the architecture layer on purpose; it must be found")
+    faults = ", ".join(plants_of("coverage"))
+    parser.add_argument("--plant", metavar="FAULT",
+                        help=f"break the architecture layer on purpose; it must be found: {faults}")  # fmt: skip
     chosen = parser.parse_args(arguments)
     wrong = False
     try:
-        with planted(chosen.plant):
+        with planted(chosen.plant, "coverage"):
             for path in chosen.files:
                 found = cover(read_text(path, chosen.arch))
                 wrong = wrong or bool(found.differences)

@@ -25,7 +25,7 @@ from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import Insn, VirtAddr
 from ubpx.testing.disagreements import Known, known
 from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
-from ubpx.testing.plants import planted
+from ubpx.testing.plants import planted, plants_of
 from ubpx.testing.program_text import BITS, Piece, ProgramText, Specimen, read_text, take_census
 
 SHOWN: Final = 50
@@ -288,11 +288,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--arch", choices=sorted(BITS), help="decode for this one, whatever the file says")
     parser.add_argument("--json", action="store_true", help="one object a line for each file")
-    parser.add_argument("--plant", metavar="FAULT", help="break the architecture layer on purpose; it must be found")
+    faults = ", ".join(plants_of("decoders"))
+    parser.add_argument("--plant", metavar="FAULT",
+                        help=f"break the architecture layer on purpose; it must be found: {faults}")  # fmt: skip
     chosen = parser.parse_args(arguments)
     wrong = 0
     try:
-        with planted(chosen.plant):
+        with planted(chosen.plant, "decoders"):
             for path in chosen.files:
                 found = compare(read_text(path, chosen.arch))
                 wrong += found.wrong

@@ -26,7 +26,7 @@ from ubpx.testing.oracle.campaign import TRIES_PER_FORM, Campaign, Tally, length
 from ubpx.testing.oracle.cases import ANYWHERE, Aim, Case
 from ubpx.testing.oracle.forms import Fields, Form, all_forms
 from ubpx.testing.oracle.layout import LAYOUTS
-from ubpx.testing.plants import PLANTS, planted
+from ubpx.testing.plants import PLANTS, planted, plants_of
 
 _WORTH_ALL_FORMS: Final = 50_000
 """Fewer random cases than that do not pay for listing all forms first, which takes some seconds."""
@@ -126,6 +126,16 @@ def _aim(opcodes: Sequence[str]) -> Aim:
         raise UsageError(f"no opcodes: {', '.join(opcodes)}; write the map, a colon, and the opcode in hex") from None
 
 
+def _aim_at(plant: str | None, arch: str) -> Aim:
+    """What shows the fault, which there is; raises UsageError if it is none on ``arch``."""
+    if plant is None:
+        return ANYWHERE
+    chosen = PLANTS[plant]
+    if chosen.only not in {None, arch}:
+        raise UsageError(f"fault {plant} is one of {chosen.only} alone; ask for that with --arch")
+    return chosen.opcodes
+
+
 def report(arch: str, seed: int, tally: Tally, seconds: float) -> dict[str, Any]:
     """What ``--json`` prints."""
     return {
@@ -183,7 +193,11 @@ def _summary(found: Mapping[str, Any]) -> str:
     "--opcode", multiple=True, metavar="MAP:HEX", help="draw from this opcode alone; 0:9d is popf, 1:05 syscall"
 )
 @click.option("--only", metavar="CASE", help="run one case again, by the name that a sample gives")
-@click.option("--plant", type=click.Choice(list(PLANTS)), help="break the architecture layer on purpose")
+@click.option(
+    "--plant", metavar="FAULT",
+    help="break the architecture layer on purpose, and draw from the opcodes that show it, unless --opcode says which;"
+    f" one of {', '.join(plants_of('differential'))}",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def main(
     *,
@@ -200,9 +214,10 @@ def main(
     """See the module."""
     started = time.monotonic()
     try:
-        with planted(plant):
+        with planted(plant, "differential"):
+            aim = _aim(opcode) or _aim_at(plant, arch)
             known = _forms(arch) if forms == "all" or (forms == "auto" and count >= _WORTH_ALL_FORMS) else None
-            order = Order(arch=arch, count=count, seed=seed, jobs=jobs, known=known, aim=_aim(opcode))
+            order = Order(arch=arch, count=count, seed=seed, jobs=jobs, known=known, aim=aim)
             tally = run(order) if only is None else run_one(order, only)
     except UsageError as error:
         raise click.UsageError(str(error)) from error

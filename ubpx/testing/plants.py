@@ -4,7 +4,7 @@ A plant wraps the architecture that ``ubpx.core.ubp.architecture`` makes, and br
 answers. Nothing else changes, so what the tool then reports is what that one bug would have done.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -44,11 +44,11 @@ class Planted:
         return self.emulator(analysis)(regs, memory)
 
     def emulator(self, analysis: InsnAnalysis) -> Emulator:
-        """As it is."""
+        """That of the one it wraps."""
         return self.sound.emulator(analysis)
 
     def cancel_step(self, plan: StepPlan, regs: ReadableRegisters) -> Outcome:
-        """As it is."""
+        """What the one it wraps says of it."""
         return self.sound.cancel_step(plan, regs)
 
     def _parsed(self, analysis: InsnAnalysis) -> Encoding:
@@ -338,6 +338,8 @@ class Plant:
     """Those that must find it: ``differential``, ``torture``, ``coverage``, ``decoders``."""
     only: str | None = None
     """The one architecture where it is a fault; None: wherever there is one."""
+    opcodes: frozenset[tuple[int, int]] = frozenset()
+    """Those that show it, each with its map; none: any does. Drawn at random they may never come."""
 
     @property
     def what(self) -> str:
@@ -346,47 +348,62 @@ class Plant:
 
 
 _ALL: Final = frozenset({"differential", "torture", "coverage"})
-_HERE: Final = frozenset({"differential"})
 _FOLLOWED: Final = frozenset({"decoders"})
 
+
+def _instruction(make: Callable[[Architecture], Any], *opcodes: tuple[int, int], only: str | None = None) -> Plant:
+    """What is wrong when an instruction is executed, in a way that programs seldom ask for."""
+    return Plant(make=make, tools=frozenset({"differential"}), only=only, opcodes=frozenset(opcodes))
+
+
 PLANTS: Final[Mapping[str, Plant]] = {
-    "slot-displacement": Plant(make=SlotDisplacement, tools=_ALL),
+    "slot-displacement": Plant(make=SlotDisplacement, tools=_ALL, opcodes=frozenset({(1, 0x84), (0, 0x74), (0, 0xE8)})),
     "jump-back": Plant(make=JumpBack, tools=_ALL),
-    "return-address": Plant(make=ReturnAddress, tools=_HERE),
-    "fault-address": Plant(make=FaultAddress, tools=_HERE),
-    "landing": Plant(make=Landing, tools=_HERE),
+    "return-address": _instruction(ReturnAddress, (0, 0xE8)),
+    "fault-address": _instruction(FaultAddress),
+    "landing": _instruction(Landing),
     "emulated-landing": Plant(make=EmulatedLanding, tools=_ALL),
     "reads-on": Plant(make=ReadsOn, tools=frozenset({"coverage"})),
     "length": Plant(make=Length, tools=frozenset({"coverage", "decoders"})),
     "flow-target": Plant(make=FlowTarget, tools=_FOLLOWED),
     "falls-through": Plant(make=FallsThrough, tools=_FOLLOWED),
-    "condition": Plant(make=Condition, tools=_HERE),
-    "unsigned-displacement": Plant(make=UnsignedDisplacement, tools=_HERE),
-    "scratch-register": Plant(make=ScratchRegister, tools=_HERE, only="x86_64"),
-    "pushed-trap-flag": Plant(make=PushedTrapFlag, tools=_HERE),
-    "link-register": Plant(make=LinkRegister, tools=_HERE, only="x86_64"),
-    "x87-pointer": Plant(make=FloatingPointPointer, tools=_HERE),
-    "passed-fault": Plant(make=PassedFault, tools=_HERE),
-    "one-iteration": Plant(make=OneIteration, tools=_HERE),
-    "popped-trap-flag": Plant(make=PoppedTrapFlag, tools=_HERE),
-    "pushed-stack-pointer": Plant(make=PushedStackPointer, tools=_HERE),
-    "loop-counter": Plant(make=LoopCounter, tools=_HERE),
-    "stack-segment": Plant(make=StackSegment, tools=_HERE),
+    "condition": _instruction(Condition, (0, 0x76), (0, 0x77), (1, 0x8E), (1, 0x8F)),
+    "unsigned-displacement": _instruction(UnsignedDisplacement, (0, 0x74), (0, 0xEB), (0, 0x7D)),
+    "scratch-register": _instruction(ScratchRegister, (2, 0xF6), (0, 0x03), (1, 0xB1), only="x86_64"),
+    "pushed-trap-flag": _instruction(PushedTrapFlag, (0, 0x9C)),
+    "link-register": _instruction(LinkRegister, (1, 0x05), only="x86_64"),
+    "x87-pointer": _instruction(FloatingPointPointer, (0, 0xD8)),
+    "passed-fault": _instruction(PassedFault),
+    "one-iteration": _instruction(OneIteration, (0, 0xA4), (0, 0xAB), (0, 0xA6)),
+    "popped-trap-flag": _instruction(PoppedTrapFlag, (0, 0x9D)),
+    "pushed-stack-pointer": _instruction(PushedStackPointer, (0, 0x54)),
+    "loop-counter": _instruction(LoopCounter, (0, 0xE2), (0, 0xE0)),
+    "stack-segment": _instruction(StackSegment, (0, 0x8E)),
 }
 
 
+def plants_of(tool: str) -> Sequence[str]:
+    """The names of those that a tool must find."""
+    return [name for name, plant in PLANTS.items() if tool in plant.tools]
+
+
 @contextmanager
-def planted(name: str | None) -> Iterator[None]:
+def planted(name: str | None, tool: str | None = None) -> Iterator[None]:
     """While it lasts, every architecture that is made has the fault; None: no fault.
 
-    Raises UsageError for a name that no plant has.
+    Raises UsageError for a name that no plant has, or none that ``tool`` must find.
     """
     if name is None:
         yield
         return
     plant = PLANTS.get(name)
     if plant is None:
-        raise UsageError(f"there is no fault {name!r} to plant; there is {', '.join(PLANTS)}")
+        raise UsageError(
+            f"there is no fault {name!r} to plant; there is {', '.join(plants_of(tool) if tool else PLANTS)}"
+        )
+    if tool is not None and tool not in plant.tools:
+        finders = " and ".join(sorted(plant.tools))
+        raise UsageError(f"fault {name} is found by {finders} alone; {tool} finds {', '.join(plants_of(tool))}")
     sound = dict(ubp.ARCHITECTURES)
     ubp.ARCHITECTURES.update({key: _breaking(make, plant) for key, make in sound.items()})
     try:
