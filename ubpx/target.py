@@ -135,9 +135,11 @@ def probe_code(
 ) -> CodeProbe:
     """Probe every instruction of ``ranges`` of code, by the million: for tools of ubpx's own.
 
-    Each range is decoded from its start, linearly, up to what is no instruction; ranges do not overlap. Instructions in
-    restartable ``sequences`` are refused. With ``first_hits`` each probe ends after so many hits. What nobody has
-    arrived at yet is in no list of leases, but ``target.probepoints()`` makes a probepoint of each of them.
+    Each range is decoded from its start, linearly, up to what is no instruction; ranges do not overlap, have a step of
+    1 and are not empty. Instructions in restartable ``sequences`` are refused, and those that another client holds
+    exclusively: ``CodeProbe.refused`` counts both by reason. With ``first_hits`` each probe ends after so many hits.
+    What nobody has arrived at yet is in no list of leases, but ``target.probepoints()`` makes a probepoint of each of
+    them.
     Raises NotExecutable, MemoryFault, UsageError, TargetGone; then nothing is armed.
     """
     desk: TargetDesk = client.target._desk

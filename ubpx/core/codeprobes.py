@@ -79,13 +79,14 @@ class CodeProbes:
     ) -> None:
         """Probe every instruction of the ``ranges``: each is decoded from its start, and none overlaps another.
 
-        In restartable ``sequences``, and where one is led into, all are refused.
+        In restartable ``sequences``, and where one is led into, all are refused; so is what another client holds
+        exclusively, since a tool takes what it can get of code as a whole: ``probe.refused`` says whose it is.
         Raises NotExecutable, MemoryFault, UsageError, TargetGone; then nothing is armed.
         """
         probe.client.check_live()
         space = process.space
         mappings = [each for each in process.mappings() if each.executable]
-        pieces = _by_mapping(mappings, sorted(ranges, key=lambda each: each.start))
+        pieces = _by_mapping(mappings, sorted(_checked(ranges), key=lambda each: each.start))
         sleeper = self._sleepers[probe] = Sleeper(self, probe, process, age=self._leasing.next_age())
         space.dormant.tomb = lambda address: TombSite(address, space, self._coordinator.reception)
         try:
@@ -243,6 +244,16 @@ class CodeProbes:
         return self._leasing.end_after_hit(process, lease)
 
 
+def _checked(ranges: object) -> Sequence[range]:
+    """Raises UsageError unless they are ranges of code."""
+    found: list[range] = []
+    for each in ranges if isinstance(ranges, Iterable) else (ranges,):
+        if not isinstance(each, range) or not each or each.step != 1:
+            raise UsageError(f"{each!r}: ranges of code are range(start, end), not empty, step 1")
+        found.append(each)
+    return found
+
+
 def _by_mapping(
     mappings: Sequence[MappedRange], ranges: Sequence[range]
 ) -> Iterator[tuple[MappedRange, Sequence[range]]]:
@@ -252,7 +263,7 @@ def _by_mapping(
     end = 0
     for each in ranges:
         number = bisect_right(starts, each.start) - 1
-        if number < 0 or each.stop > mappings[number].end or not each:
+        if number < 0 or each.stop > mappings[number].end:
             reason = f"the code up to {each.stop:#x} is not mapped in one piece, executable"
             raise NotExecutable(VirtAddr(each.start), reason, "see /proc/PID/maps for what is")
         if each.start < end:

@@ -219,6 +219,25 @@ def test_leases_that_were_there_are_shared_and_exclusive_ones_respected(wide: Wo
     assert standing(wide) == [at for at in STARTS if at != PLACES[4]]
 
 
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [range(WIDE, WIDE + 64, 2)],
+        [ALL, range(WIDE, WIDE)],
+        [range(WIDE + 64, WIDE, -1)],
+        [(WIDE, WIDE + 64)],
+        ALL,
+        None,
+        WIDE,
+    ],
+)
+def test_what_is_no_range_of_code_is_refused(wide: World, ranges: Any) -> None:
+    """Invariant: usage is checked before anything is armed."""
+    with pytest.raises(UsageError, match=r"ranges of code are range\(start, end\), not empty, step 1"):
+        probe(wide, ranges)
+    assert standing(wide) == []
+
+
 def test_two_clients_may_probe_the_same_code(wide: World) -> None:
     first, second = probe(wide, [range(WIDE, PLACES[2])]), wide.client("second")
     again = probe(wide, [range(WIDE, PLACES[4])], client=second)
