@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.real.conftest import build
+from ubpx.testing import twins
 from ubpx.testing.plants import PLANTS
+from ubpx.testing.torture import Verdict, _print
+from ubpx.testing.twins import ProbedRun, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONG_S = 600
 
@@ -78,13 +87,121 @@ def test_a_program_that_does_not_end_is_ended() -> None:
     assert [each.partition(":")[0] for each in report["differences"]] == ["by itself", "probed"]
 
 
-@pytest.mark.parametrize("words", [(), ("--",), ("--first-hits", "-1", "--", "true"), ("--", "/nonexistent/program")])
-def test_misuse_is_said(words: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "ubpx.testing.torture", *words]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a program"),
+        (("--",), "name a program"),
+        (("--", "/nonexistent/program"), "cannot start '/nonexistent/program'"),
+        (("--first-hits", "-1"), "'-1': give a number from 0 on"),
+        (("--first-hits", "many"), "'many': give a number from 0 on"),
+        (("--plant", "stack-segment"), "fault stack-segment is found by differential alone"),
+        (("--plant", "nosuch"), "there is no fault 'nosuch' to plant"),
+        (("--stdin", "/nonexistent/file"), "cannot read stdin from '/nonexistent/file': No such file"),
+        (("--stdin", "/"), "cannot read stdin from '/' twice"),
+        (("--stdin", "/dev/zero"), "cannot read stdin from '/dev/zero' twice"),
+        *((("--timeout", text), "give seconds") for text in ("-1", "nan", "inf", "1e300", "0")),
+    ],
+)
+def test_misuse_is_said(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """Invariant: what is wrong is said in one line, and no program has run."""
+    trace = tmp_path / "it ran"
+    program = () if not words or "--" in words else ("--", "touch", str(trace))
+    command = [sys.executable, "-m", "ubpx.testing.torture", *words, *program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert not trace.exists()
+
+
+def test_stdin_is_no_pipe(tmp_path: Path) -> None:
+    """Invariant: one who reads what can be read once only is told, and does not wait for a writer."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "ubpx.testing.torture", "--stdin", str(pipe), "--", "cat"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == f"ubpx: cannot read stdin from '{pipe}' twice: it is no regular file; save its contents in one\n"
+    )
+
+
+def alive(pid: int) -> bool:
+    """Whether it is there, and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["killed", "ended"])
+def test_what_a_program_leaves_is_ended(waits: bool, tmp_path: Path) -> None:
+    """Invariant: of what the two runs started nothing lives on, sessions of its own or not."""
+    pids = tmp_path / "pids"
+    script = f"setsid sleep 77 >&- 2>&- & echo $! >>{pids}; sleep 77 >&- 2>&- & echo $! >>{pids}"
+    status, report = torture("--timeout", 2, "--", "sh", "-c", script + ("; wait" if waits else ""))
+    started = [int(line) for line in pids.read_text().split()]
+    assert len(started) == 4
+    assert not [pid for pid in started if alive(pid)]
+    assert (status, report["problems"]) == (int(waits), [])
+
+
+def test_a_descendant_that_keeps_the_output_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: a run whose output was not over when it was taken says so."""
+    monkeypatch.setattr(twins, "_LAST_WORDS_S", 0.5)
+    run = twins.run_plain(["sh", "-c", "sleep 77 & echo here"], stdin=os.devnull, timeout=50)
+    told = "0.5 s after its end what the program has left still had its output open; it was ended"
+    assert (run.status, run.out, run.problems) == (0, b"here\n", [told])
+
+
+@pytest.mark.parametrize("run", [1, 2], ids=["by itself", "probed"])
+def test_an_interrupt_ends_the_program(run: int, tmp_path: Path) -> None:
+    """Invariant: whichever of the two runs, no traceback and nobody left."""
+    pids = tmp_path / "pids"
+    script = f"echo $$ >>{pids}; test $(wc -l <{pids}) = {run} && exec sleep 77"
+    command = [sys.executable, "-m", "ubpx.testing.torture", "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tool:
+        await_that(lambda: pids.exists() and pids.read_text().count("\n") == run)
+        tool.send_signal(signal.SIGINT)
+        out, err = tool.communicate(timeout=60)
+    assert (tool.returncode, out, err) == (130, "", "ubpx: interrupted; the program was ended\n")
+    assert not [line for line in pids.read_text().split() if alive(int(line))]
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    """Polls; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_program_that_differs_by_itself_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    """Invariant: a difference that is there without probes says nothing of them."""
+    status, report = torture("--", "sh", "-c", "echo $$")
+    assert (status, report["equal"], report["differs_by_itself"]) == (1, False, True)
+    assert report["differences"][-1].startswith("the program differs by itself")
+    once = f"test -e {tmp_path}/b || {{ test -e {tmp_path}/a && touch {tmp_path}/b && echo no; touch {tmp_path}/a; }}"
+    status, report = torture("--", "sh", "-c", once)
+    assert (status, report["equal"], report["differs_by_itself"]) == (1, False, False)
+    assert len(report["differences"]) == 1
+
+
+def test_people_are_told_how_it_ended_and_what_was_probed() -> None:
+    command = [sys.executable, "-m", "ubpx.testing.torture", "--", str(build("ways"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, lines[-1]) == (0, "", "equal")
+    assert lines[1] == "  status 7"
+    assert f"  probed: {build('ways')}" in lines
+
+
+def test_people_are_told_what_was_not_probed(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ProbedRun(status=0, seconds={"run": 0.0}, not_probed={"/lib/odd.so": "it is odd"})
+    report = Verdict(plain=Run(status=0, seconds={"run": 0.0}), probed=run).report()
+    _print(report, as_json=False)
+    *_, verdict, last = capsys.readouterr().out.splitlines()
+    assert (verdict, last) == ("equal", "1 files with code were not probed: this says nothing of them")
 
 
 # For hours when nobody waits ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import stat
 import subprocess
 import threading
 import time
@@ -26,11 +27,14 @@ from ubpx.symbols.elf import ElfHeaders, ImageReader, read_headers
 from ubpx.symbols.modules import Module, load_biases, modules_of
 from ubpx.symbols.rseq import RestartableSequence, read_sequences
 from ubpx.target import Target, probe_code, spawn
+from ubpx.testing.orphans import Orphans
 
 _ADDR_NO_RANDOMIZE: Final = 0x0040000
 _QUERY: Final = 0xFFFF_FFFF
 _LAST_WORDS_S: Final = 10.0
 """How long others may still write after the program has ended."""
+_AFTER_THE_END_S: Final = 1.0
+"""How long it may take to read what those wrote who were ended."""
 _HANDLER_S: Final = 60.0
 _DELETED: Final = " (deleted)"
 
@@ -45,6 +49,8 @@ class Run:
     err: bytes = b""
     failure: str = ""
     """Why the run was ended from outside."""
+    problems: list[str] = attrs.field(factory=list)
+    """What else went wrong; of a probed run what ubpx logged, too."""
     seconds: dict[str, float] = attrs.field(factory=dict)
 
 
@@ -60,8 +66,6 @@ class ProbedRun(Run):
     strategies: Counter[str] = attrs.field(factory=Counter)
     modules: list[str] = attrs.field(factory=list)
     not_probed: dict[str, str] = attrs.field(factory=dict)
-    problems: list[str] = attrs.field(factory=list)
-    """What ubpx logged meanwhile."""
 
 
 @contextlib.contextmanager
@@ -104,12 +108,17 @@ class _Streams:
         for reader in self._readers:
             reader.start()
 
-    def finish(self, run: Run) -> None:
-        """All that was written, by children of the program too."""
-        deadline = time.monotonic() + _LAST_WORDS_S
+    def ended(self, patience: float) -> bool:
+        """Whether nobody writes any more, children of the program included; waits so many seconds for that."""
+        deadline = time.monotonic() + patience
         for reader in self._readers:
             reader.join(max(deadline - time.monotonic(), 0))
-        run.out, run.err = bytes(self._kept[0]), bytes(self._kept[1])
+        return not any(reader.is_alive() for reader in self._readers)
+
+    @property
+    def kept(self) -> tuple[bytes, bytes]:
+        """What was written until now."""
+        return bytes(self._kept[0]), bytes(self._kept[1])
 
     @staticmethod
     def _read(descriptor: int, kept: bytearray) -> None:
@@ -124,33 +133,64 @@ class _Streams:
         self._input.close()
 
 
+def check_input(path: str) -> None:
+    """Raises UsageError unless two programs, one after the other, can read the same there."""
+    try:
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            open(path, "rb").close()
+            return
+    except OSError as error:
+        raise UsageError(f"cannot read stdin from {path!r}: {error.strerror}; name a file that can be read") from error
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.stat(os.devnull).st_rdev:
+        raise UsageError(f"cannot read stdin from {path!r} twice: it is no regular file; save its contents in one")
+
+
 def run_plain(argv: Sequence[str], *, stdin: str, timeout: float) -> Run:
-    """By itself. Raises UsageError if it cannot be started."""
+    """By itself, in a session of its own. Raises UsageError if it cannot be started."""
     run = Run()
-    with _Streams(stdin) as streams:
+    with _Streams(stdin) as streams, Orphans() as orphans:
         start = time.monotonic()
         try:
-            popen = subprocess.Popen(argv, **streams.options)
+            popen = subprocess.Popen(argv, start_new_session=True, **streams.options)
         except OSError as error:
             raise UsageError(f"cannot start {argv[0]!r}: {error.strerror}; check its path and permissions") from error
         streams.started()
         try:
             run.status = popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            popen.kill()
-            popen.wait()
             run.failure = f"not over after {timeout:g} s; killed"
-        streams.finish(run)
+        finally:
+            if popen.returncode is None:
+                popen.kill()
+                popen.wait()
+        _collect(run, streams, orphans)
         run.seconds["run"] = time.monotonic() - start
     return run
+
+
+def _collect(run: Run, streams: _Streams, orphans: Orphans) -> None:
+    """What the program has written, and then the end of whatever it has left."""
+    if run.failure:
+        orphans.end()
+    if not streams.ended(_LAST_WORDS_S):
+        run.problems.append(
+            f"{_LAST_WORDS_S:g} s after its end what the program has left still had its output open; it was ended"
+        )
+    if left := orphans.end():
+        run.problems.append(f"these of its processes cannot be ended: {', '.join(map(str, sorted(left)))}")
+    if not streams.ended(_AFTER_THE_END_S):
+        run.problems.append("somebody that is no child of it still has its output open; what that writes is missing")
+    run.out, run.err = streams.kept
 
 
 def run_probed(argv: Sequence[str], *, objects: str, first_hits: int | None, stdin: str, timeout: float) -> ProbedRun:
     """With every instruction of the main program, or of ``all`` objects, probed. Raises UsageError, NoTracer."""
     run = ProbedRun()
-    with _Streams(stdin) as streams, _listening(run):
+    with _Streams(stdin) as streams, _listening(run), Orphans() as orphans:
         start = time.monotonic()
         target = spawn(argv, deadline=_HANDLER_S, **streams.options)
+        orphans.spare_all_but(target.pid)  # the tracer has helpers
         streams.started()
         try:
             prober = _Prober(run, main_only=objects == "main", first_hits=first_hits)
@@ -160,7 +200,7 @@ def run_probed(argv: Sequence[str], *, objects: str, first_hits: int | None, std
             run.status = _wait(target, run, timeout)
         finally:
             _end(target)
-        streams.finish(run)
+        _collect(run, streams, orphans)
         prober.sum_up()
         run.seconds.update(arming=armed - start, run=time.monotonic() - armed)
     return run
@@ -169,6 +209,8 @@ def run_probed(argv: Sequence[str], *, objects: str, first_hits: int | None, std
 def _wait(target: Target, run: ProbedRun, timeout: float) -> int | None:
     try:
         status = target.wait(timeout)
+    except UsageError:
+        raise
     except UbpxError as error:
         run.failure = str(error)
         return None
