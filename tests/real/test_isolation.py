@@ -149,14 +149,17 @@ def test_python_handler_that_overruns_is_interrupted(echo: Program) -> None:
         assert (lease.hits, lease.errors, well.hits) == (1, 1, 1)
 
 
-def test_quarantine_under_load(target_program: StartProgram) -> None:
+def test_quarantine_under_load(target_program: StartProgram, way: str) -> None:
     """Invariant: a quarantine in the midst of hits costs the others none."""
-    program = target_program("hot_calls", "probed_lea", 8, 1_000)
+    threads = 8
+    program = target_program("hot_calls", "probed_lea", threads, 1_000)
     with ubpx.attach(program.pid) as target:
         ill = target.client("ill").probe("probed_lea", fail)
         well = target.client("well").probe("probed_lea", lambda _: None)
         assert program.tell("g").number("calls") == well.hits == 8_000
-        assert (ill.hits, ill.state) == (3, ubpx.LeaseState.QUARANTINED)
+        on_their_way = 0 if way == "attach" else threads  # an answer that is late keeps nobody but its own thread
+        assert 3 <= ill.hits <= 3 + on_their_way
+        assert ill.state is ubpx.LeaseState.QUARANTINED
     assert program.tell("q").wait() == 0
 
 
