@@ -24,7 +24,7 @@ _NOTHING_BEHIND = {
 _NEAR = {iced_x86.OpKind.NEAR_BRANCH16, iced_x86.OpKind.NEAR_BRANCH32, iced_x86.OpKind.NEAR_BRANCH64}
 
 in_each_mode = pytest.mark.parametrize("bits", [64, 32])
-unhurried = settings(deadline=None, max_examples=1000)
+unhurried = settings(deadline=None, max_examples=200)
 
 prefixes = st.lists(st.sampled_from(sorted(PREFIXES)), max_size=3).map(bytes)
 rex = st.sampled_from([b"", b"", b"\x48", b"\x41", b"\x4f"])

@@ -118,13 +118,14 @@ def test_a_list_finds_what_its_specs_find_singly(target_program: StartProgram) -
         assert group[0].hits == 1
 
 
+@pytest.mark.attach_alone("a hundred hot threads, a broker and a client take a minute on two processors")
 def test_arming_and_releasing_under_load_harms_nobody(
-    target_program: StartProgram, eventually: Callable[..., bool], way: str
+    target_program: StartProgram, eventually: Callable[..., bool]
 ) -> None:
     """Invariant: traps are written in spans under the feet of a hundred threads, and none of them notices."""
     program = target_program("hundred")
     maps = program.maps()
-    for turn in range(5 if way == "attach" else 2):  # a hundred threads leave little for two processes more
+    for turn in range(5):
         with ubpx.attach(program.pid) as target:
             client = target.client("many")
             client.probe_many("*", lambda _: None, once=True)
