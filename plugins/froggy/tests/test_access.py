@@ -264,6 +264,25 @@ def test_a_process_that_is_not_yet_waited_for_is_gone() -> None:
         ended.wait(PATIENCE_S)
 
 
+def test_a_process_that_has_given_its_memory_back_is_gone(
+    sleeper: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: a process on its way out, whose files belong to root by then, is not said to be non-dumpable."""
+    pid = sleeper()
+    owner_of_all = os.stat("/proc/1")
+    monkeypatch.setattr(os, "stat", lambda path: owner_of_all)
+    with pytest.raises(ubpx.PermissionRefused, match="not dumpable"):
+        check_target(peer(), pid)
+    read = Path.read_bytes
+
+    def without_memory(path: Path) -> bytes:
+        return b"".join(line for line in read(path).splitlines(keepends=True) if not line.startswith(b"Vm"))
+
+    monkeypatch.setattr(Path, "read_bytes", without_memory)
+    with pytest.raises(ubpx.NoSuchProcess):
+        check_target(peer(), pid)
+
+
 def test_what_cannot_be_read_is_refused(
     sleeper: Callable[..., int], yama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

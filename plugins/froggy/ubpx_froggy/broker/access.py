@@ -193,10 +193,20 @@ def _check_dumpable(pid: int, threads: Sequence[_Credentials], uid: int) -> None
             continue
         except OSError as error:
             raise _unreadable(pid, error) from error
-    if not owners:
+    if uid in owners:
+        return
+    if not owners or not _has_memory(pid):  # on its way out a process gives its memory back before it is seen to exit
         raise NoSuchProcess(pid)
-    if uid not in owners:
-        raise PermissionRefused(pid, "it is not dumpable (PR_SET_DUMPABLE, or its program may not be read)", _AS_ROOT)
+    raise PermissionRefused(pid, "it is not dumpable (PR_SET_DUMPABLE, or its program may not be read)", _AS_ROOT)
+
+
+def _has_memory(pid: int) -> bool:
+    """Whether any thread of the process has its memory still; dumpable or not, its size is shown to everybody."""
+    found = False
+    with suppress(*_GONE):
+        for name in os.listdir(f"/proc/{pid}/task"):
+            found = found or b"\nVmSize:" in Path(f"/proc/{pid}/task/{name}/status").read_bytes()
+    return found
 
 
 def _check_yama(pid: int) -> None:
