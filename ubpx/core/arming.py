@@ -11,7 +11,7 @@ import attrs
 
 from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
 from ubpx.core.probepoints import Probepoint
-from ubpx.core.sites import EntrySite, ProbeSite, Reception
+from ubpx.core.sites import EntrySite, ProbeSite, Reception, probe_site
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
@@ -91,6 +91,21 @@ def revive_slot(space: AddressSpace, analysis: InsnAnalysis) -> SlotCode | None:
     return retired
 
 
+def fill_slot(space: AddressSpace, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
+    """Have a free slot hold the copy of the instruction. Raises InsnRefused if it is out of reach."""
+    code = space.architecture.slot_code(analysis, slot)
+    space.raw.patch(slot, code.code)
+    space.slots.occupy(code)
+    return code
+
+
+def enlist(space: AddressSpace, probepoint: Probepoint, reception: Reception) -> None:
+    """All that must be known of a probepoint before its trap stands: clients that read memory never see one."""
+    space.registry.add(probepoint)
+    space.sites[probepoint.patch.reported_pc] = probe_site(probepoint, space, reception)
+    space.patches[probepoint.address] = probepoint.patch
+
+
 class Armory:
     """Arms and disarms probepoints in any of a session's spaces. Owned by the Coordinator."""
 
@@ -116,10 +131,7 @@ class Armory:
                 slot = space.slots.find_free(analysis.reach)
         if slot is None:
             raise SlotsExhausted(pid, analysis.insn.address, "all slots within 2 GiB are taken")
-        code = space.architecture.slot_code(analysis, slot)
-        space.raw.patch(slot, code.code)
-        space.slots.occupy(code)
-        return code
+        return fill_slot(space, analysis, slot)
 
     def set_entry_trap(self, space: AddressSpace, address: VirtAddr) -> None:
         """Stop the new program where its libraries are mapped."""

@@ -22,7 +22,7 @@ from ubpx._errors import (
 from ubpx.core import arming, boundaries
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Probepoint
-from ubpx.core.sites import ProbeSite, Reception, TombSite, probe_site
+from ubpx.core.sites import ProbeSite, Reception, TombSite
 from ubpx.core.slots import AREA_SIZE
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
@@ -173,11 +173,8 @@ class Batches:
         return True
 
     def _raise_traps(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> None:
-        # All is in place before the first trap stands: clients that read memory meanwhile never see one.
         for probepoint in probepoints:
-            space.registry.add(probepoint)
-            space.sites[probepoint.patch.reported_pc] = probe_site(probepoint, space, self._reception)
-            space.patches[probepoint.address] = probepoint.patch
+            arming.enlist(space, probepoint, self._reception)
             space.dormant.note(probepoint.address, probepoint.patch.original)
         with space.memory.writing:
             try:

@@ -6,7 +6,7 @@ In the tracer thread. How a dormant trap becomes a probepoint is in ``sleepers``
 import contextlib
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from ubpx._errors import (
     AddressRefused,
@@ -23,7 +23,7 @@ from ubpx.core.clients import Client
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.leasing import Leasing, all_stays
 from ubpx.core.probepoints import Lease, LeaseState
-from ubpx.core.sites import TombSite
+from ubpx.core.sites import Reception, TombSite
 from ubpx.core.sleepers import CodeProbe, Sleeper, reason_of
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.values import MappedRange, Place, VirtAddr
@@ -68,7 +68,7 @@ class CodeProbes:
     def __init__(self, coordinator: Coordinator, leasing: Leasing) -> None:
         self._coordinator: Final = coordinator
         self._leasing: Final = leasing
-        self.reception: Any = coordinator.reception
+        self.reception: Reception = coordinator.reception
         """What sleepers need of the coordinator, beside the methods below."""
         self._sleepers: Final[dict[CodeProbe, Sleeper]] = {}
         self._verdicts: Final[dict[tuple[str, bool], Verdicts]] = {}
@@ -188,8 +188,8 @@ class CodeProbes:
         space = sleeper.space
         fresh = [place for place, _ in found.places.values() if space.registry.at(place.address) is None]
         prospects: Sequence[batches.Prospect] = ()
-        if fresh:
-            with contextlib.suppress(AddressRefused, InsnRefused, ForeignTrap, StrategyRefused):  # each of them is
+        if fresh:  # raised is what nothing but refusals leaves, each of which is noted
+            with contextlib.suppress(AddressRefused, InsnRefused, ForeignTrap, StrategyRefused):
                 prospects = batches.survey(space, fresh, found, None, assume_boundary=True)
         try:
             while not self._coordinator.batches.arm(space, prospects, sleeper.process.pid):

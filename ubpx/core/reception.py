@@ -11,10 +11,10 @@ from ubpx.core.deadlines import Watchdog
 from ubpx.core.events import Verdict
 from ubpx.core.herald import Wanted
 from ubpx.core.keeper import Keeper, Move
-from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.ports import Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease
 from ubpx.core.registers import WordRegisters, put
-from ubpx.core.sites import Answer, ProbeSite, TombSite, run_handlers
+from ubpx.core.sites import Answer, ProbeSite, run_handlers
 from ubpx.core.spaces import StopKind, Thread, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.steps import Steps
@@ -70,7 +70,7 @@ class HitReception:
             if not process.silent and (here or lease in space.watches.leases()):
                 yield pid
 
-    def conclude(self, port: TracedThread, site: ProbeSite | TombSite, answers: list[Answer]) -> None:
+    def conclude(self, port: TracedThread, site: Site, answers: list[Answer]) -> None:
         """After all handlers: verdicts, register writes, the step, and what was put off."""
         thread = self._tracees.threads[port.tid]
         before, self._tracees.current = self._tracees.current, thread

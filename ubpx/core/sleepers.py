@@ -24,7 +24,7 @@ from ubpx.core.clients import Client
 from ubpx.core.ports import Site, TracedThread
 from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.requests import Request
-from ubpx.core.sites import probe_site, set_pc
+from ubpx.core.sites import Reception, set_pc
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode
 from ubpx.core.values import VirtAddr
@@ -75,8 +75,7 @@ class CodeProbe:
 class Services(Protocol):
     """What sleepers need of whoever made them."""
 
-    reception: Any
-    """The coordinator's (see ``sites.Reception``)."""
+    reception: Reception
 
     def map_area(self, space: AddressSpace, reach: Sequence[VirtAddr], size: int) -> None: ...
     def lease(self, sleeper: "Sleeper", address: VirtAddr) -> Lease: ...
@@ -88,7 +87,9 @@ class _WaitingSite:
 
     __slots__ = ("_refill", "address", "certain", "landing", "landing_word", "reception", "space")
 
-    def __init__(self, address: VirtAddr, space: AddressSpace, reception: Any, refill: Callable[[], None]) -> None:
+    def __init__(
+        self, address: VirtAddr, space: AddressSpace, reception: Reception, refill: Callable[[], None]
+    ) -> None:
         self.address: Final = address
         self.space: Final = space
         self.reception: Final = reception
@@ -148,7 +149,7 @@ class Sleeper:
 
     def _rouse(self, address: VirtAddr) -> bool:
         """Make the probepoint; False: a slot is needed for that, and there is none."""
-        space, reception = self.space, self._owner.reception
+        space = self.space
         try:
             analysis = arming.analyze(space, address)
             choice = arming.choose(space, analysis, None)
@@ -164,12 +165,8 @@ class Sleeper:
             self._give_up(address, reason_of(error))
             return True
         patch = space.architecture.trap(analysis)
-        probepoint = Probepoint(
-            space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code
-        )  # fmt: skip
-        space.registry.add(probepoint)
-        space.sites[patch.reported_pc] = probe_site(probepoint, space, reception)
-        space.patches[address] = patch
+        probepoint = Probepoint(space.identity, analysis, patch, choice.strategy, why=choice.why, slot_code=code)
+        arming.enlist(space, probepoint, self._owner.reception)
         space.dormant.settle(address)
         self.grant(address)
         return True
@@ -180,9 +177,7 @@ class Sleeper:
         slot = space.slots.find_free(analysis.reach)
         if slot is None:
             return None
-        code = space.architecture.slot_code(analysis, slot)
-        space.raw.patch(slot, code.code)
-        space.slots.occupy(code)
+        code = arming.fill_slot(space, analysis, slot)
         if not self._barren and slot % _FEW_SIZE == 0 and space.slots.room(analysis.reach) < _FEW:
             self._owner.reception.after_hit.append(lambda: self.make_room(analysis.reach, _FEW))
         return code
