@@ -1,4 +1,8 @@
-"""The public face: attach, spawn, Session, Target."""
+"""The public face: attach, spawn, connect, Session, Target.
+
+One page, although a long one: it is nearly all signatures and docstrings, which are what users read, and decides
+nothing: each method hands over to the desk or the session's loop.
+"""
 
 import atexit
 import contextlib
@@ -7,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ubpx._errors import AlreadyTraced, InternalError, NoTracer, UnknownSymbol, UsageError
@@ -21,9 +25,8 @@ from ubpx.core.holds import Hold
 from ubpx.core.loop import TracerThread
 from ubpx.core.plugins import Plugins
 from ubpx.core.ports import Memory, Refusal, Tracer
-from ubpx.core.probepoints import Handler, Probepoint
+from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
-from ubpx.core.sleepers import CodeProbe
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.values import Place, ProcessId, ThreadId
 from ubpx.exits import exit_status
@@ -122,28 +125,6 @@ def connect(
     check_flags(read_only=read_only)
     target: Target = connect_by(Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only)
     return target
-
-
-def probe_code(
-    client: Client,
-    ranges: Iterable[range],
-    handler: Handler | None = None,
-    *,
-    first_hits: int | None = None,
-    priority: int = 0,
-    sequences: Sequence[range] = (),
-) -> CodeProbe:
-    """Probe every instruction of ``ranges`` of code, by the million: for tools of ubpx's own.
-
-    Each range is decoded from its start, linearly, up to what is no instruction; ranges do not overlap, have a step of
-    1 and are not empty. Instructions in restartable ``sequences`` are refused, and those that another client holds
-    exclusively: ``CodeProbe.refused`` counts both by reason. With ``first_hits`` each probe ends after so many hits.
-    What nobody has arrived at yet is in no list of leases, but ``target.probepoints()`` makes a probepoint of each of
-    them.
-    Raises NotExecutable, MemoryFault, UsageError, TargetGone; then nothing is armed.
-    """
-    desk: TargetDesk = client.target._desk
-    return desk.probe_code(client, ranges, handler, first_hits=first_hits, priority=priority, sequences=sequences)
 
 
 def _check_slots(slots: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 import ubpx
 from tests.real.conftest import build
+from ubpx.core.desk import probe_code
 from ubpx.core.values import parse_maps
 from ubpx.symbols.code import function_ranges
 from ubpx.symbols.elf import ImageReader, read_headers
 from ubpx.symbols.modules import load_biases, modules_of
-from ubpx.target import probe_code
 
 if TYPE_CHECKING:
     from tests.real.conftest import StartProgram

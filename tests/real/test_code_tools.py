@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ubpx.core.ubp.opinions import FlowKind, both_disassemblers
 from ubpx.core.values import VirtAddr
 from ubpx.testing import coverage, decoders
 from ubpx.testing.decoders import Answer, Comparer, Leads, is_wrong
 from ubpx.testing.disagreements import KNOWN, known
-from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
+from ubpx.testing.opinions import FlowKind, both_disassemblers
+from ubpx.testing.oracle.length import Happened, LengthOracle, Measured, can_ask
 from ubpx.testing.plants import PLANTS, planted
 from ubpx.testing.program_text import BITS, Piece, ProgramText, read_text, take_census
 
@@ -201,9 +201,9 @@ def test_the_tools_run_as_modules(odd_code: str) -> None:
 
 
 @pytest.fixture
-def processor() -> Iterator[Processor]:
+def processor() -> Iterator[LengthOracle]:
     """Asked, and ended."""
-    with Processor() as found:
+    with LengthOracle() as found:
         yield found
 
 
@@ -230,23 +230,23 @@ ASKED = {
 
 
 @needs_processor
-def test_processor_says_how_long_instructions_are(processor: Processor) -> None:
+def test_processor_says_how_long_instructions_are(processor: LengthOracle) -> None:
     """Invariant: whatever an instruction does, faults or not, the next question is answered as if it were the first."""
     for _ in range(2):
         for code, (length, happened, behind) in ASKED.items():
-            assert processor.ask(bytes.fromhex(code) + bytes(15)) == Verdict(happened, length, behind), code
+            assert processor.ask(bytes.fromhex(code) + bytes(15)) == Measured(happened, length, behind), code
 
 
 @needs_processor
-def test_processor_says_when_bytes_are_cut_short(processor: Processor) -> None:
+def test_processor_says_when_bytes_are_cut_short(processor: LengthOracle) -> None:
     """Invariant: no length is made up."""
-    assert processor.ask(b"\xe9\x00\x00") == Verdict(Happened.UNKNOWN)
-    assert processor.ask(b"") == Verdict(Happened.UNKNOWN)
-    assert processor.ask(b"\x66" * 20) == Verdict(Happened.FAULTED, 15)  # longer than any instruction may be
+    assert processor.ask(b"\xe9\x00\x00") == Measured(Happened.UNKNOWN)
+    assert processor.ask(b"") == Measured(Happened.UNKNOWN)
+    assert processor.ask(b"\x66" * 20) == Measured(Happened.FAULTED, 15)  # longer than any instruction may be
 
 
 @needs_processor
-def test_processor_agrees_with_the_decoders_on_every_class(odd_code: str, processor: Processor) -> None:
+def test_processor_agrees_with_the_decoders_on_every_class(odd_code: str, processor: LengthOracle) -> None:
     """Invariant: three who never saw each other say the same length, where the disassemblers are of one mind."""
     iced, capstone = both_disassemblers(64)
     census = take_census(read_text(odd_code), iced)
@@ -276,7 +276,7 @@ MEASURED = {
 
 
 @needs_processor
-def test_every_known_disagreement_is_one(processor: Processor) -> None:
+def test_every_known_disagreement_is_one(processor: LengthOracle) -> None:
     """Invariant: the reasons of the table are what the processor says, and its entries are met in its order."""
     entries = [known(bytes.fromhex(code), (length,)) for code, (length, _) in MEASURED.items()]
     assert entries == list(KNOWN)
@@ -325,9 +325,9 @@ def test_who_is_wrong() -> None:
     """Invariant: a refusal is never wrong; an answer is that nobody gives, or that the processor refutes."""
     on, off = Leads(), Leads(falls_through=False)
     two, three = Answer(2, on), Answer(3, on)
-    ran = Verdict(Happened.EXECUTED, 3, falls_through=True)
-    went = Verdict(Happened.EXECUTED, 3, falls_through=False)
-    undefined = Verdict(Happened.UNDEFINED, 3)
+    ran = Measured(Happened.EXECUTED, 3, falls_through=True)
+    went = Measured(Happened.EXECUTED, 3, falls_through=False)
+    undefined = Measured(Happened.UNDEFINED, 3)
     assert is_wrong(two, (two, three), ran)
     assert not is_wrong(three, (two, three), ran)
     assert not is_wrong(two, (two, three), undefined)

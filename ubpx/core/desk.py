@@ -390,3 +390,25 @@ def _executable(pid: ProcessId) -> str:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return ""
+
+
+def probe_code(
+    client: Client,
+    ranges: Iterable[range],
+    handler: Handler | None = None,
+    *,
+    first_hits: int | None = None,
+    priority: int = 0,
+    sequences: Sequence[range] = (),
+) -> CodeProbe:
+    """Probe every instruction of ``ranges`` of code, by the million: for tools of ubpx's own.
+
+    Each range is decoded from its start, linearly, up to what is no instruction; ranges do not overlap, have a step of
+    1 and are not empty. Instructions in restartable ``sequences`` are refused, and those that another client holds
+    exclusively: ``CodeProbe.refused`` counts both by reason. With ``first_hits`` each probe ends after so many hits.
+    What nobody has arrived at yet is in no list of leases, but ``target.probepoints()`` makes a probepoint of each of
+    them.
+    Raises NotExecutable, MemoryFault, UsageError, TargetGone; then nothing is armed.
+    """
+    desk: TargetDesk = client.target._desk
+    return desk.probe_code(client, ranges, handler, first_hits=first_hits, priority=priority, sequences=sequences)

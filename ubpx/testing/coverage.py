@@ -5,8 +5,6 @@ counts by the best strategy, and proves of every distinct one that its copy is r
 Exit status: 0 all is well, 1 something is wrong, 2 usage.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -15,12 +13,12 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import InsnRefused, UbpxError
+from ubpx._errors import InsnRefused
 from ubpx.core import ubp
-from ubpx.core.ubp.opinions import Iced, both_disassemblers
 from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Strategy
-from ubpx.testing.plants import planted, plants_of
-from ubpx.testing.program_text import BITS, Census, ProgramText, Specimen, read_text, take_census
+from ubpx.testing.file_tools import FileTool
+from ubpx.testing.opinions import Iced, both_disassemblers
+from ubpx.testing.program_text import Census, ProgramText, Specimen, take_census
 from ubpx.testing.slot_proofs import Prover, overreads
 
 SHOWN_DIFFERENCES: Final = 50
@@ -196,33 +194,20 @@ def as_words(found: Coverage) -> Iterator[str]:
         yield f"    {each.address:#x} [{each.raw.hex(' ')}]: {each.what}"
 
 
+_TOOL: Final = FileTool(
+    name="coverage",
+    description="What ubpx can do at every instruction of an ELF file, and whether the copies are right.",
+    arch_help="analyse for this one, whatever the file says",
+    look=cover,
+    is_wrong=lambda found: bool(found.differences),
+    as_data=as_data,
+    as_words=as_words,
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See above."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ubpx.testing.coverage",
-        description="What ubpx can do at every instruction of an ELF file, and whether the copies are right.",
-        epilog="example: python -m ubpx.testing.coverage --json /usr/lib/x86_64-linux-gnu/libc.so.6",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--arch", choices=sorted(BITS), help="analyse for this one, whatever the file says")
-    parser.add_argument("--json", action="store_true", help="one object a line for each file")
-    faults = ", ".join(plants_of("coverage"))
-    parser.add_argument("--plant", metavar="FAULT",
-                        help=f"break the architecture layer on purpose; it must be found: {faults}")  # fmt: skip
-    chosen = parser.parse_args(arguments)
-    wrong = False
-    try:
-        with planted(chosen.plant, "coverage"):
-            for path in chosen.files:
-                found = cover(read_text(path, chosen.arch))
-                wrong = wrong or bool(found.differences)
-                lines = [json.dumps(as_data(found))] if chosen.json else as_words(found)
-                sys.stdout.writelines(f"{line}\n" for line in lines)
-                sys.stdout.flush()
-    except UbpxError as error:
-        sys.stderr.write(f"ubpx: {error}\n")
-        return 2
-    return int(wrong)
+    return _TOOL.main(arguments)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 Compares the length of every instruction of a file and where it leads, and of whatever stands in the gaps
 between its functions: by iced, by capstone, and by ubpx (``Architecture.analyze`` and ``flow``). Where they differ the
-processor is asked for the length (``hardware``).
+processor is asked for the length (``oracle.length``).
 Exit status: 0 nobody is wrong on whom ubpx relies, 1 ubpx is, 2 usage.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -17,16 +15,16 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import InsnRefused, UbpxError
+from ubpx._errors import InsnRefused
 from ubpx.core import ubp
 from ubpx.core.ubp.decode import LONGEST_INSN
-from ubpx.core.ubp.opinions import Disassembler, FlowKind, both_disassemblers
 from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import Insn, VirtAddr
 from ubpx.testing.disagreements import Known, known
-from ubpx.testing.hardware import Happened, Processor, Verdict, can_ask
-from ubpx.testing.plants import planted, plants_of
-from ubpx.testing.program_text import BITS, Piece, ProgramText, Specimen, read_text, take_census
+from ubpx.testing.file_tools import FileTool
+from ubpx.testing.opinions import Disassembler, FlowKind, both_disassemblers
+from ubpx.testing.oracle.length import Happened, LengthOracle, Measured, can_ask
+from ubpx.testing.program_text import Piece, ProgramText, Specimen, take_census
 
 SHOWN: Final = 50
 NOT_TRIED: Final = "not tried"
@@ -88,7 +86,7 @@ class Disagreement:
     iced: Answer
     capstone: Answer
     ours: Answer
-    hardware: Verdict | None
+    hardware: Measured | None
     """None: it was not asked."""
     known: Known | None
     wrong: bool
@@ -118,7 +116,7 @@ class Comparison:
 class Comparer:
     """Compares the instructions of one text. Owns nothing; the processor is its caller's."""
 
-    def __init__(self, text: ProgramText, processor: Processor | None) -> None:
+    def __init__(self, text: ProgramText, processor: LengthOracle | None) -> None:
         self._text = text
         self._iced, self._capstone = both_disassemblers(text.bits)
         self._architecture: Architecture = ubp.architecture(text.architecture)
@@ -182,11 +180,11 @@ class Comparer:
 def compare(text: ProgramText) -> Comparison:
     """Everything in the text; the processor is asked where it can be."""
     with ExitStack() as stack:
-        processor = stack.enter_context(Processor()) if text.bits == 64 and can_ask() else None
+        processor = stack.enter_context(LengthOracle()) if text.bits == 64 and can_ask() else None
         return Comparer(text, processor).compare()
 
 
-def is_wrong(ours: Answer, theirs: Sequence[Answer], hardware: Verdict | None) -> bool:
+def is_wrong(ours: Answer, theirs: Sequence[Answer], hardware: Measured | None) -> bool:
     """Whether our answer is one that nobody gives, or one that the processor has refuted.
 
     That we call something no instruction is no harm: it is refused. And an undefined opcode's length
@@ -278,33 +276,20 @@ def as_words(found: Comparison) -> Iterator[str]:
             yield f"      known: {each.known.what}; {each.known.reason}"
 
 
+_TOOL: Final = FileTool(
+    name="decoders",
+    description="Where two disassemblers disagree about an ELF file's instructions, and what the processor says.",
+    arch_help="decode for this one, whatever the file says",
+    look=compare,
+    is_wrong=lambda found: found.wrong > 0,
+    as_data=as_data,
+    as_words=as_words,
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See above."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ubpx.testing.decoders",
-        description="Where two disassemblers disagree about an ELF file's instructions, and what the processor says.",
-        epilog="example: python -m ubpx.testing.decoders --json /usr/lib/x86_64-linux-gnu/libc.so.6",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--arch", choices=sorted(BITS), help="decode for this one, whatever the file says")
-    parser.add_argument("--json", action="store_true", help="one object a line for each file")
-    faults = ", ".join(plants_of("decoders"))
-    parser.add_argument("--plant", metavar="FAULT",
-                        help=f"break the architecture layer on purpose; it must be found: {faults}")  # fmt: skip
-    chosen = parser.parse_args(arguments)
-    wrong = 0
-    try:
-        with planted(chosen.plant, "decoders"):
-            for path in chosen.files:
-                found = compare(read_text(path, chosen.arch))
-                wrong += found.wrong
-                lines = [json.dumps(as_data(found))] if chosen.json else as_words(found)
-                sys.stdout.writelines(f"{line}\n" for line in lines)
-                sys.stdout.flush()
-    except UbpxError as error:
-        sys.stderr.write(f"ubpx: {error}\n")
-        return 2
-    return int(wrong > 0)
+    return _TOOL.main(arguments)
 
 
 if __name__ == "__main__":

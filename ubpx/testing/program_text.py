@@ -11,10 +11,10 @@ import attrs
 from ubpx._errors import UnreadableModule, UsageError
 from ubpx.core.ubp import ARCHITECTURES
 from ubpx.core.ubp.decode import LONGEST_INSN
-from ubpx.core.ubp.opinions import Iced
 from ubpx.core.values import VirtAddr
 from ubpx.symbols.code import CodeGap, CodeRange, read_code_map
 from ubpx.symbols.elf import ElfHeaders, ImageReader, Linkage, Machine, read_headers
+from ubpx.testing.opinions import Iced
 
 BITS: Final = {"x86_64": 64, "i386": 32}
 _MACHINES: Final = {Machine.X86_64: "x86_64", Machine.I386: "i386"}

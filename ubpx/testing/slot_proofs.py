@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ubpx._errors import InsnRefused
-from ubpx.core.ubp.opinions import DIRECT, Disassembler, FlowKind, Opinion
 from ubpx.core.ubp.plans import Architecture, InsnAnalysis, SlotCode, Strategy
 from ubpx.core.values import VirtAddr
 from ubpx.testing.disagreements import known
 from ubpx.testing.memory import FakeMemory
+from ubpx.testing.opinions import DIRECT, Disassembler, FlowKind, Opinion
 from ubpx.testing.program_text import Specimen
 
 _COPIED: Final = frozenset({Strategy.BOOST, Strategy.STEP})

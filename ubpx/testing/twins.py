@@ -18,6 +18,7 @@ import attrs
 
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.clients import Client
+from ubpx.core.desk import probe_code
 from ubpx.core.ports import ProcessView
 from ubpx.core.sleepers import CodeProbe
 from ubpx.core.values import parse_maps
@@ -26,7 +27,7 @@ from ubpx.symbols.code import CodeMap, read_code_map
 from ubpx.symbols.elf import ElfHeaders, ImageReader, read_headers
 from ubpx.symbols.modules import Module, load_biases, modules_of
 from ubpx.symbols.rseq import RestartableSequence, read_sequences
-from ubpx.target import Target, probe_code, spawn
+from ubpx.target import Target, spawn
 from ubpx.testing.orphans import Orphans
 
 _ADDR_NO_RANDOMIZE: Final = 0x0040000

@@ -118,15 +118,14 @@ class CapstoneDecoder:
     ) -> Iterator[tuple[int, Hashable]]:
         """See Decoder. Each encoding is a kind of its own."""
         offset = 0
-        for length in instruction_lengths(self, code, address):
-            raw = code[offset : offset + length]
+        while (insn := self.decode(code[offset : offset + LONGEST_INSN], address + offset)) is not None:
+            raw = code[offset : offset + insn.length]
+            offset += insn.length
             if named is not None:
-                encoding = parse(raw, self._bits)
-                operand = encoding.operand_address(address + offset + length)
+                operand = parse(raw, self._bits).operand_address(address + offset)
                 if operand is not None and operand in near:
                     named.append(operand)
-            yield length, raw
-            offset += length
+            yield insn.length, raw
 
 
 def default_decoder(bits: int = 64) -> Decoder:
@@ -140,14 +139,6 @@ def default_decoder(bits: int = 64) -> Decoder:
         except ImportError:  # iced-x86 has no wheel for some machines
             continue
     raise UsageError("no disassembler is installed; install one with: pip install capstone")
-
-
-def instruction_lengths(decoder: Decoder, code: bytes, address: int) -> Iterator[int]:
-    """Length after length from the start of ``code`` on; ends at what is no instruction."""
-    offset = 0
-    while (insn := decoder.decode(code[offset : offset + LONGEST_INSN], address + offset)) is not None:
-        yield insn.length
-        offset += insn.length
 
 
 def disassemblers() -> tuple[ModuleType, ModuleType]:

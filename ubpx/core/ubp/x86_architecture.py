@@ -14,7 +14,7 @@ import attrs
 
 from ubpx._errors import InsnRefused, UsageError
 from ubpx.core.ports import Memory
-from ubpx.core.ubp.decode import LONGEST_INSN, Decoder, instruction_lengths
+from ubpx.core.ubp.decode import LONGEST_INSN, Decoder
 from ubpx.core.ubp.encoding import Encoding, parse
 from ubpx.core.ubp.flow import flow
 from ubpx.core.ubp.plans import (
@@ -212,7 +212,7 @@ class X86:
     def instruction_starts(self, code: bytes, address: VirtAddr) -> Iterator[VirtAddr]:
         """See Architecture."""
         start = address
-        for length in instruction_lengths(self.decoder, code, address):
+        for length, _ in self.decoder.walk(code, address):
             yield start
             start = VirtAddr(start + length)
 

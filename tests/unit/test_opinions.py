@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ubpx._errors import UsageError
-from ubpx.core.ubp.opinions import Disassembler, FlowKind, both_disassemblers
+from ubpx.testing.opinions import Disassembler, FlowKind, both_disassemblers
 
 ADDRESS = 0x5655_5000
 ICED, CAPSTONE = both_disassemblers(64)

@@ -22,15 +22,12 @@ from typing import Final, Self
 
 import attrs
 
-from ubpx._errors import InternalError, UsageError
+from ubpx._errors import UsageError
 from ubpx.core.ubp.decode import LONGEST_INSN
+from ubpx.core.ubp.x86_64 import X86_64
+from ubpx.testing.oracle import ptrace
 
-_TRACEME, _SINGLESTEP, _GETREGS, _SETREGS, _SETOPTIONS, _GETSIGINFO = 0, 9, 12, 13, 0x4200, 0x4202
-_EXITKILL: Final = 0x100000
-_REGISTERS: Final = (
-    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
-    "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
-)  # fmt: skip
+_REGISTERS: Final = X86_64.register_names
 _CLEARED: Final = frozenset(_REGISTERS) - {"cs", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"}
 _NO_SUCH_CALL: Final = 2**64 - 1
 """In rax and orig_rax: a system call of this number does nothing, and none is restarted."""
@@ -50,7 +47,7 @@ class Happened(StrEnum):
 
 
 @attrs.frozen
-class Verdict:
+class Measured:
     """The processor's answer."""
 
     happened: Happened
@@ -70,17 +67,15 @@ def can_ask() -> bool:
     return sys.platform == "linux" and platform.machine() == "x86_64" and struct.calcsize("P") == 8
 
 
-class Processor:
+class LengthOracle:
     """A child process in which instructions are run, one step each. Used by one thread; a context manager."""
 
     def __init__(self) -> None:
         """Raises UsageError on any other machine."""
         if not can_ask():
             raise UsageError("only an x86_64 Linux machine can be asked; compare the disassemblers alone")
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.ptrace.restype = ctypes.c_long
-        self._libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-        self._libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self._mprotect = ctypes.CDLL(None).mprotect
+        self._mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         # Three pages: stack, code, and the one that cannot be executed. The child has a copy at the same address.
         self._pages = mmap.mmap(-1, 3 * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
@@ -97,18 +92,18 @@ class Processor:
     ) -> None:
         self._end()
 
-    def ask(self, code: bytes) -> Verdict:
+    def ask(self, code: bytes) -> Measured:
         """How long the instruction is that ``code`` begins with; up to all of ``code``, 15 bytes at most.
 
         A length of None: it is longer, or the processor answered nothing of use.
         """
         for length in range(1, min(len(code), LONGEST_INSN) + 1):
-            verdict = self._try(code[:length])
-            if verdict is not None:
-                return verdict
-        return Verdict(Happened.UNKNOWN)
+            measured = self._try(code[:length])
+            if measured is not None:
+                return measured
+        return Measured(Happened.UNKNOWN)
 
-    def _try(self, code: bytes) -> Verdict | None:
+    def _try(self, code: bytes) -> Measured | None:
         """None if the processor wanted more bytes."""
         if not self._pid:
             self._start()
@@ -123,41 +118,37 @@ class Processor:
             "rip": start, "rsp": self._stack, "eflags": 0x202, "rax": _NO_SUCH_CALL, "orig_rax": _NO_SUCH_CALL,
         }.items():  # fmt: skip
             words[_REGISTERS.index(name)] = value
-        self._ptrace(_SETREGS, ctypes.addressof(words))
-        self._ptrace(_SINGLESTEP, 0)
+        ptrace.request(ptrace.SETREGS, self._pid, data=ctypes.addressof(words))
+        ptrace.request(ptrace.SINGLESTEP, self._pid)
         return self._judge(self._wait(), start, len(code))
 
-    def _judge(self, status: int | None, start: int, length: int) -> Verdict | None:
+    def _judge(self, status: int | None, start: int, length: int) -> Measured | None:
         if status is None or not os.WIFSTOPPED(status):
             self._end()
-            return Verdict(Happened.UNKNOWN)
+            return Measured(Happened.UNKNOWN)
         rip = self._registers()[_REGISTERS.index("rip")]
         match os.WSTOPSIG(status):
             case signal.SIGTRAP:
-                return Verdict(Happened.EXECUTED, length, falls_through=rip == self._boundary)
+                return Measured(Happened.EXECUTED, length, falls_through=rip == self._boundary)
             case signal.SIGSEGV if self._fault_address() == self._boundary:
                 if rip == start:
                     return None
-                return Verdict(Happened.EXECUTED, length, falls_through=rip == self._boundary)
+                return Measured(Happened.EXECUTED, length, falls_through=rip == self._boundary)
             case signal.SIGILL:
-                return Verdict(Happened.UNDEFINED, length)
+                return Measured(Happened.UNDEFINED, length)
             case _:
-                return Verdict(Happened.FAULTED, length)
+                return Measured(Happened.FAULTED, length)
 
     def _fault_address(self) -> int:
         info = (ctypes.c_byte * 128)()
-        self._ptrace(_GETSIGINFO, ctypes.addressof(info))
+        ptrace.request(ptrace.GETSIGINFO, self._pid, data=ctypes.addressof(info))
         address: int = struct.unpack_from("Q", info, 16)[0]
         return address
 
     def _registers(self) -> ctypes.Array[ctypes.c_ulonglong]:
         words = (ctypes.c_ulonglong * len(_REGISTERS))()
-        self._ptrace(_GETREGS, ctypes.addressof(words))
+        ptrace.request(ptrace.GETREGS, self._pid, data=ctypes.addressof(words))
         return words
-
-    def _ptrace(self, request: int, data: int) -> None:
-        if self._libc.ptrace(request, self._pid, None, data) == -1:
-            raise InternalError(f"ptrace request {request:#x}: {os.strerror(ctypes.get_errno())}")
 
     def _start(self) -> None:
         pid = os.fork()
@@ -168,15 +159,15 @@ class Processor:
         if status is None or not os.WIFSTOPPED(status):
             self._end()
             raise UsageError("a child process cannot be traced here; compare the disassemblers alone")
-        self._ptrace(_SETOPTIONS, _EXITKILL)
+        ptrace.request(ptrace.SETOPTIONS, self._pid, data=ptrace.EXITKILL)
         self._initial = self._registers()
 
     def _become_traced(self) -> None:
         """In the child: nothing but system calls."""
         try:
-            self._libc.mprotect(self._code, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC)
-            if self._libc.ptrace(_TRACEME, 0, None, None) == 0:
-                os.kill(os.getpid(), signal.SIGSTOP)
+            self._mprotect(self._code, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC)
+            ptrace.request(ptrace.TRACEME, 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
         finally:
             os._exit(1)
 
