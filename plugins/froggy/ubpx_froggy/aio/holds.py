@@ -2,21 +2,15 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 from ubpx import UbpxError
-from ubpx_froggy.client.conversation import Ending
-from ubpx_froggy.client.holds import KnownHold
+from ubpx_froggy.client.holds import KnownDesk, KnownHold
 from ubpx_froggy.messages import HoldInfo, ReleaseHold
 
 
-class Desk(Protocol):
+class Desk(KnownDesk, Protocol):
     """Where questions about holds go."""
-
-    @property
-    def ending(self) -> Ending | None:
-        """How the connection has ended; None while it has not."""
-        ...
 
     async def hold_infos(self) -> list[HoldInfo]:
         """Everybody's holds; raises what requests raise."""
@@ -27,27 +21,22 @@ class Desk(Protocol):
         ...
 
 
-class AsyncHold(KnownHold):
+class AsyncHold(KnownHold[Desk]):
     """One owner keeps one thread, or all threads of one process, stopped.
 
     What is held runs again when nobody holds it. The hold of another connection can be seen, and not released.
     """
 
-    def __init__(self, info: HoldInfo, desk: Desk) -> None:
-        super().__init__(info)
-        self._desk: Final = desk
-
     @property
     def released(self) -> bool:
         """Whether it has ended, as far as we know."""
-        return self._released or self._desk.ending is not None
+        return self._is_over
 
     async def refresh(self) -> Self:
         """Ask the broker whether it has ended; when it cannot be asked, all stays as it was. Gives the hold itself."""
         if not self.released:
             with contextlib.suppress(UbpxError):
-                infos = await self._desk.hold_infos()
-                self._released = not any(self._is_told_by(info) for info in infos)
+                self._take(await self._desk.hold_infos())
         return self
 
     async def release(self, registers: Mapping[str, int] | None = None, *, signal: int | None = None) -> None:

@@ -44,14 +44,8 @@ class AsyncMemory:
             raise writing.fault from None
 
 
-class AsyncProcess(KnownProcess):
+class AsyncProcess(KnownProcess[AsyncLink, AsyncMemory]):
     """What hooks get as ``process``. Valid while the target is attached."""
-
-    def __init__(self, link: AsyncLink, target: Handle, pid: int, memory: AsyncMemory) -> None:
-        super().__init__(pid)
-        self.memory: Final = memory
-        self._link: Final = link
-        self._target: Final = target
 
     async def mappings(self) -> tuple[MappedRange, ...]:
         """What is mapped now, ascending, slot areas included; raises TargetGone, BrokerGone."""

@@ -1,7 +1,7 @@
 """Holds in a broker's target, with the face of ``ubpx.Hold``."""
 
-from collections.abc import Mapping
-from typing import Final, Protocol, Self
+from collections.abc import Iterable, Mapping
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from ubpx import PermissionRefused, UbpxError, UsageError
 from ubpx.core.values import ProcessId, ThreadId
@@ -10,13 +10,17 @@ from ubpx_froggy.client.conversation import Ending
 from ubpx_froggy.messages import HoldInfo, ReleaseHold
 
 
-class Desk(Protocol):
-    """Where questions about holds go."""
+class KnownDesk(Protocol):
+    """What is known of holds without asking."""
 
     @property
     def ending(self) -> Ending | None:
         """How the connection has ended; None while it has not."""
         ...
+
+
+class Desk(KnownDesk, Protocol):
+    """Where questions about holds go."""
 
     def hold_infos(self) -> list[HoldInfo]:
         """Everybody's holds; raises what requests raise."""
@@ -27,17 +31,30 @@ class Desk(Protocol):
         ...
 
 
-class KnownHold:
+D = TypeVar("D", bound=KnownDesk)
+
+
+class KnownHold(Generic[D]):
     """One owner's hold, as far as we know."""
 
-    def __init__(self, info: HoldInfo) -> None:
+    def __init__(self, info: HoldInfo, desk: D) -> None:
         self.owner: Final = info.owner
         """The client's name, or ``ubpx`` itself."""
         self.process: Final = ProcessId(info.process)
         self.thread: Final = None if info.thread is None else ThreadId(info.thread)
         """None: every thread of the process, those to come included."""
         self._handle: Final = info.hold
+        self._desk: Final = desk
         self._released = False
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether it has ended, as far as we know."""
+        return self._released or self._desk.ending is not None
+
+    def _take(self, infos: Iterable[HoldInfo]) -> None:
+        """The broker has said which holds there are."""
+        self._released = not any(self._is_told_by(info) for info in infos)
 
     def _is_told_by(self, info: HoldInfo) -> bool:
         if self._handle is not None:
@@ -59,26 +76,22 @@ class KnownHold:
         return f"<hold of {what} by {self.owner!r}{', released' if self._released else ''}>"
 
 
-class RemoteHold(KnownHold):
+class RemoteHold(KnownHold[Desk]):
     """One owner keeps one thread, or all threads of one process, stopped.
 
     What is held runs again when nobody holds it. The hold of another connection can be seen, and not released.
     """
 
-    def __init__(self, info: HoldInfo, desk: Desk) -> None:
-        super().__init__(info)
-        self._desk: Final = desk
-
     @property
     def released(self) -> bool:
         """Whether it has ended; the broker is asked."""
-        if self._released or self._desk.ending is not None:
+        if self._is_over:
             return True
         try:
             infos = self._desk.hold_infos()
         except UbpxError:
             return self._desk.ending is not None
-        self._released = not any(self._is_told_by(info) for info in infos)
+        self._take(infos)
         return self._released
 
     def release(self, registers: Mapping[str, int] | None = None, *, signal: int | None = None) -> None:
@@ -88,7 +101,7 @@ class RemoteHold(KnownHold):
         Raises UsageError for either with a hold of a whole process, and PermissionRefused for a hold of another
         connection.
         """
-        if self._released or self._desk.ending is not None:
+        if self._is_over:
             return
         self._desk.release_hold(self._parting(registers, signal))
         self._released = True

@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from ubpx_froggy.client.holds import KnownHold
 from ubpx_froggy.client.probepoints import KnownProbepoint, RemoteWatchpoint
 from ubpx_froggy.messages import Handle, HoldInfo, ProbepointInfo, WatchpointInfo
 
-H = TypeVar("H", bound=KnownHold)
+H = TypeVar("H", bound=KnownHold[Any])
 P = TypeVar("P", bound=KnownProbepoint)
 
 

@@ -1,7 +1,7 @@
 """The traced process, as far as it can be seen through a broker."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -12,6 +12,9 @@ from ubpx_froggy.client.checks import check_bytes, check_span, is_word
 from ubpx_froggy.client.conversation import decoder
 from ubpx_froggy.client.link import Link
 from ubpx_froggy.messages import MEMORY_BYTES, Handle, MappingInfo, Mappings, ReadMemory, WriteMemory
+
+K = TypeVar("K")
+M = TypeVar("M")
 
 read_bytes: Final = decoder(bytes)
 _mappings: Final = decoder(list[MappingInfo])
@@ -100,11 +103,14 @@ class RemoteMemory:
             raise writing.fault from None
 
 
-class KnownProcess:
-    """The traced process, without asking."""
+class KnownProcess(Generic[K, M]):
+    """The traced process, without asking; ``link`` and ``memory`` are for who asks."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, link: K, target: Handle, pid: int, memory: M) -> None:
         self.pid: Final = ProcessId(pid)
+        self.memory: Final = memory
+        self._link: Final = link
+        self._target: Final = target
 
     @property
     def proc(self) -> str:
@@ -115,14 +121,8 @@ class KnownProcess:
         return f"<process {self.pid}>"
 
 
-class RemoteProcess(KnownProcess):
+class RemoteProcess(KnownProcess[Link, Memory]):
     """A ``ProcessView`` for hooks. Valid while the target is attached."""
-
-    def __init__(self, link: Link, target: Handle, pid: int, memory: Memory) -> None:
-        super().__init__(pid)
-        self.memory: Final = memory
-        self._link: Final = link
-        self._target: Final = target
 
     def mappings(self) -> tuple[MappedRange, ...]:
         """What is mapped now, ascending, slot areas included; raises TargetGone, BrokerGone."""
