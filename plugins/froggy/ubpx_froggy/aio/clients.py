@@ -2,9 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Self
-
-import msgspec
+from typing import Any, Self
 
 from ubpx import ClientQuarantined, UbpxError
 from ubpx_froggy.aio.desk import AsyncDesk
@@ -12,10 +10,10 @@ from ubpx_froggy.aio.holds import AsyncHold
 from ubpx_froggy.aio.leases import AsyncLease, AsyncLeaseGroup
 from ubpx_froggy.aio.process import AsyncProcess
 from ubpx_froggy.client.conversation import Decode, nothing
-from ubpx_froggy.client.desk import SWEPT
-from ubpx_froggy.client.hooks import ATTACHED, Hooks
-from ubpx_froggy.client.known import KnownClient, read_group, read_hold, read_lease, read_leases
-from ubpx_froggy.client.leases import Handler
+from ubpx_froggy.client.facts import SWEPT
+from ubpx_froggy.client.hooks import ATTACHED
+from ubpx_froggy.client.known import KnownClient, read_group, read_hold
+from ubpx_froggy.client.leases import Handler, parted
 from ubpx_froggy.client.standing import ClientState, read_clients
 from ubpx_froggy.messages import (
     Call,
@@ -25,12 +23,11 @@ from ubpx_froggy.messages import (
     HoldInfo,
     LeaseInfo,
     Leases,
-    OpenClient,
     ReleaseHold,
 )
 
 
-class AsyncClient(KnownClient[AsyncLease]):
+class AsyncClient(KnownClient[AsyncLease, AsyncDesk]):
     """One client of one target of a broker. Made by ``target.client``.
 
     Usable as an asynchronous context manager: leaving closes it. Handlers and hooks of all clients of one connection
@@ -38,10 +35,6 @@ class AsyncClient(KnownClient[AsyncLease]):
     done. Every call may raise BrokerGone, or ClientQuarantined when the broker has thrown us out. Whoever is cancelled
     while a call of it is awaited gets nothing: what the broker grants later is given back.
     """
-
-    def __init__(self, name: str, *, priority: int, target: Any, desk: AsyncDesk, hooks: Hooks) -> None:
-        super().__init__(name, priority=priority, target=target, link=desk.link, hooks=hooks)
-        self._desk: Final = desk
 
     # Leases -------------------------------------------------------------------------------
 
@@ -80,7 +73,7 @@ class AsyncClient(KnownClient[AsyncLease]):
             defer=defer,
         )
         await self._be_ready(mode)
-        lease: AsyncLease = await self._ask(call, lambda raw: self._grant(read_lease(raw), handler), undo=self._undo)
+        lease: AsyncLease = await self._ask(call, self._granting(handler), undo=self._undo)
         return lease
 
     async def probe_many(
@@ -135,9 +128,7 @@ class AsyncClient(KnownClient[AsyncLease]):
         """
         call = self._watch(address, handler, mode=mode, size=size, access=access, priority=priority)
         await self._be_ready(mode)
-        lease: AsyncLease = await self._ask(
-            call, lambda raw: self._grant(read_lease(raw), handler, watches=True), undo=self._undo
-        )
+        lease: AsyncLease = await self._ask(call, self._granting(handler, watches=True), undo=self._undo)
         return lease
 
     async def _be_ready(self, mode: str) -> None:
@@ -158,13 +149,10 @@ class AsyncClient(KnownClient[AsyncLease]):
         """Its leases that are armed or pending, the oldest first; what a former client of the name has left is there
         too, without a handler until it is probed again.
         """
-        if self._standing.state is ClientState.CLOSED or self._desk.ending is not None:
+        if self._has_none:
             return ()
         found: Sequence[AsyncLease] = await self._ask(Leases(self._opened()), self._read_leases)
         return found
-
-    def _read_leases(self, value: msgspec.Raw) -> Sequence[AsyncLease]:
-        return tuple(self._grant(info, None) for info in read_leases(value))
 
     async def release(self, lease: AsyncLease) -> None:
         """Give a lease back; the same as ``lease.release()``."""
@@ -236,12 +224,12 @@ class AsyncClient(KnownClient[AsyncLease]):
         """Give back every lease and hold, and leave; persistent leases stay. Again: does nothing."""
         if self._standing.state is ClientState.CLOSED:
             return
-        mine = self._mine()
-        await self._desk.release([lease for lease in mine if not lease.persistent])
-        await self._desk.refresh([lease for lease in mine if lease.persistent])
+        staying, going = parted(self._mine())
+        await self._desk.release(going)
+        await self._desk.refresh(staying)
         with contextlib.suppress(*SWEPT):
             await self._ask(CloseClient(self._opened()))
-        await self._desk.forget([lease for lease in mine if lease.persistent])
+        await self._desk.forget(staying)
         self._is_closed(self._desk.clients)
 
     async def _ask(self, call: Call, decode: Decode = nothing, **options: Any) -> Any:
@@ -263,9 +251,8 @@ class AsyncClient(KnownClient[AsyncLease]):
         link = self._desk.link
         if self.hooks:
             await link.open_channel()
-        call = OpenClient(self._desk.target, self.name, self.priority, sorted(self.hooks))
         try:
-            await link.request(call, self._read_opened, client=self.name, subject=self, undo=self._withdraw)
+            await link.request(self._open(), self._read_opened, client=self.name, subject=self, undo=self._withdraw)
         except BaseException:
             self.hooks = {}  # nobody has this client
             if self.handle is not None:  # a hook came first

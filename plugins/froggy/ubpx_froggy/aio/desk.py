@@ -15,12 +15,9 @@ from ubpx_froggy.aio.probepoints import AsyncProbepoint
 from ubpx_froggy.aio.process import AsyncProcess
 from ubpx_froggy.aio.stage import Stage
 from ubpx_froggy.aio.turns import current
-from ubpx_froggy.client.conversation import Ending
-from ubpx_froggy.client.desk import ENDED, SWEPT, read_holds, read_probepoints
-from ubpx_froggy.client.inventory import Inventory
+from ubpx_froggy.client.facts import ENDED, SWEPT, AnyDesk, read_holds, read_probepoints, standing_at
 from ubpx_froggy.client.leases import questions_about
 from ubpx_froggy.client.link import FLUSH_S
-from ubpx_froggy.client.probepoints import RemoteWatchpoint
 from ubpx_froggy.messages import (
     Call,
     Handle,
@@ -31,26 +28,16 @@ from ubpx_froggy.messages import (
     ReadLeases,
     Release,
     ReleaseHold,
-    WatchpointInfo,
 )
 
 
-class AsyncDesk:
+class AsyncDesk(AnyDesk[AsyncLink, AsyncHold, AsyncProbepoint]):
     """The desk of one target. Owned by the target, used by its clients and what they have."""
 
     def __init__(self, link: AsyncLink, target: Handle, *, process: AsyncProcess, stage: Stage) -> None:
-        self.link: Final = link
-        self.target: Final = target
+        super().__init__(link, target)
         self.process: Final = process
         self.stage: Final = stage
-        self.clients: Final[dict[str, Any]] = {}
-        """Those of this connection that have not closed, by name."""
-        self._inventory: Final = Inventory(lambda info: AsyncHold(info, self), self._make_probepoint)
-
-    @property
-    def ending(self) -> Ending | None:
-        """How the connection has ended; None while it has not."""
-        return self.link.ending
 
     # Leases -------------------------------------------------------------------------------
 
@@ -108,19 +95,11 @@ class AsyncDesk:
         """Asked all at once: who is cancelled has asked."""
         return [self.link.begin(question, take) for question, take in questions_about(leases, call)]
 
-    def dropped(self, lease: Handle) -> tuple[int, int]:
-        """How many hits of it were left out, by the broker as far as it has told, and here."""
-        return self.link.roster.dropped(lease)
-
     # Probepoints and holds ----------------------------------------------------------------
 
     async def probepoint(self, address: int) -> AsyncProbepoint:
         """The one at this address, as it is now."""
         return await self._inventory.probepoint(address).refresh()
-
-    def watchpoint(self, info: WatchpointInfo) -> RemoteWatchpoint:
-        """The one that watches this."""
-        return self._inventory.watchpoint(info)
 
     async def probepoints(self) -> tuple[AsyncProbepoint, ...]:
         """All of them, by address; raises what requests raise."""
@@ -131,11 +110,10 @@ class AsyncDesk:
 
     async def _read_probepoint(self, address: int) -> ProbepointInfo | None:
         infos: list[ProbepointInfo] = await self.link.request(Probepoints(self.target, address), read_probepoints)
-        return next((info for info in infos if info.address == address), None)
+        return standing_at(address, infos)
 
-    def hold(self, info: HoldInfo) -> AsyncHold:
-        """The one that the broker tells of."""
-        return self._inventory.hold(info)
+    def _make_hold(self, info: HoldInfo) -> AsyncHold:
+        return AsyncHold(info, self)
 
     async def hold_infos(self) -> list[HoldInfo]:
         """Everybody's; raises what requests raise."""

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from ubpx import UbpxError, UsageError
+from ubpx import UbpxError
 from ubpx.core.values import ThreadId
 from ubpx_froggy.aio.clients import AsyncClient
 from ubpx_froggy.aio.desk import AsyncDesk
@@ -18,15 +17,14 @@ from ubpx_froggy.aio.link import AsyncLink
 from ubpx_froggy.aio.probepoints import AsyncProbepoint
 from ubpx_froggy.aio.process import AsyncMemory, AsyncProcess
 from ubpx_froggy.aio.turns import outside
-from ubpx_froggy.client import checks
-from ubpx_froggy.client.conversation import decoder
-from ubpx_froggy.client.hooks import DETACHED, EXITED, given_hooks
-from ubpx_froggy.client.standing import ClientState, ForeignClient, foreign, read_clients
+from ubpx_froggy.client.facts import KnownTarget, read_number, read_registers, read_status, read_tids
+from ubpx_froggy.client.hooks import DETACHED
+from ubpx_froggy.client.leases import parted
+from ubpx_froggy.client.standing import ClientState, ForeignClient, read_clients
 from ubpx_froggy.messages import (
     Clients,
     Leave,
     NamedClient,
-    ReadRegisters,
     Registers,
     Resume,
     Stops,
@@ -35,13 +33,8 @@ from ubpx_froggy.messages import (
     Wait,
 )
 
-_number: Final = decoder(int)
-_status: Final = decoder(int | None)
-_tids: Final = decoder(list[int])
-_registers: Final = decoder(Registers)
 
-
-class AsyncTarget:
+class AsyncTarget(KnownTarget[AsyncLink]):
     """One process that a broker traces, in one event loop. Made by ``aio.connect``.
 
     Leaving the ``async with`` detaches: the broker and its other clients go on. Every call may raise BrokerGone,
@@ -52,10 +45,9 @@ class AsyncTarget:
     def __init__(self, link: AsyncLink, info: TargetInfo) -> None:
         memory = AsyncMemory(link, info.target)
         process = AsyncProcess(link, info.target, info.pid, memory)
+        super().__init__(link, info)
         self.memory: Final = memory
         """The program's memory; no trap of ubpx is ever seen in it."""
-        self._link: Final = link
-        self._info: Final = info
         self._stage: Final = link.serve(AsyncSurroundings(info, memory), info.deadline_s)
         self._desk: Final = AsyncDesk(link, info.target, process=process, stage=self._stage)
         self._end_of_process: Request | None = None
@@ -63,26 +55,10 @@ class AsyncTarget:
         self._leaving: Final = asyncio.Lock()
         self._leaver: asyncio.Task[None] | None = None
         """Who detaches, where a handler has asked for it."""
-        self._maker: Final = os.getpid()
-
-    @property
-    def broker(self) -> str:
-        """The path of the broker's socket."""
-        return self._link.broker
-
-    @property
-    def architecture(self) -> str:
-        """What the program was made for that it ran when it was joined: ``x86_64`` or ``i386``."""
-        return self._info.architecture
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._info.pid
 
     async def stops(self) -> int:
         """How often threads of the process have stopped for the tracer so far."""
-        stops: int = await self._link.request(Stops(self._info.target), _number)
+        stops: int = await self._link.request(Stops(self._info.target), read_number)
         return stops
 
     # Clients and what they have -------------------------------------------------------------
@@ -96,10 +72,7 @@ class AsyncTarget:
         TargetGone, QuotaExceeded, BrokerGone; PermissionRefused also if another user's client has left
         persistent leases under the name.
         """
-        self._link.check()
-        checks.check_name(name)
-        checks.check_order(priority)
-        implemented = given_hooks(hooks, name)
+        implemented = self._joining(name, priority, hooks)
         client = AsyncClient(name, priority=priority, target=self, desk=self._desk, hooks=implemented)
         await client.open()
         return client
@@ -109,7 +82,7 @@ class AsyncTarget:
         if self._link.ending is not None:
             return ()
         infos: list[NamedClient] = await self._link.request(Clients(self._info.target), read_clients)
-        return tuple(self._desk.clients.get(each.name) or foreign(each) for each in infos)
+        return tuple(map(self._desk.client, infos))
 
     async def probepoints(self) -> tuple[AsyncProbepoint, ...]:
         """All probepoints that anybody leases, by address."""
@@ -119,7 +92,7 @@ class AsyncTarget:
 
     async def threads(self) -> tuple[ThreadId, ...]:
         """The tids of the process's threads; none once it has ended."""
-        tids: list[int] = await self._link.request(Threads(self._info.target), _tids)
+        tids: list[int] = await self._link.request(Threads(self._info.target), read_tids)
         return tuple(ThreadId(tid) for tid in tids)
 
     async def registers(self, thread: int) -> Mapping[str, int]:
@@ -127,9 +100,7 @@ class AsyncTarget:
 
         Raises UsageError if it runs or is not the target's, TargetGone, BrokerGone.
         """
-        self._link.check()
-        checks.check_tid(thread)
-        found: Registers = await self._link.request(ReadRegisters(self._info.target, thread), _registers)
+        found: Registers = await self._link.request(self._registers_of(thread), read_registers)
         return MappingProxyType(found)
 
     async def holds(self) -> tuple[AsyncHold, ...]:
@@ -146,15 +117,12 @@ class AsyncTarget:
         None if ``timeout`` seconds were not enough. A program that the broker has spawned is started, unless we
         connected to read only. Raises UsageError from a handler, and after a detach; BrokerGone.
         """
+        self._check_wait(timeout, self._stage.handling)
         if timeout is not None:
-            checks.check_seconds("timeout", timeout)
-        if self._stage.handling.is_here:
-            raise UsageError("target.wait() from a handler would wait for itself; return a verdict instead")
-        if timeout is not None:
-            request = self._link.begin_outside(Wait(self._info.target, timeout), _status)
+            request = self._link.begin_outside(Wait(self._info.target, timeout), read_status)
         else:  # one request, however often somebody waits and is cancelled: a broker lets few of them wait
             if self._end_of_process is None or self._end_of_process.is_answered:
-                self._end_of_process = self._link.begin_outside(Wait(self._info.target), _status)
+                self._end_of_process = self._link.begin_outside(Wait(self._info.target), read_status)
             request = self._end_of_process
         status: int | None = await request.answer()
         return status
@@ -166,7 +134,7 @@ class AsyncTarget:
 
         From a handler or hook: after it. Cancelled: at once, and the broker gives back. Again: does nothing.
         """
-        if os.getpid() != self._maker:  # a forked copy of the program has no part in the connection
+        if self._is_copy:
             return
         if not self._stage.handling.is_here:
             await self._leave()
@@ -188,21 +156,20 @@ class AsyncTarget:
                     with contextlib.suppress(UbpxError):
                         await self._take_leave()
             finally:
-                self._link.leave(f"target {self.pid} is detached; connect again")
+                self._link.leave(self._farewell())
             await self._link.closed()
 
     async def _take_leave(self) -> None:
         """Last words of hooks, last counts of leases; then the broker sweeps what is left."""
-        clients: tuple[AsyncClient, ...] = tuple(self._desk.clients.values())
-        listening = [each for each in clients if DETACHED in each.hooks and EXITED not in each.told]
+        listening: list[AsyncClient] = self._desk.listening()
         if listening and await self.threads():  # else the process has ended, and was not left
             for client in listening:
                 await client.refresh()
                 if client.state is ClientState.LIVE:
                     await self._stage.call_hook(client, DETACHED)
-        leases: tuple[Any, ...] = tuple(self._link.roster.leases.values())
-        await self._desk.refresh([lease for lease in leases if lease.persistent])
-        await self._desk.release([lease for lease in leases if not lease.persistent])
+        staying, going = parted(tuple(self._link.roster.leases.values()))
+        await self._desk.refresh(staying)
+        await self._desk.release(going)
         self._stage.handling.silent = True
         await self._link.request(Leave(self._info.target))
 
@@ -211,6 +178,3 @@ class AsyncTarget:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.detach()
-
-    def __repr__(self) -> str:
-        return f"<target {self.pid} of the broker at {self.broker}>"

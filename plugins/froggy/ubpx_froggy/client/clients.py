@@ -2,18 +2,19 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 
 from ubpx import ClientQuarantined, UbpxError
 from ubpx.core.ports import ProcessView
 from ubpx_froggy.client.conversation import Decode, nothing
-from ubpx_froggy.client.desk import SWEPT, RemoteDesk
+from ubpx_froggy.client.desk import RemoteDesk
+from ubpx_froggy.client.facts import SWEPT
 from ubpx_froggy.client.holds import RemoteHold
-from ubpx_froggy.client.hooks import ATTACHED, Hooks
-from ubpx_froggy.client.known import KnownClient, read_group, read_hold, read_lease, read_leases
-from ubpx_froggy.client.leases import Handler, RemoteLease, RemoteLeaseGroup
+from ubpx_froggy.client.hooks import ATTACHED
+from ubpx_froggy.client.known import KnownClient, read_group, read_hold
+from ubpx_froggy.client.leases import Handler, RemoteLease, RemoteLeaseGroup, parted
 from ubpx_froggy.client.standing import ClientState, read_clients
 from ubpx_froggy.messages import (
     Call,
@@ -23,20 +24,15 @@ from ubpx_froggy.messages import (
     HoldInfo,
     LeaseInfo,
     Leases,
-    OpenClient,
 )
 
 
-class RemoteClient(KnownClient[RemoteLease]):
+class RemoteClient(KnownClient[RemoteLease, RemoteDesk]):
     """One client of one target of a broker. Made by ``target.client``.
 
     Usable as a context manager: leaving closes it. Handlers and hooks of all clients of one connection run one at
     a time. Every call may raise BrokerGone, or ClientQuarantined when the broker has thrown us out.
     """
-
-    def __init__(self, name: str, *, priority: int, target: Any, desk: RemoteDesk, hooks: Hooks) -> None:
-        super().__init__(name, priority=priority, target=target, link=desk.link, hooks=hooks)
-        self._desk: Final = desk
 
     # Leases -------------------------------------------------------------------------------
 
@@ -74,7 +70,7 @@ class RemoteClient(KnownClient[RemoteLease]):
             defer=defer,
         )
         self._be_ready(mode)
-        lease: RemoteLease = self._ask(call, lambda raw: self._grant(read_lease(raw), handler))
+        lease: RemoteLease = self._ask(call, self._granting(handler))
         return lease
 
     def probe_many(
@@ -126,7 +122,7 @@ class RemoteClient(KnownClient[RemoteLease]):
         """
         call = self._watch(address, handler, mode=mode, size=size, access=access, priority=priority)
         self._be_ready(mode)
-        lease: RemoteLease = self._ask(call, lambda raw: self._grant(read_lease(raw), handler, watches=True))
+        lease: RemoteLease = self._ask(call, self._granting(handler, watches=True))
         return lease
 
     def _be_ready(self, mode: str) -> None:
@@ -145,13 +141,10 @@ class RemoteClient(KnownClient[RemoteLease]):
         """Its leases that are armed or pending, the oldest first; what a former client of the name has left is there
         too, without a handler until it is probed again.
         """
-        if self._standing.state is ClientState.CLOSED or self._desk.ending is not None:
+        if self._has_none:
             return ()
         found: Sequence[RemoteLease] = self._ask(Leases(self._opened()), self._read_leases)
         return found
-
-    def _read_leases(self, value: msgspec.Raw) -> Sequence[RemoteLease]:
-        return tuple(self._grant(info, None) for info in read_leases(value))
 
     def release(self, lease: RemoteLease) -> None:
         """Give a lease back; the same as ``lease.release()``."""
@@ -220,12 +213,12 @@ class RemoteClient(KnownClient[RemoteLease]):
         """Give back every lease and hold, and leave; persistent leases stay. Again: does nothing."""
         if self._standing.state is ClientState.CLOSED:
             return
-        mine = self._mine()
-        self._desk.release([lease for lease in mine if not lease.persistent])
-        self._desk.refresh([lease for lease in mine if lease.persistent])
+        staying, going = parted(self._mine())
+        self._desk.release(going)
+        self._desk.refresh(staying)
         with contextlib.suppress(*SWEPT):
             self._ask(CloseClient(self._opened()))
-        self._desk.forget([lease for lease in mine if lease.persistent])
+        self._desk.forget(staying)
         self._is_closed(self._desk.clients)
 
     def _ask(self, call: Call, decode: Decode = nothing) -> Any:
@@ -246,9 +239,8 @@ class RemoteClient(KnownClient[RemoteLease]):
         """Join; when this returns ``ubpx_process_attached`` has been called. Raises what ``target.client`` does."""
         if self.hooks:
             self._desk.link.open_channel()
-        call = OpenClient(self._desk.target, self.name, self.priority, sorted(self.hooks))
         try:
-            self._desk.link.request(call, self._read_opened, client=self.name, subject=self)
+            self._desk.link.request(self._open(), self._read_opened, client=self.name, subject=self)
         except BaseException:
             if self.handle is not None:  # a hook came first
                 self._desk.link.roster.forget_client(self.handle)

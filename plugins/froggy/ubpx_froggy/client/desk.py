@@ -2,17 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from ubpx import BrokerGone, ClientQuarantined, TargetGone, UbpxError, UsageError
+from ubpx import UbpxError, UsageError
 from ubpx.core.ports import ProcessView
-from ubpx_froggy.client.conversation import Ending, decoder
+from ubpx_froggy.client.facts import ENDED, SWEPT, AnyDesk, read_holds, read_probepoints, standing_at
 from ubpx_froggy.client.handling import Handling
 from ubpx_froggy.client.holds import RemoteHold
-from ubpx_froggy.client.inventory import Inventory
 from ubpx_froggy.client.leases import RemoteLease, questions_about
 from ubpx_froggy.client.link import Link
-from ubpx_froggy.client.probepoints import RemoteProbepoint, RemoteWatchpoint
+from ubpx_froggy.client.probepoints import RemoteProbepoint
 from ubpx_froggy.messages import (
     Call,
     Handle,
@@ -23,35 +22,16 @@ from ubpx_froggy.messages import (
     ReadLeases,
     Release,
     ReleaseHold,
-    WatchpointInfo,
 )
 
-SWEPT: Final = (BrokerGone, ClientQuarantined, TargetGone, UsageError)
-"""What giving something back may raise when it has been taken back already."""
 
-ENDED: Final = (BrokerGone, ClientQuarantined, TargetGone)
-"""What ending a hold may raise when there is nothing left to end."""
-
-read_probepoints: Final = decoder(list[ProbepointInfo])
-read_holds: Final = decoder(list[HoldInfo])
-
-
-class RemoteDesk:
+class RemoteDesk(AnyDesk[Link, RemoteHold, RemoteProbepoint]):
     """The desk of one target. Owned by the target, used by its clients and what they have."""
 
     def __init__(self, link: Link, target: Handle, *, process: ProcessView, handling: Handling) -> None:
-        self.link: Final = link
-        self.target: Final = target
+        super().__init__(link, target)
         self.process: Final = process
         self.handling: Final = handling
-        self.clients: Final[dict[str, Any]] = {}
-        """Those of this connection that have not closed, by name."""
-        self._inventory: Final = Inventory(lambda info: RemoteHold(info, self), self._make_probepoint)
-
-    @property
-    def ending(self) -> Ending | None:
-        """How the connection has ended; None while it has not."""
-        return self.link.ending
 
     # Leases -------------------------------------------------------------------------------
 
@@ -87,10 +67,6 @@ class RemoteDesk:
                 with contextlib.suppress(UsageError):
                     self._ask_about([lease], call)
 
-    def dropped(self, lease: Handle) -> tuple[int, int]:
-        """How many hits of it were left out, by the broker as far as it has told, and here."""
-        return self.link.roster.dropped(lease)
-
     # Probepoints and holds ----------------------------------------------------------------
 
     def probepoint(self, address: int) -> RemoteProbepoint:
@@ -99,10 +75,6 @@ class RemoteDesk:
         if probepoint.known is None:
             probepoint.refresh()
         return probepoint
-
-    def watchpoint(self, info: WatchpointInfo) -> RemoteWatchpoint:
-        """The one that watches this."""
-        return self._inventory.watchpoint(info)
 
     def probepoints(self) -> tuple[RemoteProbepoint, ...]:
         """All of them, by address; raises what requests raise."""
@@ -113,11 +85,10 @@ class RemoteDesk:
 
     def _read_probepoint(self, address: int) -> ProbepointInfo | None:
         infos: list[ProbepointInfo] = self.link.request(Probepoints(self.target, address), read_probepoints)
-        return next((info for info in infos if info.address == address), None)
+        return standing_at(address, infos)
 
-    def hold(self, info: HoldInfo) -> RemoteHold:
-        """The one that the broker tells of."""
-        return self._inventory.hold(info)
+    def _make_hold(self, info: HoldInfo) -> RemoteHold:
+        return RemoteHold(info, self)
 
     def hold_infos(self) -> list[HoldInfo]:
         """Everybody's; raises what requests raise."""

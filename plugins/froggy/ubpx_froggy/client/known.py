@@ -3,17 +3,17 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from ubpx import UsageError
 from ubpx_froggy.client import checks
-from ubpx_froggy.client.conversation import decoder
+from ubpx_froggy.client.conversation import Decode, decoder
+from ubpx_froggy.client.facts import AnyDesk, KnownLink
 from ubpx_froggy.client.hooks import Hooks
 from ubpx_froggy.client.leases import Handler, KnownLease
-from ubpx_froggy.client.roster import Roster
-from ubpx_froggy.client.standing import ClientState, Facts, Standing
+from ubpx_froggy.client.standing import ClientState, Standing
 from ubpx_froggy.messages import (
     Catch,
     ClientInfo,
@@ -21,6 +21,7 @@ from ubpx_froggy.messages import (
     Handle,
     HoldInfo,
     LeaseInfo,
+    OpenClient,
     Probe,
     ProbeMany,
     Step,
@@ -29,28 +30,21 @@ from ubpx_froggy.messages import (
 )
 
 L = TypeVar("L", bound=KnownLease)
+D = TypeVar("D", bound=AnyDesk[Any, Any, Any])
 
-read_lease: Final = decoder(LeaseInfo)
-read_leases: Final = decoder(list[LeaseInfo])
 read_group: Final = decoder(GroupInfo)
 read_hold: Final = decoder(HoldInfo)
 
 _client: Final = decoder(ClientInfo)
+_lease: Final = decoder(LeaseInfo)
+_leases: Final = decoder(list[LeaseInfo])
 _log = logging.getLogger("ubpx.clients")
 
 
-class KnownLink(Facts, Protocol):
-    """The connection that a client is one of."""
-
-    @property
-    def roster(self) -> Roster:
-        """What it has of the broker."""
-
-
-class KnownClient(ABC, Generic[L]):
+class KnownClient(ABC, Generic[L, D]):
     """A client of ours; what it is and has, without asking."""
 
-    def __init__(self, name: str, *, priority: int, target: Any, link: KnownLink, hooks: Hooks) -> None:
+    def __init__(self, name: str, *, priority: int, target: Any, desk: D, hooks: Hooks) -> None:
         self.name: Final = name
         self.priority: Final = priority
         self.target: Final = target
@@ -63,9 +57,10 @@ class KnownClient(ABC, Generic[L]):
         """Exceptions since the last success, as far as we know them here."""
         self.told: Final[set[str]] = set()
         """Which hooks have been called of those that are called once."""
-        self._link: Final = link
-        self._roster: Final = link.roster
-        self._standing: Final = Standing(name, link)
+        self._desk: Final = desk
+        self._link: Final[KnownLink] = desk.link
+        self._roster: Final = self._link.roster
+        self._standing: Final = Standing(name, self._link)
 
     def check_live(self) -> None:
         """As far as we know: raises ClientQuarantined, BrokerGone, UsageError if it is closed or we have detached."""
@@ -116,12 +111,28 @@ class KnownClient(ABC, Generic[L]):
             lease.handler = handler or lease.handler
         return lease
 
+    def _granting(self, handler: Handler | None, *, watches: bool = False) -> Decode:
+        """What reads a reply that gives one lease."""
+        return lambda value: self._grant(_lease(value), handler, watches=watches)
+
+    def _read_leases(self, value: msgspec.Raw) -> Sequence[L]:
+        """What the reply to ``Leases`` says."""
+        return tuple(self._grant(info, None) for info in _leases(value))
+
+    @property
+    def _has_none(self) -> bool:
+        """Whether it can have no leases any more, as far as we know."""
+        return self._standing.state is ClientState.CLOSED or self._link.ending is not None
+
     def _mine(self) -> list[L]:
         """Its leases that have not been given back."""
         leases: dict[Handle, L] = self._roster.leases
         return [lease for lease in tuple(leases.values()) if lease.client is self]
 
     # Requests -----------------------------------------------------------------------------
+
+    def _open(self) -> OpenClient:
+        return OpenClient(self._desk.target, self.name, self.priority, sorted(self.hooks))
 
     def _probe(
         self,

@@ -1,6 +1,6 @@
 """Leases that a broker keeps for us, with the faces of ``ubpx.Lease`` and ``ubpx.LeaseGroup``."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, Self, TypeVar, overload
 
 import msgspec
@@ -285,6 +285,15 @@ class RemoteLeaseGroup(KnownLeaseGroup[RemoteLease]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()
+
+
+def parted(leases: Iterable[L]) -> tuple[list[L], list[L]]:
+    """Those that stay in the broker when their client goes, and those that do not."""
+    staying: list[L] = []
+    going: list[L] = []
+    for lease in leases:
+        (staying if lease.persistent else going).append(lease)
+    return staying, going
 
 
 def questions_about(

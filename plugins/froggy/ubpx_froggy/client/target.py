@@ -1,33 +1,31 @@
 """A target of a broker, with the face of ``ubpx.Target``."""
 
 import contextlib
-import os
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from ubpx import UbpxError, UsageError
+from ubpx import UbpxError
 from ubpx.core.ports import Memory
 from ubpx.core.values import ThreadId
-from ubpx_froggy.client import checks
 from ubpx_froggy.client.clients import RemoteClient
-from ubpx_froggy.client.conversation import decoder
 from ubpx_froggy.client.desk import RemoteDesk
+from ubpx_froggy.client.facts import KnownTarget, read_number, read_registers, read_status, read_tids
 from ubpx_froggy.client.handling import Handling
 from ubpx_froggy.client.hits import Surroundings
 from ubpx_froggy.client.holds import RemoteHold
-from ubpx_froggy.client.hooks import DETACHED, EXITED, given_hooks
+from ubpx_froggy.client.hooks import DETACHED
+from ubpx_froggy.client.leases import parted
 from ubpx_froggy.client.link import Link
 from ubpx_froggy.client.probepoints import RemoteProbepoint
 from ubpx_froggy.client.process import RemoteMemory, RemoteProcess
-from ubpx_froggy.client.standing import ClientState, ForeignClient, foreign, read_clients
+from ubpx_froggy.client.standing import ClientState, ForeignClient, read_clients
 from ubpx_froggy.messages import (
     Clients,
     Leave,
     NamedClient,
-    ReadRegisters,
     Registers,
     Resume,
     Stops,
@@ -36,13 +34,8 @@ from ubpx_froggy.messages import (
     Wait,
 )
 
-_number: Final = decoder(int)
-_status: Final = decoder(int | None)
-_tids: Final = decoder(list[int])
-_registers: Final = decoder(Registers)
 
-
-class RemoteTarget:
+class RemoteTarget(KnownTarget[Link]):
     """One process that a broker traces. Leaving the ``with`` detaches: the broker and its other clients go on.
 
     Every call may raise BrokerGone, PermissionRefused where the broker does not allow it, and after a detach
@@ -52,8 +45,7 @@ class RemoteTarget:
     def __init__(self, link: Link, info: TargetInfo) -> None:
         memory = RemoteMemory(link, info.target)
         around = Surroundings(info, memory)
-        self._link: Final = link
-        self._info: Final = info
+        super().__init__(link, info)
         self._memory: Final = memory
         self._handling: Final = Handling(around, info.deadline_s)
         process = RemoteProcess(link, info.target, info.pid, memory)
@@ -61,28 +53,12 @@ class RemoteTarget:
         self._leaving: Final = threading.Lock()
         self._leaver: threading.Thread | None = None
         """Who detaches, where a handler has asked for it."""
-        self._maker: Final = os.getpid()
         link.serve(self._handling)
-
-    @property
-    def broker(self) -> str:
-        """The path of the broker's socket."""
-        return self._link.broker
-
-    @property
-    def architecture(self) -> str:
-        """What the program was made for that it ran when it was joined: ``x86_64`` or ``i386``."""
-        return self._info.architecture
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._info.pid
 
     @property
     def stops(self) -> int:
         """How often threads of the process have stopped for the tracer so far."""
-        stops: int = self._link.request(Stops(self._info.target), _number)
+        stops: int = self._link.request(Stops(self._info.target), read_number)
         return stops
 
     @property
@@ -104,23 +80,17 @@ class RemoteTarget:
         TargetGone, QuotaExceeded, BrokerGone; PermissionRefused also if another user's client has left
         persistent leases under the name.
         """
-        self._link.check()
-        checks.check_name(name)
-        checks.check_order(priority)
-        implemented = given_hooks(hooks, name)
+        implemented = self._joining(name, priority, hooks)
         client = RemoteClient(name, priority=priority, target=self, desk=self._desk, hooks=implemented)
         client.open()
         return client
 
     def clients(self) -> tuple[RemoteClient | ForeignClient, ...]:
         """The living ones, in the order of joining; those of other connections can only be looked at."""
-        return () if self._link.ending is not None else tuple(self._all_clients())
-
-    def _all_clients(self) -> Iterator[RemoteClient | ForeignClient]:
+        if self._link.ending is not None:
+            return ()
         infos: list[NamedClient] = self._link.request(Clients(self._info.target), read_clients)
-        for each in infos:
-            ours: RemoteClient | None = self._desk.clients.get(each.name)
-            yield ours or foreign(each)
+        return tuple(map(self._desk.client, infos))
 
     def probepoints(self) -> tuple[RemoteProbepoint, ...]:
         """All probepoints that anybody leases, by address."""
@@ -130,7 +100,7 @@ class RemoteTarget:
 
     def threads(self) -> tuple[ThreadId, ...]:
         """The tids of the process's threads; none once it has ended."""
-        tids: list[int] = self._link.request(Threads(self._info.target), _tids)
+        tids: list[int] = self._link.request(Threads(self._info.target), read_tids)
         return tuple(ThreadId(tid) for tid in tids)
 
     def registers(self, thread: int) -> Mapping[str, int]:
@@ -138,9 +108,7 @@ class RemoteTarget:
 
         Raises UsageError if it runs or is not the target's, TargetGone, BrokerGone.
         """
-        self._link.check()
-        checks.check_tid(thread)
-        found: Registers = self._link.request(ReadRegisters(self._info.target, thread), _registers)
+        found: Registers = self._link.request(self._registers_of(thread), read_registers)
         return MappingProxyType(found)
 
     def holds(self) -> tuple[RemoteHold, ...]:
@@ -157,11 +125,8 @@ class RemoteTarget:
         None if ``timeout`` seconds were not enough. A program that the broker has spawned is started, unless we
         connected to read only. Raises UsageError from a handler, and after a detach; BrokerGone.
         """
-        if timeout is not None:
-            checks.check_seconds("timeout", timeout)
-        if self._handling.is_here:
-            raise UsageError("target.wait() from a handler would wait for itself; return a verdict instead")
-        status: int | None = self._link.request(Wait(self._info.target, timeout), _status)
+        self._check_wait(timeout, self._handling)
+        status: int | None = self._link.request(Wait(self._info.target, timeout), read_status)
         return status
 
     # The end --------------------------------------------------------------------------------
@@ -171,7 +136,7 @@ class RemoteTarget:
 
         From a handler or hook: after it. Again: does nothing.
         """
-        if os.getpid() != self._maker:  # a forked copy of the program has no part in the connection
+        if self._is_copy:
             return
         if not self._handling.is_here:
             self._leave()
@@ -190,21 +155,20 @@ class RemoteTarget:
             if self._link.ending is None:
                 with contextlib.suppress(UbpxError):
                     self._take_leave()
-            self._link.close(f"target {self.pid} is detached; connect again")
+            self._link.close(self._farewell())
 
     def _take_leave(self) -> None:
         """Last words of hooks, last counts of leases; then the broker sweeps what is left."""
-        clients = tuple(self._desk.clients.values())
-        listening = [each for each in clients if DETACHED in each.hooks and EXITED not in each.told]
+        listening = self._desk.listening()
         if listening and self.threads():  # else the process has ended, and was not left
             with self._handling.running_here():
                 for client in listening:
                     if client.state is ClientState.LIVE:
                         with contextlib.suppress(Exception, SystemExit):  # it was logged
                             self._handling.call(client, DETACHED, {})
-        leases = tuple(self._link.leases.values())
-        self._desk.refresh([lease for lease in leases if lease.persistent])
-        self._desk.release([lease for lease in leases if not lease.persistent])
+        staying, going = parted(tuple(self._link.leases.values()))
+        self._desk.refresh(staying)
+        self._desk.release(going)
         self._handling.silent = True
         self._link.request(Leave(self._info.target))
 
@@ -213,6 +177,3 @@ class RemoteTarget:
 
     def __exit__(self, *exc_info: object) -> None:
         self.detach()
-
-    def __repr__(self) -> str:
-        return f"<target {self.pid} of the broker at {self.broker}>"
