@@ -189,6 +189,6 @@ class Broker:
 def _logged(job: Callable[[], object]) -> None:
     try:
         job()
-    except Exception:
+    except Exception:  # whatever it was: nobody looks at the future of a job, so it would go unnoticed
         _log.exception("a request could not be brought to its end")
         raise
