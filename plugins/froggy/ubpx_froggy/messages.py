@@ -1,10 +1,10 @@
-"""Every message of the protocol, typed. docs/reference/protocol.md says what each means.
+"""Every message of the protocol, typed: one page, although a long one, for the protocol is read and checked as a whole.
+
+docs/reference/protocol.md says what each message means, and is compared with all of this page.
 
 On the wire a message is an array: its tag, then its fields in the order of this page. Fields that are left
 out at the end have their defaults, so a field can be added there without a new version; the values that
 a reply carries (``...Info``) are arrays without a tag.
-
-One page, although a long one: it is the protocol, and the documentation is checked against it as a whole.
 """
 
 from typing import Any, Final
