@@ -17,6 +17,8 @@ import ubpx
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.real.conftest import Program
+
 UBPX: Final = (sys.executable, "-c", "from ubpx.cli import main; main()")
 PATIENCE_S: Final = 30.0
 
@@ -66,6 +68,18 @@ def start_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
             return broker
 
         yield start
+
+
+@pytest.fixture
+def serve(start_broker: Callable[..., BrokerProcess]) -> Callable[..., BrokerProcess]:
+    """Starts a broker that traces a program."""
+
+    def serve(program: Program, *arguments: str) -> BrokerProcess:
+        broker = start_broker("-p", str(program.pid), *arguments)
+        assert broker.greeting.startswith("ubpx: serving"), broker.greeting + "\n" + broker.end()
+        return broker
+
+    return serve
 
 
 def short_directory() -> tempfile.TemporaryDirectory[str]:

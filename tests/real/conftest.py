@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import select
@@ -13,7 +12,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import pytest
@@ -30,15 +31,27 @@ PATIENCE_S: Final = 30.0
 MARK: Final = "UBPX_TEST_MARK"
 
 
-# Brokers, and tests that run over both: fixtures and a hook of brokers.py, beside this file.
-_spec = importlib.util.spec_from_file_location("ubpx_test_brokers", Path(__file__).with_name("brokers.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_brokers: Final = sys.modules.setdefault("ubpx_test_brokers", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(_brokers)
+def load(name: str) -> ModuleType:
+    """The module ``tests.NAME``, from its file; tests import it by that name then, which is the one that mypy knows.
+
+    Pytest imports tests by path and puts no directory on the path, so that somebody must load what they share.
+    """
+    name = f"tests.{name}"
+    if name not in sys.modules:
+        path = str(ROOT.joinpath(*name.split(".")).with_suffix(".py"))
+        sys.modules[name] = module = ModuleType(name)
+        module.__file__ = path
+        SourceFileLoader(name, path).exec_module(module)
+    return sys.modules[name]
+
+
+# Brokers, and tests that run over both: fixtures and a hook.
+_brokers: Final = load("real.brokers")
 start_broker = _brokers.start_broker
+serve = _brokers.serve
 way = _brokers.way
 pytest_generate_tests = _brokers.pytest_generate_tests
+load("real.loops")
 
 
 def build(name: str, *flags: str) -> Path:

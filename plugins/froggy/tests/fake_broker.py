@@ -9,16 +9,18 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any, Final
 
 import pytest
 
+from tests.real.loops import out
 from ubpx_froggy import aio
 from ubpx_froggy import messages as m
+from ubpx_froggy.client import RemoteTarget, connect
 from ubpx_froggy.failures import as_failure
 from ubpx_froggy.wire import PROTOCOL, REQUEST_BYTES, Framer, Parser, pack
 
@@ -193,27 +195,47 @@ def broker(tmp_path: Path) -> Iterator[FakeBroker]:
     gc.collect()
 
 
+# For the blocking form ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(broker: FakeBroker) -> Iterator[RemoteTarget]:
+    with connect(broker.path, pid=None, read_only=False) as joined:
+        yield joined
+
+
+@contextmanager
+def elsewhere(job: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+    """Runs it in a thread; what is given waits for its result, or raises what it raised."""
+    outcome: Queue[tuple[Any, BaseException | None]] = Queue()
+
+    def run() -> None:
+        try:
+            outcome.put((job(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is wanted
+            outcome.put((None, error))
+
+    def result() -> Any:
+        value, error = outcome.get(timeout=PATIENCE_S)
+        if error is not None:
+            raise error
+        return value
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield result
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def ask_until(done: Callable[[], Any], target: RemoteTarget) -> None:
+    """Ask the broker for something, again and again, until it is so."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until and not done():
+        target.threads()
+
+
 # For the asyncio form -------------------------------------------------------------------------
-
-out: Final = asyncio.to_thread
-"""What the broker says or waits for must not keep the loop waiting."""
-
-
-def run(scenario: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """In a loop of its own, in bounded time; and nothing is left: no task, and no complaint of the loop's."""
-    complaints: list[dict[str, Any]] = []
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(30):
-            await scenario()
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
-    gc.collect()
-    assert complaints == []
 
 
 async def soon(done: Callable[[], object]) -> None:

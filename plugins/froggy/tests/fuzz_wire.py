@@ -1,12 +1,14 @@
 """A fuzzer of the protocol: what an enemy may send, for so many seconds.
 
+One file, and longer than others for that: a script that is run by its path, from here and by other rings of tests,
+finds no neighbour to import.
+
     python plugins/froggy/tests/fuzz_wire.py --seconds 60 --seed 7
     python plugins/froggy/tests/fuzz_wire.py --seconds 60 --seed 7 --socket PATH     # a live broker too
 
 Exit status 1, with the seed and what was sent, if a parser raises anything but WireError, refuses a message
 that is sound, or takes more memory for it; and if the broker sends what is no message, grows, or does not answer
-a sound handshake afterwards. One seed makes the same streams each time. All of it is in one file, so that it can
-be run by itself.
+a sound handshake afterwards. One seed makes the same streams each time.
 """
 
 import argparse

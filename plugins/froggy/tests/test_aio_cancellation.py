@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import ubpx
+from tests.fake_broker import (
+    HOLD,
+    LEASE,
+    PATIENCE_S,
+    PID,
+    PLACE,
+    UNANSWERED,
+    FakeBroker,
+    hit,
+    joined,
+    lease_info,
+    registers,
+    soon,
+    told,
+)
+from tests.real.loops import out, run
 from ubpx_froggy import aio
 from ubpx_froggy import messages as m
-
-if TYPE_CHECKING:
-    from tests.fake_broker import (
-        HOLD,
-        LEASE,
-        PATIENCE_S,
-        PID,
-        PLACE,
-        UNANSWERED,
-        FakeBroker,
-        hit,
-        joined,
-        lease_info,
-        out,
-        registers,
-        run,
-        soon,
-        told,
-    )
-else:  # pytest imports tests by path, so that none can import its neighbour
-    _fake = runpy.run_path(str(Path(__file__).with_name("fake_broker.py")))
-    globals().update({name: value for name, value in _fake.items() if not name.startswith("__")})
 
 
 def test_who_is_cancelled_does_not_harm_the_connection(broker: FakeBroker) -> None:

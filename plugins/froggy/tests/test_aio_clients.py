@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 
 import ubpx
+from tests.fake_broker import (
+    CLIENT,
+    HOLD,
+    PID,
+    PLACE,
+    TARGET,
+    UNANSWERED,
+    FakeBroker,
+    hit,
+    joined,
+    lease_info,
+    soon,
+    told,
+)
+from tests.real.loops import out, run
 from ubpx.core.values import VirtAddr
 from ubpx.hookspecs import hookimpl
 from ubpx_froggy import aio
 from ubpx_froggy import messages as m
 from ubpx_froggy.failures import as_failure
-
-if TYPE_CHECKING:
-    from tests.fake_broker import (
-        CLIENT,
-        HOLD,
-        PID,
-        PLACE,
-        TARGET,
-        UNANSWERED,
-        FakeBroker,
-        hit,
-        joined,
-        lease_info,
-        out,
-        run,
-        soon,
-        told,
-    )
-else:  # pytest imports tests by path, so that none can import its neighbour
-    _fake = runpy.run_path(str(Path(__file__).with_name("fake_broker.py")))
-    globals().update({name: value for name, value in _fake.items() if not name.startswith("__")})
-
 
 # Clients and what they have -------------------------------------------------------------------
 

@@ -5,42 +5,34 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import runpy
 import socket
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import ubpx
+from tests.fake_broker import (
+    CLIENT,
+    LEASE,
+    PATIENCE_S,
+    PID,
+    PLACE,
+    UNANSWERED,
+    FakeBroker,
+    hit,
+    joined,
+    lease_info,
+)
+from tests.real.loops import out, run
 from ubpx_froggy import aio
 from ubpx_froggy import messages as m
 from ubpx_froggy.aio import link as link_module
 from ubpx_froggy.client import dialling
-
-if TYPE_CHECKING:
-    from tests.fake_broker import (
-        CLIENT,
-        LEASE,
-        PATIENCE_S,
-        PID,
-        PLACE,
-        UNANSWERED,
-        FakeBroker,
-        hit,
-        joined,
-        lease_info,
-        out,
-        run,
-    )
-else:  # pytest imports tests by path, so that none can import its neighbour
-    _fake = runpy.run_path(str(Path(__file__).with_name("fake_broker.py")))
-    globals().update({name: value for name, value in _fake.items() if not name.startswith("__")})
-
 
 # How it begins --------------------------------------------------------------------------------
 

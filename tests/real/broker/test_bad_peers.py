@@ -25,18 +25,12 @@ from ubpx_froggy.broker.server import Broker
 from ubpx_froggy.broker.sockets import listen_at
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Peers
+    from tests.real.broker.conftest import Peers, StillServes
     from tests.real.brokers import BrokerProcess
-    from tests.real.conftest import Program, StartProgram
+    from tests.real.conftest import Program
 
 PATIENCE_S: Final = 30.0
 HANDLE: Final = bytes(16)
-StillServes = Callable[..., None]
-
-
-@pytest.fixture
-def program(target_program: StartProgram) -> Program:
-    return target_program("echo", 1)
 
 
 @pytest.fixture

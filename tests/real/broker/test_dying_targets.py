@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import ubpx
+from tests.real.broker.peers import Peer
 from ubpx_froggy import messages as m
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Peer, Peers
+    from tests.real.broker.conftest import Peers
     from tests.real.brokers import BrokerProcess
     from tests.real.conftest import StartProgram
 

@@ -8,11 +8,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
 import ubpx
+from tests.real.broker.users import A, B, as_user, open_to_all
 from ubpx_froggy import directory
 from ubpx_froggy import messages as m
 from ubpx_froggy.broker.serve import ServeRequest, serve
@@ -24,26 +25,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which root alone may")
 
-A: Final = 54321
-B: Final = 54322
-PATIENCE_S: Final = 30.0
-
-
-def open_to_all(broker: BrokerProcess) -> BrokerProcess:
-    assert "serving" in broker.greeting
-    for private in (Path(broker.path).parent, Path(os.environ["UBPX_RUN_DIRECTORY"]).parent):
-        private.chmod(0o755)
-    return broker
-
 
 @pytest.fixture
 def program(target_program: StartProgram) -> Program:
     """User A's."""
     return as_user(target_program, A, "echo", 1)
-
-
-def as_user(target_program: StartProgram, uid: int, *what: Any, **options: Any) -> Program:
-    return target_program(*what, user=uid, group=uid, extra_groups=[], **options)
 
 
 def test_a_broker_of_root_serves_others_only_if_it_was_told_to(

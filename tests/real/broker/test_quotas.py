@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import ubpx
+from tests.real.broker.peers import Peer
 from ubpx_froggy import messages as m
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Peer, Peers
-    from tests.real.brokers import BrokerProcess
+    from tests.real.broker.conftest import Peers, StartBroker, StillServes
     from tests.real.conftest import Program, StartProgram
-
-PATIENCE_S: Final = 30.0
-StartBroker = Callable[..., "BrokerProcess"]
-StillServes = Callable[..., None]
-
-
-@pytest.fixture
-def program(target_program: StartProgram) -> Program:
-    return target_program("echo", 1)
 
 
 def exceeded(peer: Any, call: Any, quota: str) -> None:

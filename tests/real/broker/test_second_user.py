@@ -15,18 +15,17 @@ import attrs
 import pytest
 
 import ubpx
+from tests.real.broker.users import A, B, Elsewhere, as_user, open_to_all
 from ubpx_froggy import listing, wire
 from ubpx_froggy import messages as m
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Elsewhere, Peers
+    from tests.real.broker.conftest import Peers
     from tests.real.brokers import BrokerProcess
     from tests.real.conftest import Program, StartProgram
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which root alone may")
 
-A: Final = 54321
-B: Final = 54322
 PATIENCE_S: Final = 30.0
 EVERY_CALL: Final = typing.get_args(m.Call)
 
@@ -92,21 +91,10 @@ def broker(start_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
     return open_to_all(start_broker("--all-users", "--deadline", "10"))
 
 
-def open_to_all(broker: BrokerProcess) -> BrokerProcess:
-    assert "serving" in broker.greeting
-    for private in (Path(broker.path).parent, Path(os.environ["UBPX_RUN_DIRECTORY"]).parent):
-        private.chmod(0o755)
-    return broker
-
-
 @pytest.fixture
 def program(target_program: StartProgram) -> Program:
     """User A's."""
     return as_user(target_program, A, "echo", 1)
-
-
-def as_user(target_program: StartProgram, uid: int, *what: Any, **options: Any) -> Program:
-    return target_program(*what, user=uid, group=uid, extra_groups=[], **options)
 
 
 class Owner:

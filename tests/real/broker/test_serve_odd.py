@@ -43,11 +43,6 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture
-def program(target_program: StartProgram) -> Program:
-    return target_program("echo", 1)
-
-
 def left_in(place: Path) -> list[str]:
     """Entries and sockets that are there."""
     return [str(each) for each in place.rglob("*") if each.suffix == ".json" or each.is_socket()]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import ubpx
+from tests.real.broker.users import A, as_user, open_to_all
 from ubpx.core.values import ProcessId
 from ubpx_froggy import messages as m
 from ubpx_ptracepp.memory import ProcessMemory
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, which root alone may")
 
-A: Final = 54321
-B: Final = 54322
 PATIENCE_S: Final = 30.0
 
 
@@ -40,17 +39,6 @@ PATIENCE_S: Final = 30.0
 def broker(start_broker: Callable[..., BrokerProcess]) -> BrokerProcess:
     """Root's, for everybody, at a socket that everybody can reach."""
     return open_to_all(start_broker("--all-users", "--deadline", "10"))
-
-
-def open_to_all(broker: BrokerProcess) -> BrokerProcess:
-    assert "serving" in broker.greeting
-    for private in (Path(broker.path).parent, Path(os.environ["UBPX_RUN_DIRECTORY"]).parent):
-        private.chmod(0o755)
-    return broker
-
-
-def as_user(target_program: StartProgram, uid: int, *what: Any, **options: Any) -> Program:
-    return target_program(*what, user=uid, group=uid, extra_groups=[], **options)
 
 
 @pytest.fixture

@@ -11,21 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import ubpx
+from tests.real.broker.peers import Peer
 from ubpx_froggy import messages as m
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Peer, Peers
+    from tests.real.broker.conftest import Peers
     from tests.real.brokers import BrokerProcess
     from tests.real.conftest import Program, StartProgram
 
 HUGE: Final = 2**63
 LARGEST: Final = 2**64 - 1
 LONG: Final = "x" * 500_000
-
-
-@pytest.fixture
-def program(target_program: StartProgram) -> Program:
-    return target_program("echo", 1)
 
 
 @pytest.fixture

@@ -9,33 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import ubpx
+from tests.real.broker.peers import Peer, channel_of, counting
 from ubpx_froggy import messages as m
 from ubpx_froggy import wire
 
 if TYPE_CHECKING:
-    from tests.real.broker.conftest import Channel, Peer, Peers
-    from tests.real.brokers import BrokerProcess
+    from tests.real.broker.conftest import Peers, StartBroker, StillServes
     from tests.real.conftest import Program, StartProgram
 
 PATIENCE_S: Final = 30.0
-StartBroker = Callable[..., "BrokerProcess"]
-StillServes = Callable[..., None]
-
-
-@pytest.fixture
-def program(target_program: StartProgram) -> Program:
-    return target_program("echo", 1)
-
-
-def channel_of(peer: Peer) -> Channel:
-    assert peer.channel is not None
-    return peer.channel
-
-
-def counting(peers: Peers, broker: BrokerProcess, place: str = "answer") -> tuple[Peer, bytes]:
-    """Somebody else, who counts what the program does."""
-    peer = peers(broker)
-    return peer, peer.probe(place, name="beside", mode="count").lease
 
 
 WRONG: Final[dict[str, Callable[[Any], bytes]]] = {
