@@ -27,7 +27,7 @@ from ubpx.core.plugins import Plugins
 from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
-from ubpx.core.spaces import TracedProcess
+from ubpx.core.spaces import Healed, TracedProcess
 from ubpx.core.values import Place, ProcessId, ThreadId
 from ubpx.exits import exit_status
 
@@ -350,6 +350,12 @@ class Target:
     def memory(self) -> Memory:
         """The program's memory; no trap of ours is ever seen in it."""
         return self._process.memory
+
+    @property
+    def healed(self) -> Healed | None:
+        """What a tracer that was killed had left in the program, and attaching has taken out; None: nothing."""
+        process = self._desk.process
+        return None if process is None else process.healed
 
     @property
     def popen(self) -> "subprocess.Popen[Any] | None":

@@ -161,6 +161,24 @@ def doctor(context: click.Context, *, pid: int | None, as_json: bool) -> None:
     context.exit(0 if diagnosis.attachable else WRONG)
 
 
+@app.command(epilog=example("ubpx heal -p 4711"))
+@click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), required=True, help="The process.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def heal(context: click.Context, *, pid: int, as_json: bool) -> None:
+    """Take out of a process what a killed ubpx has left there.
+
+    The process has survived, and runs on; this brings its code back to what it was, and gives back its SIGTRAP
+    action and the memory that was mapped. Attaching does the same by itself. Exit status 1 if code still differs
+    from the files that it was mapped from.
+    """
+    from ubpx.cli.heal import as_json_text, as_text, heal_process
+
+    report = heal_process(pid)
+    click.echo(as_json_text(report) if as_json else as_text(report))
+    context.exit(WRONG if report.differing else 0)
+
+
 def main() -> None:
     """Run the ``ubpx`` command with the process's arguments."""
     for stream in (sys.stdout, sys.stderr):

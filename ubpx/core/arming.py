@@ -12,6 +12,7 @@ import attrs
 from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import EntrySite, ProbeSite, Reception, probe_site
+from ubpx.core.slots import slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
@@ -20,6 +21,9 @@ from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 SLOTTED: Final = frozenset({Strategy.BOOST, Strategy.STEP})
 """The strategies that need a slot."""
 _RANKS: Final = {strategy: rank for rank, strategy in enumerate(Strategy)}
+
+Protect = Callable[[AddressSpace, int], None]
+"""Has the space guarded, with room for so many more traps, if that can be; the program may be served meanwhile."""
 
 MapArea = Callable[[AddressSpace, Sequence[VirtAddr]], None]
 """Adds an area within reach of the addresses to the space's slot table; raises SlotsExhausted."""
@@ -94,7 +98,7 @@ def revive_slot(space: AddressSpace, analysis: InsnAnalysis) -> SlotCode | None:
 def fill_slot(space: AddressSpace, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
     """Have a free slot hold the copy of the instruction. Raises InsnRefused if it is out of reach."""
     code = space.architecture.slot_code(analysis, slot)
-    space.raw.patch(slot, code.code)
+    space.raw.patch(slot, slot_image(code, space.architecture.slot_size, space.architecture.trap_bytes))
     space.slots.occupy(code)
     return code
 
@@ -109,9 +113,10 @@ def enlist(space: AddressSpace, probepoint: Probepoint, reception: Reception) ->
 class Armory:
     """Arms and disarms probepoints in any of a session's spaces. Owned by the Coordinator."""
 
-    def __init__(self, reception: Reception, map_area: MapArea) -> None:
+    def __init__(self, reception: Reception, map_area: MapArea, protect: Protect) -> None:
         self._reception: Final = reception
         self._map_area: Final = map_area
+        self._protect: Final = protect
 
     def refresh(self, space: AddressSpace, probepoint: Probepoint) -> None:
         """The probepoint's leases have changed."""
@@ -135,10 +140,13 @@ class Armory:
 
     def set_entry_trap(self, space: AddressSpace, address: VirtAddr) -> None:
         """Stop the new program where its libraries are mapped."""
+        self._protect(space, 1)
         trap = space.architecture.trap_bytes
         original = space.raw.read(address, len(trap))
         reported_pc = VirtAddr(address + len(trap))
         patch = TrapPatch(address=address, trap=trap, original=original, reported_pc=reported_pc)
+        if space.guard is not None:
+            space.guard.stand([(address, original)])
         traps.insert(space.raw, patch)
         space.patches[address] = patch
         space.sites[reported_pc] = EntrySite(address, space, self._reception)
@@ -150,6 +158,8 @@ class Armory:
                 del space.sites[pc]
                 patch = space.patches.pop(site.address)
                 traps.remove(space.raw, patch)
+                if space.guard is not None:
+                    space.guard.fall([(patch.address, patch.original)])
 
     def clean(self, space: AddressSpace, child: "AddressSpace") -> None:
         """Take every trap of ours out of a forked copy of ``space``."""

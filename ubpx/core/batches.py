@@ -23,7 +23,7 @@ from ubpx.core import arming, boundaries
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import ProbeSite, Reception, TombSite
-from ubpx.core.slots import AREA_SIZE
+from ubpx.core.slots import AREA_SIZE, slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy
@@ -140,9 +140,10 @@ def _read_code(space: AddressSpace, places: Sequence[Place]) -> Iterator[tuple[P
 class Batches:
     """Arms and disarms any number of probepoints in any of a session's spaces. Owned by the Coordinator."""
 
-    def __init__(self, reception: Reception, map_area: MapArea) -> None:
+    def __init__(self, reception: Reception, map_area: MapArea, protect: arming.Protect) -> None:
         self._reception: Final = reception
         self._map_area: Final = map_area
+        self._protect: Final = protect
 
     def arm(self, space: AddressSpace, prospects: Sequence[Prospect], pid: ProcessId) -> bool:
         """Make probepoints without leases for the ascending prospects, and let all of their traps stand.
@@ -154,6 +155,7 @@ class Batches:
         for each in prospects:
             if each.address in space.patches:  # the temporary trap at a new program's entry point
                 raise ForeignTrap(each.address, space.architecture.trap_bytes)
+        self._protect(space, len(prospects))
         choices, codes = self._occupy_slots(space, prospects, pid)
         if any(space.registry.at(each.address) for each in prospects):
             self._retire(space, codes)
@@ -176,6 +178,8 @@ class Batches:
         for probepoint in probepoints:
             arming.enlist(space, probepoint, self._reception)
             space.dormant.note(probepoint.address, probepoint.patch.original)
+        if space.guard is not None:
+            space.guard.stand([(each.address, each.patch.original) for each in probepoints])
         with space.memory.writing:
             try:
                 traps.insert_all(space.raw, self._groups(space, probepoints))
@@ -215,6 +219,8 @@ class Batches:
                 space.sites[patch.reported_pc] = TombSite(patch.address, space, self._reception)
             if probepoint.slot_code is not None:
                 space.slots.retire(probepoint.slot_code)
+        if space.guard is not None:
+            space.guard.fall([(each.address, each.patch.original) for each in probepoints])
 
     # Slots --------------------------------------------------------------------------------
 
@@ -310,6 +316,6 @@ def _write_slots(space: AddressSpace, codes: Iterable[SlotCode]) -> None:
             run = []
         if not run:
             start = code.slot
-        run.append(code.code.ljust(size, filler))
+        run.append(slot_image(code, size, filler))
     if run:
         space.raw.patch(start, b"".join(run))

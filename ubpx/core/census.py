@@ -1,13 +1,14 @@
 """Who comes and who goes: tasks that appear, threads that are forgotten, processes that end."""
 
+import contextlib
 from collections.abc import Callable
 from itertools import count
 from typing import Final
 
-from ubpx._errors import UsageError
+from ubpx._errors import SlotsExhausted, TargetGone, UsageError
 from ubpx.core import events
 from ubpx.core.arming import Armory
-from ubpx.core.keeper import Keeper, Move
+from ubpx.core.keeper import Keeper, Move, give_back
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.sites import SilentSites, leave_slot
@@ -132,6 +133,10 @@ class Census:
         self._armory.clean(parent.space, child_space)
         if self._tracer.fetch(port):
             leave_slot(self._tracer, port, child_space, parent.space)
+            with contextlib.suppress(
+                TargetGone, SlotsExhausted
+            ):  # killed; or it cannot be helped: what is left is unused
+                give_back(self._tracer, port, parent.space)
         self._tell_forked(parent, event.process)
         self._tracer.detach(port)
         self._tracer.forget(port)

@@ -113,9 +113,22 @@ class CodeProbes:
             single += [VirtAddr(start + at) for at, mark in enumerate(piece.marks) if mark]
         else:
             _open_tombs(space, start, piece.marks)
+            self._tell_guard(space, piece)
             with space.memory.writing:
                 space.dormant.insert(space.raw, start, piece.code, piece.marks, sleeper)
         self._arm_singly(sleeper, sorted(single))
+
+    def _tell_guard(self, space: AddressSpace, piece: _Piece) -> None:
+        """What stood once is known already, until all of the guard is given back."""
+        marked = (at for at, mark in enumerate(piece.marks) if mark)
+        fresh = [
+            (VirtAddr(piece.start + at), piece.code[at : at + 1])
+            for at in marked
+            if not space.dormant.knows(piece.start + at)
+        ]
+        self._coordinator.keeper.protect(space, len(fresh))
+        if space.guard is not None:
+            space.guard.stand(fresh, for_good=True)
 
     def _decide(self, sleeper: Sleeper, piece: _Piece, ranges: Sequence[range]) -> None:
         """Find out where instructions start, and what is to become of each."""

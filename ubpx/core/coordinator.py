@@ -13,6 +13,7 @@ from ubpx.core import events, watchpoints
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.departure import Departure
+from ubpx.core.healing import Healer
 from ubpx.core.keeper import Keeper
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
@@ -37,13 +38,13 @@ class Coordinator:
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
         )
         self.armory: Final = self.reception.armory
-        self.batches: Final = Batches(self.reception, self.keeper.map_area)
+        self.batches: Final = Batches(self.reception, self.keeper.map_area, self.keeper.protect)
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
         self._census: Final = Census(
             tracer, self.tracees, self.keeper, self.armory,
             move=self._move, abandon=self._abandon,
         )  # fmt: skip
-        self.attach: Final = self._census.attach
+        self._healer: Final = Healer(tracer, self.tracees, self.keeper, self.run_until)
         self._departure: Final = Departure(
             tracer, self.tracees, self._census,
             keeper=self.keeper, steps=self._steps, armory=self.armory, batches=self.batches, run_until=self.run_until,
@@ -70,6 +71,12 @@ class Coordinator:
             Action.FINISH_STEP: self._go,
             Action.LISTEN: self._go,
         }
+
+    def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
+        """Trace a running process; what a killed tracer has left there is taken out first."""
+        process = self._census.attach(pid, listener, slots_allowed=slots_allowed)
+        process.healed = self._healer.heal(process)
+        return process
 
     @property
     def has_probes(self) -> bool:

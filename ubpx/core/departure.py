@@ -7,7 +7,7 @@ from ubpx.core import watchpoints
 from ubpx.core.arming import Armory
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
-from ubpx.core.keeper import Keeper, RunUntil
+from ubpx.core.keeper import Keeper, RunUntil, give_back
 from ubpx.core.ports import Tracer
 from ubpx.core.spaces import AddressSpace, TracedProcess, Tracees
 from ubpx.core.stepping import State
@@ -67,11 +67,11 @@ class Departure:
             self._steps.leave_slot(thread)
             if thread.watches != watchpoints.NOTHING:
                 self._tracer.watch(thread.port, watchpoints.NOTHING)
-        if space.slots.areas:
+        if space.slots.areas or space.guard is not None:
             with self._keeper.stopped_thread(space) as thread:
-                for area in space.slots.areas:
-                    self._tracer.unmap_area(thread.port, area.start, area.size)
-                space.slots.forget_areas()
+                give_back(self._tracer, thread.port, space)
+            space.slots.forget_areas()
+            space.guard = None
 
     def _let_go(self, process: TracedProcess) -> None:
         for thread in process.living():

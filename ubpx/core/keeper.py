@@ -1,5 +1,6 @@
 """Keeping threads stopped: holds, quiescing, and borrowing one stopped thread for a system call."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -9,12 +10,13 @@ from ubpx._errors import SlotsExhausted, TargetGone, UbpxError, UsageError
 from ubpx.core.checks import is_int
 from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
-from ubpx.core.ports import TracedThread, Tracer
+from ubpx.core.ports import Guard, TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 
+_log = logging.getLogger("ubpx.keeper")
 _WORTH_QUIESCING: Final = 512
 """So many retired slots are worth a stop of all threads."""
 _HIGHEST_SIGNAL: Final = 64
@@ -96,6 +98,7 @@ class Keeper:
             raise UsageError(f"client {owner!r} does not hold thread {tid}; hold it before it steps")
         self._stopped(tid)
         parting = self._checked(thread, parting)
+        self.protect(process.space)
         thread.step_clients += (owner,)
         thread.stepped_by = owner
         if parting.signal is not None:
@@ -118,6 +121,8 @@ class Keeper:
             raise TargetGone(process.pid, None)
         words = tuple(thread.port.words) if served else thread.arrival or tuple(thread.port.words)
         registers = layout.values(words)
+        flag, bit = process.space.architecture.moved_flag
+        registers[flag] &= ~bit  # ours, on its way past a trap
         code = process.space.slots.code_at(words[layout.pc])
         if code is not None:
             registers |= process.space.architecture.leave_slot(code, registers).registers
@@ -294,11 +299,40 @@ class Keeper:
             for thread in self._tracees.threads_in(space):
                 self.refresh(thread)
 
+    def protect(self, space: AddressSpace, traps: int = 0) -> None:
+        """Before anything is done that would be the program's end if we were killed: have it guarded, if it can be.
+
+        ``traps``: so many more are about to stand. Raises TargetGone.
+        """
+        guard = space.guard
+        if (
+            not (self._tracer.can_guard and space.slots_allowed)
+            or space.unguarded is not None
+            or (guard is not None and guard.room >= traps)
+        ):
+            return
+        try:
+            with self.stopped_thread(space) as thread:
+                space.guard = self._guard(space, thread, traps)
+        except SlotsExhausted as error:
+            _log.warning("process %d would not survive our death: %s", space.pid, error.reason)
+
+    def _guard(self, space: AddressSpace, thread: Thread, traps: int) -> Guard:
+        pid, limit = thread.process.pid, space.architecture.address_limit
+        try:
+            return self._tracer.guard(
+                thread.port, traps, lambda size: choose_hole(self._tracer.mappings(pid), (), size, limit=limit)
+            )
+        except SlotsExhausted as error:
+            space.unguarded = error.reason
+            raise
+
     def map_area(self, space: AddressSpace, reach: Sequence[VirtAddr], size: int = AREA_SIZE) -> None:
         """Let the program map an area of slots for us (S12), unless enough of the old slots are free by now.
 
         ``size`` in bytes, whole pages.
         """
+        self.protect(space)
         if space.slots.retired_count >= _WORTH_QUIESCING and self._reclaim(space):
             return
         with self.stopped_thread(space) as thread:
@@ -311,3 +345,12 @@ class Keeper:
                 if self._tracer.map_area(thread.port, place, size):
                     break  # else another thread of the program took the place meanwhile
         space.slots.add_area(SlotArea(place, size, space.architecture.slot_size))
+
+
+def give_back(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:
+    """Have the stopped thread's memory, which is the space's or a copy of it, be without what we have mapped there."""
+    if space.guard is not None:
+        tracer.give_back(thread, space.guard, [(area.start, area.size) for area in space.slots.areas])
+        return
+    for area in space.slots.areas:
+        tracer.unmap_area(thread, area.start, area.size)

@@ -160,6 +160,8 @@ class Site(Protocol):
     """False: the PC alone proves nothing, si_code must say that it was a breakpoint."""
     landing_word: Any
     """For the tracer alone: ``landing`` in the form that its requests take."""
+    watchful: int
+    """For the tracer alone: at so many more arrivals it looks whether the thread had blocked traps; begins as 3."""
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Set the thread's registers so that it can go on; False: this trap is not ours.
@@ -190,8 +192,57 @@ class Launched(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """What a program needs to know of us to go on unharmed when its tracer is killed; it lies in its own memory."""
+
+    @property
+    def room(self) -> int:
+        """How many more traps it can know."""
+        ...
+
+    def stand(self, traps: Sequence[tuple[VirtAddr, bytes]], *, for_good: bool = False) -> None:
+        """These traps are about to be written, each over these bytes. There is room for them.
+
+        ``for_good``: they are known until all of the guard is given back, and told of once.
+        """
+        ...
+
+    def fall(self, traps: Sequence[tuple[VirtAddr, bytes]]) -> None:
+        """They were taken out; a thread that has run into one may still come."""
+        ...
+
+
+class Remains(Protocol):
+    """What a killed tracer has left in a program, as the program's memory tells it: nothing of it is certain."""
+
+    @property
+    def traps(self) -> Sequence[tuple[VirtAddr, bytes]]:
+        """Where one may stand, and over which bytes."""
+        ...
+
+    @property
+    def areas(self) -> Sequence[tuple[VirtAddr, int]]:
+        """Of slots: start and size."""
+        ...
+
+    @property
+    def guard_code(self) -> range:
+        """Where a thread may be that puts something right itself; empty where there is none."""
+        ...
+
+    @property
+    def masks(self) -> Sequence[tuple[ThreadId, int]]:
+        """Threads whose signals were blocked, and what they had blocked themselves."""
+        ...
+
+
 class Tracer(Protocol):
     """What stops and starts threads. All methods but ``ring`` belong to the session's tracer thread."""
+
+    @property
+    def can_guard(self) -> bool:
+        """Whether programs can have guards."""
+        ...
 
     def architecture_of(self, pid: ProcessId) -> str:
         """The name of what the traced process's present program is made for; an exec may change it.
@@ -333,10 +384,36 @@ class Tracer(Protocol):
     def map_area(self, thread: TracedThread, address: VirtAddr, size: int) -> bool:
         """Let the stopped thread map private executable memory exactly there; False: the place is taken.
 
-        Forked children do not get it. Raises SlotsExhausted if the program cannot map memory.
+        Raises SlotsExhausted if the program cannot map memory.
         """
         ...
 
     def unmap_area(self, thread: TracedThread, address: VirtAddr, size: int) -> None:
         """Let the stopped thread unmap it."""
+        ...
+
+    def guard(self, thread: TracedThread, traps: int, find_place: Callable[[int], VirtAddr | None]) -> Guard:
+        """Have the stopped thread's memory survive our death, so many more traps included; the guard that it has then.
+
+        Only if ``can_guard``. ``find_place`` says where so many bytes can be mapped. Raises SlotsExhausted if the
+        program cannot have one, TargetGone.
+        """
+        ...
+
+    def give_back(self, thread: TracedThread, guard: Guard, areas: Sequence[tuple[VirtAddr, int]]) -> None:
+        """Let the stopped thread undo the guard and unmap the areas; in a forked child's copy of the memory too.
+
+        No trap stands there any more. Raises SlotsExhausted, TargetGone.
+        """
+        ...
+
+    def remains(self, pid: ProcessId) -> Remains | None:
+        """What another tracer has left in the memory of a process that we trace; only reads. None: nothing."""
+        ...
+
+    def clear_remains(self, thread: TracedThread, remains: Remains) -> None:
+        """Let the stopped thread unmap all of it and take its SIGTRAP action back; no trap stands any more.
+
+        Raises SlotsExhausted, TargetGone.
+        """
         ...

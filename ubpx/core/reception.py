@@ -38,7 +38,7 @@ class HitReception:
         """When the handlers of the last hit began, by the monotonic clock, in seconds."""
         self.watchdog = Watchdog()
         self.after_hit: list[Callable[[], None]] = []
-        self.armory: Final = Armory(self, keeper.map_area)
+        self.armory: Final = Armory(self, keeper.map_area, keeper.protect)
         self.entered: Final = entered
         self._tracees: Final = tracees
         self._keeper: Final = keeper
@@ -130,6 +130,7 @@ class HitReception:
         """Note who steps and who holds; the least permissive verdict wins."""
         verdict = merge_verdicts(answer for _, answer in wanted)
         if verdict is Verdict.STEP:
+            self._keeper.protect(thread.process.space)
             thread.step_clients += tuple(name for name, answer in wanted if answer is Verdict.STEP)
             self._keeper.refresh(thread)
         for name, answer in wanted:
@@ -189,8 +190,8 @@ class HitReception:
 
     def _pass_trap(self, thread: Thread, site: ProbeSite) -> None:
         space, words = thread.process.space, thread.port.words
-        if site.landing is not None and site.lands(thread.port):
-            words[space.layout.pc] = site.landing
+        if site.onward is not None and site.lands(thread.port):
+            words[space.layout.pc] = site.onward
             return
         try:
             put(words, space.layout, site.emulate(thread.port))

@@ -40,9 +40,26 @@ class Reception(Protocol):
 
 
 def set_pc(tracer: Tracer, thread: TracedThread, space: AddressSpace, pc: VirtAddr) -> None:
-    """Send the thread elsewhere; ``thread.words`` show it too."""
+    """Send the thread at a trap elsewhere; ``thread.words`` show it too."""
     thread.words[space.layout.pc] = pc
+    store_moved(tracer, thread, space)
+
+
+def store_moved(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:
+    """Write ``thread.words`` to a thread at a trap whose stop is not consumed yet: its guard is told that it was moved.
+
+    Not where somebody watches for execution: a debug register would miss that instruction.
+    """
+    pc = thread.words[space.layout.pc]
+    if space.guard is None or any(each is not None and each.address == pc for each in space.watches.watched):
+        tracer.store(thread)
+        return
+    flag, bit = space.architecture.moved_flag
+    place = space.layout.index[flag]
+    before = thread.words[place]
+    thread.words[place] = before | bit
     tracer.store(thread)
+    thread.words[place] = before
 
 
 def leave_slot(tracer: Tracer, thread: TracedThread, space: AddressSpace, slots_of: AddressSpace) -> None:
@@ -101,8 +118,8 @@ class ProbeSite:
     """
 
     __slots__ = ("_emulates", "_emulator", "_overwritten", "_own_trap_bit", "_own_trap_place", "_pc", "_steps",
-                 "certain", "landing", "landing_word", "leases", "probepoint", "reception", "space",
-                 "unlanded")  # fmt: skip
+                 "certain", "landing", "landing_word", "leases", "onward", "probepoint", "reception", "space",
+                 "unlanded", "watchful")  # fmt: skip
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
@@ -110,13 +127,16 @@ class ProbeSite:
         self.reception: Final = reception
         self._emulates = probepoint.strategy is Strategy.EMULATE
         in_place = probepoint.strategy is Strategy.INLINE
-        self.landing: VirtAddr | None = probepoint.address if in_place else probepoint.slot
+        self.onward: VirtAddr | None = probepoint.address if in_place else probepoint.slot
+        """Where a thread goes on as if the trap were not there, if that is one place for all."""
         self._emulator: Emulator | None = None
         if self._emulates:
-            self.landing = probepoint.analysis.landing
+            self.onward = probepoint.analysis.landing
+        self.landing = None if self._is_mistakable() else self.onward
         # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
         self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
         self.landing_word: Any = None
+        self.watchful = 3
         self.leases: tuple[Lease, ...] = ()
         self.unlanded: set[int] = set()
         """Threads whose instruction could not be emulated: they need the slot for this one hit."""
@@ -127,23 +147,33 @@ class ProbeSite:
         self._own_trap_place = space.layout.index[flag]
         self._steps = probepoint.strategy in (Strategy.STEP, Strategy.INLINE)
 
+    def _is_mistakable(self) -> bool:
+        """Whether the guard needs to be told, of a thread that is sent onward, that it was."""
+        insn = self.probepoint.analysis.insn
+        if self.space.guard is None or self.onward is None or self.onward in (self.probepoint.slot, insn.end):
+            return False
+        return self.space.architecture.mistakable(self.space.memory, self.onward)
+
     def lands(self, thread: TracedThread) -> bool:
-        """Whether ``landing`` is as good as the instruction: not for a program that waits for a trap at its end."""
+        """Whether ``onward`` is as good as the instruction: not for a program that waits for a trap at its end."""
         waits_for_trap = self._emulates and thread.words[self._own_trap_place] & self._own_trap_bit
-        return self.landing is not None and not waits_for_trap
+        return self.onward is not None and not waits_for_trap
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""
         words, layout = thread.words, self.space.layout
         words[self._pc] = self.probepoint.address
-        try:
-            changes = self.emulate(thread)
-        except (MemoryFault, NotEmulated):
-            self.unlanded.add(thread.tid)
-            changes = {}
+        changes: Mapping[str, int] = {}
+        if self.onward is not None:
+            changes = {layout.pc_name: self.onward}
+        else:
+            try:
+                changes = self.emulate(thread)
+            except (MemoryFault, NotEmulated):
+                self.unlanded.add(thread.tid)
         arrived = {name: words[layout.index[name]] for name in changes}
         put(words, layout, changes)
-        self.reception.tracer.store(thread)
+        store_moved(self.reception.tracer, thread, self.space)
         put(words, layout, arrived)
         return True
 
@@ -290,12 +320,13 @@ def probe_site(probepoint: Probepoint, space: AddressSpace, reception: Reception
 class TombSite:
     """Where a trap was taken out: a thread that had run into it before is sent back to try again."""
 
-    __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception")
+    __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception", "watchful")
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address
         self.landing: VirtAddr | None = None
         self.landing_word: Any = None
+        self.watchful = 3
         self.certain = False
         self.reception: Final = reception
         self._trap: Final = space.architecture.trap_bytes
@@ -322,13 +353,14 @@ class TombSite:
 class EntrySite:
     """The temporary trap at a new program's entry point, where its libraries are mapped."""
 
-    __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception")
+    __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address
         self._space: Final = space
         self.landing: VirtAddr | None = None
         self.landing_word: Any = None
+        self.watchful = 3
         self.certain = True
         self.reception: Final = reception
 

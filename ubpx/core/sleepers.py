@@ -85,7 +85,7 @@ class Services(Protocol):
 class _WaitingSite:
     """A dormant trap without a slot for its copy: the thread is sent back, and a slot made meanwhile."""
 
-    __slots__ = ("_refill", "address", "certain", "landing", "landing_word", "reception", "space")
+    __slots__ = ("_refill", "address", "certain", "landing", "landing_word", "reception", "space", "watchful")
 
     def __init__(
         self, address: VirtAddr, space: AddressSpace, reception: Reception, refill: Callable[[], None]
@@ -95,6 +95,7 @@ class _WaitingSite:
         self.reception: Final = reception
         self.landing: VirtAddr | None = None
         self.landing_word: Any = None
+        self.watchful = 3
         self.certain = False
         self._refill: Final = refill
 

@@ -19,6 +19,8 @@ from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
 REACH: Final = 0x7FFF_0000
 """How far a 32-bit displacement goes, less a margin for the length of a slot and an area."""
 AREA_SIZE: Final = 16 * PAGE_SIZE
+ORIGIN_SIZE: Final = 8
+"""At a slot's end: the address of the instruction that it holds a copy of, little-endian."""
 _LOWEST: Final = 0x10000
 _MARGIN: Final = 0x10000
 """What is left of user space above the last multiple of this stays free, bytes."""
@@ -181,6 +183,12 @@ class SlotTable:
 
     def _area_of(self, slot: VirtAddr) -> SlotArea:
         return self._areas[bisect_right(self._areas, slot, key=_start) - 1]
+
+
+def slot_image(code: SlotCode, size: int, filler: bytes) -> bytes:
+    """All bytes of a slot: the copy, and at the end for whom it is, so that others can read that after our death."""
+    origin = code.origin.to_bytes(ORIGIN_SIZE, "little")
+    return code.code.ljust(size - ORIGIN_SIZE, filler) + origin
 
 
 def _start(area: SlotArea) -> VirtAddr:

@@ -11,7 +11,7 @@ import attrs
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.checks import check_bytes, check_span
 from ubpx.core.dormant import DormantTraps, blended
-from ubpx.core.ports import Memory, Site, TracedThread, Tracer
+from ubpx.core.ports import Guard, Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
 from ubpx.core.proofs import Proofs
 from ubpx.core.registers import RegisterLayout
@@ -190,6 +190,10 @@ class AddressSpace:
         self.proofs: Final = Proofs()
         """Where instructions start in the functions that were probed last."""
         self.watches: Final = WatchTable()
+        self.guard: Guard | None = None
+        """What saves the program if we are killed."""
+        self.unguarded: str | None = None
+        """Why it can have none."""
         self.quiesced = False
         self.taking_turns = False
         """Threads step in place, one at a time; the others are stopped meanwhile."""
@@ -328,6 +332,20 @@ class Thread:
         return f"<thread {self.tid}, {self.state}>"
 
 
+@attrs.frozen(kw_only=True)
+class Healed:
+    """What a tracer that was killed had left in a program, and is there no more."""
+
+    traps: int
+    """That stood still."""
+    overwritten: int
+    """Places of traps where something else stands by now, which stays."""
+    areas: int
+    """Of slots, that were unmapped."""
+    threads: int
+    """That were in a slot, or would have come back to one."""
+
+
 class TracedProcess:
     """One traced process."""
 
@@ -350,6 +368,8 @@ class TracedProcess:
         """What the last thread to exit said."""
         self.failure: UbpxError | None = None
         """Why it had to be left, if that was not asked for."""
+        self.healed: Healed | None = None
+        """What another tracer, that was killed, had left; None: nothing."""
         self.own_child: Final = tracer.is_own_child(pid)
         self._tracer: Final = tracer
 

@@ -35,6 +35,7 @@ class Watching:
         client.check_live()
         if watched.address >= process.space.architecture.address_limit:
             raise UsageError(f"{watched.address:#x} cannot be watched; give an address of the program's memory")
+        self._coordinator.keeper.protect(process.space)
         lease = Lease(client, handler, priority=priority, age=next(self._ages), spec=None, exclusive=False)
         fresh = process.space.watches.grant(lease, watched)
         self._spaces[lease] = process.space

@@ -91,6 +91,7 @@ class StubSite:
     def __init__(self, traced: Traced, answers: Sequence[bool], *, landing: VirtAddr | None, ours: bool = True) -> None:
         self.landing = landing
         self.landing_word: Any = None
+        self.watchful = 3
         self.certain = landing is not None
         self.asked: list[tuple[str, int, int]] = []
         self._traced: Final = traced

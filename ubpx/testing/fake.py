@@ -319,6 +319,27 @@ class FakeTracer(Life):
         self._note("unmap_area", thread, address, size)
         process.memory.unmap(address, size)
 
+    @property
+    def can_guard(self) -> bool:
+        """Nobody kills it."""
+        return False
+
+    def guard(self, thread: Any, traps: int, find_place: Any) -> Any:  # noqa: ARG002 - the port's
+        """A misuse."""
+        self._refuse(f"guard of thread {thread.tid}, and there are none")
+
+    def remains(self, pid: ProcessId) -> None:  # noqa: ARG002 - the port's
+        """Nobody was killed."""
+        return
+
+    def clear_remains(self, thread: Any, remains: Any) -> None:  # noqa: ARG002 - the port's
+        """A misuse."""
+        self._refuse(f"clear_remains of thread {thread.tid}, and there are none")
+
+    def give_back(self, thread: Any, guard: Any, areas: Any) -> None:  # noqa: ARG002 - the port's
+        """There is none to be given back."""
+        self._refuse(f"give_back of {guard!r} by thread {thread.tid}")
+
     def _check_injection(self, request: str, thread: FakeThread) -> None:
         if not self._check_stopped(request, thread):
             self._refuse(f"{request} by thread {thread.tid}, which is gone")

@@ -99,8 +99,9 @@ class Life(Stage):
 
     def _fork(self, maker: FakeThread, pid: ProcessId, *, child_first: bool, vfork: bool, lost: bool) -> None:
         parent = self._processes[maker.pid]
-        memory = parent.memory if vfork else parent.memory.copy(without=parent.areas)
+        memory = parent.memory if vfork else parent.memory.copy()
         child = FakeProcess(pid, memory, parent.entry, parent.architecture)
+        child.areas = parent.areas if vfork else dict(parent.areas)
         thread = FakeThread(ThreadId(pid), pid)
         thread.registers[:] = maker.registers
         created = events.TaskCreated(maker, thread.tid, waits_for_child=vfork)
@@ -124,7 +125,7 @@ class Life(Stage):
                 if other is not leader:
                     self._remove(other)
             process.memory, process.entry, process.architecture = memory, entry, architecture
-            process.areas.clear()
+            process.areas = {}
             leader.registers[:] = [0] * len(leader.registers)
             leader.script.clear()
             leader.group_signal, leader.interrupt_since = 0, None

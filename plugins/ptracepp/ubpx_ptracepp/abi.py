@@ -23,6 +23,7 @@ _RBX, _RCX, _RDX, _RSI, _RDI, _RBP, _R8, _R9, _R10 = 5, 11, 12, 13, 14, 4, 9, 8,
 RAX: Final = 10
 ORIG_RAX: Final = 15
 RIP: Final = 16
+RSP: Final = 19
 
 CALL_INSN_SIZE: Final = 2
 """Of ``syscall`` and ``int $0x80``. Where i386's vdso enters by sysenter, it is left behind an ``int $0x80``."""

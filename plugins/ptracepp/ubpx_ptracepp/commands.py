@@ -37,6 +37,7 @@ _DEBUG_REGISTERS: Final = 848
 _STATUS, _CONTROL = 6, 7
 _KINDS: Final = {"EXECUTE": 0, "WRITE": 1, "READWRITE": 3}
 _LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
+SIGTRAP_BIT: Final = 1 << (signal.SIGTRAP - 1)
 _FAULTS_PENDING: Final = sum(
     1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 )
@@ -55,8 +56,22 @@ class ThreadCommands:
     def step(self, thread: PtraceThread, signal: int = 0) -> None:
         """One instruction."""
         thread.stepping = True
+        self._let_trap(thread)
         if swift(PTRACE_SINGLESTEP, thread.tid, 0, signal) == -1:
             request(PTRACE_SINGLESTEP, thread.tid, 0, signal)
+
+    def _let_trap(self, thread: PtraceThread) -> None:
+        """A step is not to end in a blocked SIGTRAP: the kernel would undo the process's action for it."""
+        mask = signal_mask(thread.tid)
+        if mask is not None and mask & SIGTRAP_BIT:
+            set_signal_mask(thread.tid, mask & ~SIGTRAP_BIT)
+            thread.trap_unblocked = mask
+
+    def block_trap_again(self, thread: PtraceThread) -> None:
+        """After the step, unless that has set another mask."""
+        mask, thread.trap_unblocked = thread.trap_unblocked, 0
+        if mask and signal_mask(thread.tid) == mask & ~SIGTRAP_BIT:
+            set_signal_mask(thread.tid, mask)
 
     def listen(self, thread: PtraceThread) -> None:
         """Stay in the group-stop."""

@@ -9,13 +9,11 @@ from ubpx import SlotsExhausted, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.abi import Abi
-from ubpx_ptracepp.injection import Gate, Injector, Interloper, find_gate
+from ubpx_ptracepp.injection import Call, Gate, Injector, Interloper, find_gate
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.tasks import PtraceThread
 
-_PROT_READ_EXEC: Final = 5
 _MAP_FLAGS: Final = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-_MADV_DONTFORK: Final = 10
 
 TellStatus = Callable[[PtraceThread, int], None]
 """A wait status came that belongs to another event."""
@@ -68,33 +66,48 @@ class ProcessTable:
         for pid in tuple(self._memories):
             self.forget(pid)
 
-    def map_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> bool:
-        """Private executable memory exactly there; False: the place is taken."""
-        arguments = (address, size, _PROT_READ_EXEC, _MAP_FLAGS, -1, 0)
-        result = self._call(thread, self.abi(thread.pid).mmap, arguments)
+    # System calls made in a process --------------------------------------------------------
+
+    def call(self, thread: PtraceThread, name: str, *arguments: int) -> int:
+        """Have the stopped thread make one system call; a negative result is an error number.
+
+        Raises TargetGone, SlotsExhausted.
+        """
+        return self.calls(thread, [(name, arguments)])[0]
+
+    def calls(self, thread: PtraceThread, calls: Sequence[Call], *, gate: Gate | None = None) -> list[int]:
+        """Have the stopped thread make several; raises as ``call`` does."""
+        pid = thread.pid
+        if gate is None:
+            gate = self._gates.get(pid)
+        if gate is None:
+            gate = self._gates[pid] = find_gate(pid, self.memory(pid), self.abi(pid))
+        try:
+            return self._injector.calls(pid, thread.tid, gate, calls)
+        except Interloper as other:
+            if other.wait_status is not None:
+                self._tell_status(thread, other.wait_status)
+            raise TargetGone(pid, None) from other
+
+    def enter_by(self, pid: ProcessId, gate: Gate | None) -> None:
+        """How system calls are made in the process from now on; None: by what can be found."""
+        if gate is None:
+            self._gates.pop(pid, None)
+        else:
+            self._gates[pid] = gate
+
+    def map(
+        self, thread: PtraceThread, address: VirtAddr, size: int, protection: int, gate: Gate | None = None
+    ) -> bool:
+        """Private memory exactly there; False: the place is taken. Raises SlotsExhausted, TargetGone."""
+        arguments = (address, size, protection, _MAP_FLAGS, -1, 0)
+        (result,) = self.calls(thread, [(self.abi(thread.pid).mmap, arguments)], gate=gate)
         if result == -errno.EEXIST:
             return False
         if result < 0:
             reason = f"the program's mmap failed: {os.strerror(-result)}"
             raise SlotsExhausted(thread.pid, address, reason)
         if result != address:  # a kernel without MAP_FIXED_NOREPLACE took the address as a hint
-            self._call(thread, "munmap", (result, size))
+            self.call(thread, "munmap", result, size)
             return False
-        self._call(thread, "madvise", (address, size, _MADV_DONTFORK))
         return True
-
-    def unmap_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> None:
-        """Give it back."""
-        self._call(thread, "munmap", (address, size))
-
-    def _call(self, thread: PtraceThread, name: str, arguments: Sequence[int]) -> int:
-        pid = thread.pid
-        gate = self._gates.get(pid)
-        if gate is None:
-            gate = self._gates[pid] = find_gate(pid, self.memory(pid), self.abi(pid))
-        try:
-            return self._injector.call(pid, thread.tid, gate, name, arguments)
-        except Interloper as other:
-            if other.wait_status is not None:
-                self._tell_status(thread, other.wait_status)
-            raise TargetGone(pid, None) from other

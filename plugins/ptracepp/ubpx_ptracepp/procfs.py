@@ -28,6 +28,11 @@ def status(tid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
+def is_caught(tid: int, signal: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    return bool(int(status(tid).get("SigCgt", "0"), 16) >> (signal - 1) & 1)
+
+
 def tids(pid: int) -> list[int]:
     """The threads of a process; empty if it is gone."""
     try:

@@ -42,6 +42,7 @@ from ubpx import PtraceFailed
 from ubpx_ptracepp.abi import X86_64
 
 # <linux/ptrace.h>; python-ptrace does not know these.
+PTRACE_GETREGSET: Final = 0x4204
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
@@ -96,6 +97,7 @@ _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
 _NAMES: Final = {
+    PTRACE_GETREGSET: "PTRACE_GETREGSET",
     PTRACE_SEIZE: "PTRACE_SEIZE",
     PTRACE_INTERRUPT: "PTRACE_INTERRUPT",
     PTRACE_LISTEN: "PTRACE_LISTEN",
@@ -184,9 +186,10 @@ def tgkill(pid: int, tid: int, signal: int) -> None:
 __all__ = [
     "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE", "PTRACE_EVENT_EXEC",
     "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETFPREGS", "PTRACE_GETREGS",
-    "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK", "PTRACE_GET_RSEQ_CONFIGURATION", "PTRACE_INTERRUPT", "PTRACE_LISTEN",
-    "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS",
-    "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP",
-    "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "SyscallEntry", "SyscallExit",
-    "event_message", "peek_user", "quick", "request", "shares_memory", "swift", "syscall_info", "tgkill",
+    "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK", "PTRACE_GET_RSEQ_CONFIGURATION",
+    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_POKEUSER",
+    "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
+    "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
+    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek_user", "quick", "request", "shares_memory",
+    "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

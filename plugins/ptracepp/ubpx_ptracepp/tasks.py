@@ -15,7 +15,7 @@ class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
     __slots__ = ("buffer", "call", "go", "held", "interrupted", "pid", "rewound", "sites", "stepping", "stops", "tid",
-                 "watching", "words")  # fmt: skip
+                 "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -31,6 +31,8 @@ class PtraceThread:
         """Its debug registers watch something."""
         self.stepping = False
         """It was last let run for one instruction."""
+        self.trap_unblocked = 0
+        """While it steps with SIGTRAP unblocked by us: its own mask."""
         self.go: int = PTRACE_CONT
         """The request that lets it run."""
         self.call = -1

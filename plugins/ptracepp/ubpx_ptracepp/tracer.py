@@ -23,7 +23,10 @@ from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
 from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, SIGINFO_SIZE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
-from ubpx_ptracepp.injection import wait_for
+from ubpx_ptracepp.guard.remains import GuardRemains
+from ubpx_ptracepp.guard.table import GuardTable
+from ubpx_ptracepp.guarding import FindPlace, Guards
+from ubpx_ptracepp.injection import signal_mask, wait_for
 from ubpx_ptracepp.launch import Launch
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.parenthood import KeptChildren, waitid, waitpid
@@ -63,6 +66,9 @@ _TRAP_TRACE: Final = 2
 _TRAP_HWBKPT: Final = 4
 _STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
 """Codes that no program can give: at the end of a stepped system call, and at a handler's first instruction."""
+_SELDOM: Final = 64
+"""After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
+_FOR_GOOD: Final = 1 << 60
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
 
@@ -73,6 +79,7 @@ class PtraceTracer(ThreadCommands):
         self._tasks: Final = TaskTable()
         self._threads: Final = self._tasks.threads
         self._processes: Final = ProcessTable(self._take_status)
+        self._guards: Final = Guards(self._processes)
         self._kept: Final = KeptChildren()
         self._doorbell: Doorbell | None = None
         self._queue: Final[deque[Any]] = deque()
@@ -99,6 +106,11 @@ class PtraceTracer(ThreadCommands):
         """Wake ``wait``; from any thread."""
         if self._doorbell is not None:
             self._doorbell.ring()
+
+    @property
+    def can_guard(self) -> bool:
+        """In all of its architectures."""
+        return True
 
     def architecture_of(self, pid: ProcessId) -> str:
         """Of its present program."""
@@ -136,7 +148,7 @@ class PtraceTracer(ThreadCommands):
             raise TargetGone(pid, None)
         seized = tuple(seizure.threads.values())
         for child in {thread.pid for thread in seized} - {pid}:
-            self._processes.share(child, pid)
+            self._share(child, pid)
         self._tasks.add(seized)
         return seized
 
@@ -190,9 +202,20 @@ class PtraceTracer(ThreadCommands):
         status = _reap(tid)
         if status == _TRAP_STATUS:
             thread.stops += 1
+            if thread.trap_unblocked:
+                self.block_trap_again(thread)
+            if site.watchful or not thread.stops % _SELDOM:
+                self._look_at_mask(thread, site)
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
             self._classify(tid, thread, status)
+
+    def _look_at_mask(self, thread: PtraceThread, site: Site | None) -> None:
+        """A trap that SIGTRAP was blocked for has undone the process's action for it, and the thread's mask."""
+        guard = self._guards.of(thread.pid)
+        found = guard is not None and self._guards.repair(thread, guard)
+        if site is not None:
+            site.watchful = _FOR_GOOD if found else max(site.watchful - 1, 0)
 
     def _is_breakpoint(self, tid: int) -> bool:
         info = self._trap_info
@@ -230,6 +253,8 @@ class PtraceTracer(ThreadCommands):
             self._queue.append(events.ThreadGone(thread, os.waitstatus_to_exitcode(status)))
             return
         thread.stops += 1
+        if thread.trap_unblocked:
+            self.block_trap_again(thread)
         self._enqueue(self._event_of(thread, status >> 16, os.WSTOPSIG(status)))
 
     def _event_of(self, thread: PtraceThread, event: int, number: int) -> Any:  # noqa: PLR0911 - one per kind of stop
@@ -261,8 +286,10 @@ class PtraceTracer(ThreadCommands):
         # A step over a system call is reported at its end, with the code that kill could not give either.
         address = VirtAddr(int.from_bytes(info[SI_ADDR : SI_ADDR + 8], "little"))
         if number == signal.SIGTRAP and (code == _TRAP_TRACE or (code in _STEP_ENDS and thread.stepping)):
+            self._look_at_mask(thread, None)
             return events.StepDone(thread, self.noticed(thread) if thread.watching else (), address)
         if number == signal.SIGTRAP and code == _TRAP_HWBKPT and (noticed := self.noticed(thread)):
+            self._look_at_mask(thread, None)
             return events.WatchHit(thread, noticed)
         return events.SignalArrived(thread, number, code, address)
 
@@ -287,6 +314,7 @@ class PtraceTracer(ThreadCommands):
             self._threads.pop(former, None)
         self._kept.keep(thread.pid)  # again, if its former leader had exited
         self._processes.forget(thread.pid)
+        self._guards.forget(thread.pid)
         thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
@@ -327,7 +355,7 @@ class PtraceTracer(ThreadCommands):
 
     def _appear(self, event: events.ThreadAppeared | None) -> None:
         if event is not None and event.shares_memory and event.process != event.parent:
-            self._processes.share(event.process, event.parent)
+            self._share(event.process, event.parent)
         self._enqueue(event)
         if event is not None:
             self._forget_if_left(event.parent)  # it may have waited for this one alone
@@ -350,6 +378,7 @@ class PtraceTracer(ThreadCommands):
         entered = isinstance(syscall_info(thread.tid), SyscallEntry) and self._change(thread, {ORIG_RAX: _NO_CALL})
         request(PTRACE_INTERRUPT, thread.tid)
         request(PTRACE_CONT, thread.tid)
+        thread.stepping = False
         status = wait_for(thread.tid)
         if status is not None and status >> 16 == PTRACE_EVENT_STOP:
             thread.stops += 1
@@ -382,8 +411,14 @@ class PtraceTracer(ThreadCommands):
             del self._threads[thread.tid]
         self._forget_if_left(thread.pid)
 
+    def _share(self, child: ProcessId, parent: ProcessId) -> None:
+        """The child lives in its parent's memory."""
+        self._processes.share(child, parent)
+        self._guards.share(child, parent)
+
     def _forget_if_left(self, pid: ProcessId) -> None:
         if not self._tasks.knows(pid):
+            self._guards.forget(pid)
             self._processes.forget(pid)
             self._kept.last_is_left(pid)
 
@@ -405,11 +440,45 @@ class PtraceTracer(ThreadCommands):
 
     def map_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> bool:
         """Private executable memory exactly there; False: the place is taken."""
-        return self._processes.map_area(thread, address, size)
+        return self._guards.map_slots(thread, address, size)
 
     def unmap_area(self, thread: PtraceThread, address: VirtAddr, size: int) -> None:
         """Give it back."""
-        self._processes.unmap_area(thread, address, size)
+        self._processes.call(thread, "munmap", address, size)
+
+    def guard(self, thread: PtraceThread, traps: int, find_place: FindPlace) -> GuardTable:
+        """Have the stopped thread's program survive our death."""
+        return self._guards.ensure(thread, traps, find_place)
+
+    def remains(self, pid: ProcessId) -> GuardRemains | None:
+        """What another tracer has left in the process's memory."""
+        return self._guards.remains(pid)
+
+    def clear_remains(self, thread: PtraceThread, remains: Any) -> None:
+        """Have its memory be without them."""
+        self._guards.clear(thread, remains)
+
+    def give_back(self, thread: PtraceThread, guard: Any, areas: Sequence[tuple[VirtAddr, int]]) -> None:
+        """Have the memory be as before us."""
+        for other in tuple(self._threads.values()):
+            if other.stepping and self._guards.of(other.pid) is guard:  # it would go on stepping if we were killed now
+                self.settle(other)
+        self._guards.give_back(thread, guard, areas)
+
+    def block_signals(self, thread: PtraceThread) -> int:
+        """Block all but traps and faults; returns the former mask."""
+        guard = self._guards.of(thread.pid)
+        if guard is not None:
+            number = int.from_bytes(self.signal_info(thread)[:4], "little")
+            guard.postpone(thread.tid, signal_mask(thread.tid) or 0, 1 << (number - 1) if number else 0)
+        return super().block_signals(thread)
+
+    def restore_signals(self, thread: PtraceThread, mask: int) -> None:
+        """Give the mask back."""
+        super().restore_signals(thread, mask)
+        guard = self._guards.of(thread.pid)
+        if guard is not None:
+            guard.resume(thread.tid)
 
 
 def _reap(tid: int) -> int | None:

@@ -34,15 +34,18 @@ def disp32(distance: int) -> str:
     return (distance & 2**32 - 1).to_bytes(4, "little").hex()
 
 
-@pytest.mark.parametrize("text", ["48 89 e5", "f0 ff 00", "90", "9c", "55", "0f 1f 05 10 00 00 00", "67 8b 00"])
+@pytest.mark.parametrize("text", ["48 89 e5", "f0 ff 00", "90", "9c", "55", "0f 1f 05 10 00 00 00", "67 8b 00", "ff d0"])
 def test_plain_copy_is_followed_by_a_jump_back(x86: X86_64, analyze: Analyze, slot: VirtAddr, text: str) -> None:
-    """Invariant: behind a copy that falls through stands a jump to the program's next instruction."""
+    """Invariant: behind a copy that falls through stands a jump to the program's next instruction.
+
+    Behind a call too: one that is stepped over returns there if its tracer was killed before that was put right.
+    """
     copy, rest = copied(x86, analyze(text), slot)
     assert copy == bytes.fromhex(text)
     assert rest.hex() == "e9" + disp32(DISTANCE - 5)
 
 
-@pytest.mark.parametrize("text", ["c3", "c2 04 00", "f3 c3", "ff e0", "ff d0", "ff 24 c5 00 10 40 00"])
+@pytest.mark.parametrize("text", ["c3", "c2 04 00", "f3 c3", "ff e0", "ff 24 c5 00 10 40 00"])
 def test_what_never_falls_through_has_no_jump_back(x86: X86_64, analyze: Analyze, slot: VirtAddr, text: str) -> None:
     """Invariant: a slot holds nothing that cannot run, and so may lie anywhere."""
     assert copied(x86, analyze(text), slot) == (bytes.fromhex(text), b"")
@@ -119,7 +122,7 @@ def test_relative_branch_is_copied_in_its_long_form(
     opcode, target = expected
     copy, rest = copied(x86, analyze(text), slot)
     assert copy.hex() == opcode + disp32(target + DISTANCE - len(copy))
-    assert bool(rest) == opcode.startswith("0f")
+    assert bool(rest) == (opcode != "e9")
 
 
 @pytest.mark.parametrize("text", ["48 8b 05 10 00 00 00", "e9 00 00 00 00", "74 00", "48 89 e5"])

@@ -217,6 +217,15 @@ class Architecture(Protocol):
         ...
 
     @property
+    def moved_flag(self) -> tuple[str, int]:
+        """The register and the bit that say of a thread at a trap that it was sent on; it means nothing else there."""
+        ...
+
+    def mistakable(self, memory: Memory, landing: VirtAddr) -> bool:
+        """Whether a thread at ``landing`` could be one that has just run into a trap, of ours or another."""
+        ...
+
+    @property
     def transient_registers(self) -> frozenset[str]:
         """Those in which a thread that comes back from a signal's handler may differ from how it was interrupted."""
         ...

@@ -18,6 +18,8 @@ ADJUST: Final = 1 << 4
 ZERO: Final = 1 << 6
 SIGN: Final = 1 << 7
 TRAP_FLAG: Final = 1 << 8
+RESUME_FLAG: Final = 1 << 16
+"""It suppresses instruction breakpoints of the debug registers for one instruction; no int3 leaves it set."""
 DIRECTION: Final = 1 << 10
 OVERFLOW: Final = 1 << 11
 NESTED_TASK: Final = 1 << 14

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 import attrs
 
-from ubpx._errors import InsnRefused, UsageError
+from ubpx._errors import InsnRefused, MemoryFault, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import LONGEST_INSN, Decoder
 from ubpx.core.ubp.encoding import Encoding, parse
@@ -28,13 +28,13 @@ from ubpx.core.ubp.plans import (
     Strategy,
     TrapPatch,
 )
-from ubpx.core.ubp.x86 import TRAP, TRAP_FLAG, InsnClass, branch_target, insn_class, is_repeated_string
+from ubpx.core.ubp.x86 import RESUME_FLAG, TRAP, TRAP_FLAG, InsnClass, branch_target, insn_class, is_repeated_string
 from ubpx.core.ubp.x86_emulation import make_emulator
 from ubpx.core.ubp.x86_operands import Mode, operand_address
 from ubpx.core.ubp.x86_refusals import refusal, undecodable
 from ubpx.core.ubp.x86_slots import COUNTED_REFUSAL, make_slot, reach
 from ubpx.core.ubp.x86_steps import finish_step, hide, leave, plan_step, restarted, unfinished
-from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
+from ubpx.core.values import PAGE_SIZE, Insn, ReadableRegisters, VirtAddr
 
 _COPIED: Final = (Strategy.BOOST, Strategy.STEP, Strategy.INLINE)
 _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
@@ -108,6 +108,11 @@ _WAITING: Final = frozenset({InsnClass.SYSTEM_CALL, InsnClass.SYSENTER})
 _FACTS: Final = {
     kind: (_STRATEGIES[kind], _REASONS[kind], _FIX_UPS.get(kind, _NO_FIX_UP), kind in _WAITING) for kind in InsnClass
 }
+_ONE_BYTE: Final = frozenset({0xC3, 0xC9, 0xCB, 0xCC, 0xCE, 0xCF, 0xD7, 0xF1, 0xF5, 0xF8, 0xF9, 0xFC, 0xFD}).union(
+    range(0x40, 0x62), range(0x6C, 0x70), range(0x90, 0xA0), range(0xA4, 0xA8), range(0xAA, 0xB0),
+    (0x27, 0x2F, 0x37, 0x3F),
+)  # fmt: skip
+"""Opcodes that are a whole instruction, in either mode, and can be executed by a program."""
 _LANDING: Final = frozenset({InsnClass.JUMP, InsnClass.NOP})
 _COMPLETIONS: Final = (b"\x00", b"\x58")  # after most beginnings one of them is a valid rest; 58 is a vector's add
 
@@ -123,6 +128,16 @@ class X86:
     longest_insn: ClassVar[int] = LONGEST_INSN
     slot_size: ClassVar[int] = 64
     own_trap_flag: ClassVar[tuple[str, int]] = ("eflags", TRAP_FLAG)
+    moved_flag: ClassVar[tuple[str, int]] = ("eflags", RESUME_FLAG)
+
+    def mistakable(self, memory: Memory, landing: VirtAddr) -> bool:
+        """See Architecture."""
+        if landing % PAGE_SIZE == 0:
+            return True
+        try:
+            return memory.read(landing - 1, 1)[0] in _ONE_BYTE
+        except MemoryFault:
+            return True
 
     def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:
         """See Architecture."""

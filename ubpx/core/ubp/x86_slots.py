@@ -6,9 +6,7 @@ from ubpx.core.ubp.plans import SlotCode
 from ubpx.core.ubp.x86 import RELATIVE, InsnClass, branch_target, insn_class, relative
 from ubpx.core.values import Insn, VirtAddr
 
-NEVER_FALLS_THROUGH = frozenset(
-    {InsnClass.JUMP, InsnClass.CALL, InsnClass.INDIRECT_CALL, InsnClass.LEAVES, InsnClass.SYSENTER}
-)
+NEVER_FALLS_THROUGH = frozenset({InsnClass.JUMP, InsnClass.LEAVES, InsnClass.SYSENTER})
 COUNTED_REFUSAL = "its 8-bit displacement does not reach the program from a slot"
 _DISPLACEMENT_SIZE = 4
 _NO_OWN_TRAP = frozenset({InsnClass.SYSTEM_CALL, InsnClass.STACK_SEGMENT, InsnClass.KERNEL_EMULATED})

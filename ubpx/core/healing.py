@@ -1,0 +1,169 @@
+"""What a tracer that was killed has left in a program is taken out by the next one, before that does anything else.
+
+Whatever is found in the program's memory is the program's word, not ours: it is compared before anything is
+written, and written to that program alone.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from ubpx._errors import InsnRefused, MemoryFault, SlotsExhausted, TargetGone
+from ubpx.core.keeper import Keeper, RunUntil
+from ubpx.core.ports import Remains, Tracer
+from ubpx.core.sites import set_pc
+from ubpx.core.slots import ORIGIN_SIZE, SlotArea, slot_image
+from ubpx.core.spaces import AddressSpace, Healed, Thread, TracedProcess, Tracees
+from ubpx.core.stepping import State
+from ubpx.core.ubp import traps
+from ubpx.core.ubp.plans import SlotCode, TrapPatch
+from ubpx.core.values import MappedRange, VirtAddr
+from ubpx.core.watchpoints import NOTHING
+
+_log = logging.getLogger("ubpx.healing")
+_TRIES: Final = 1000
+"""A thread that is putting something right itself, at our guard, is let run so many times until it is done."""
+_MOST_STACK: Final = 8 << 20
+"""Bytes of one stack that are looked through."""
+
+
+class Healer:
+    """Takes out what others have left. Owned by the Coordinator."""
+
+    def __init__(self, tracer: Tracer, tracees: Tracees, keeper: Keeper, run_until: RunUntil) -> None:
+        self._tracer: Final = tracer
+        self._tracees: Final = tracees
+        self._keeper: Final = keeper
+        self._run_until: Final = run_until
+
+    def heal(self, process: TracedProcess) -> Healed | None:
+        """Of a process that we have just attached to; None where there was nothing. Raises TargetGone."""
+        remains = self._tracer.remains(process.pid) if self._tracer.can_guard else None
+        if remains is None:
+            return None
+        space = process.space
+        space.quiesced = True
+        try:
+            self._keeper.stop_all(space)
+            self._let_leave(space, remains)
+            return self._heal(space, remains, process.mappings())
+        finally:
+            space.quiesced = False
+            for thread in self._tracees.threads_in(space):
+                self._keeper.refresh(thread)
+
+    def _let_leave(self, space: AddressSpace, remains: Remains) -> None:
+        """No thread may be in the guard's code when that goes."""
+        for _ in range(_TRIES):
+            inside = [each for each in self._stopped(space) if self._pc(each) in remains.guard_code]
+            if not inside:
+                return
+            for thread in inside:
+                self._tracer.step(thread.port)
+                thread.state = State.STEPPING
+            self._run_until(lambda: all(each.state is not State.STEPPING for each in inside))  # noqa: B023 - at once
+
+    def _stopped(self, space: AddressSpace) -> Iterator[Thread]:
+        for thread in self._tracees.threads_in(space):
+            if thread.state is State.PARKED and self._tracer.fetch(thread.port):
+                yield thread
+
+    def _pc(self, thread: Thread) -> VirtAddr:
+        return VirtAddr(thread.port.words[thread.process.space.layout.pc])
+
+    def _heal(self, space: AddressSpace, remains: Remains, mappings: Sequence[MappedRange]) -> Healed:
+        standing, overwritten = self._restore(space, remains)
+        masks = dict(remains.masks)
+        moved = set()
+        slots = _Slots(space, remains.areas)
+        for thread in self._stopped(space):
+            if thread.tid in masks:
+                self._tracer.restore_signals(thread.port, masks[thread.tid])
+            self._tracer.watch(thread.port, NOTHING)
+            pc = self._pc(thread)
+            code = slots.code_at(pc)
+            if code is not None:
+                set_pc(self._tracer, thread.port, space, code.program_pc(pc))
+                moved.add(thread.tid)
+            if self._put_right_stack(thread, slots, mappings):
+                moved.add(thread.tid)
+        try:
+            with self._keeper.stopped_thread(space) as thread:
+                self._tracer.clear_remains(thread.port, remains)
+        except SlotsExhausted as error:
+            _log.warning("process %d keeps memory of a tracer that was killed: %s", space.pid, error.reason)
+        return Healed(traps=standing, overwritten=overwritten, areas=len(remains.areas), threads=len(moved))
+
+    def _restore(self, space: AddressSpace, remains: Remains) -> tuple[int, int]:
+        """The program's own bytes wherever a trap stands that a row tells of; how many did, and how many others."""
+        trap = space.architecture.trap_bytes
+        patches = [
+            TrapPatch(address=address, trap=trap, original=original, reported_pc=VirtAddr(address + len(trap)))
+            for address, original in dict(remains.traps).items()
+            if original != trap
+        ]
+        standing, overwritten = 0, 0
+        with space.memory.writing:
+            for patch in patches:
+                with contextlib.suppress(MemoryFault):
+                    match traps.remove(space.raw, patch):
+                        case traps.Removal.RESTORED:
+                            standing += 1
+                        case traps.Removal.OVERWRITTEN:
+                            overwritten += 1
+        return standing, overwritten
+
+    def _put_right_stack(self, thread: Thread, slots: "_Slots", mappings: Sequence[MappedRange]) -> bool:
+        """Whatever would bring the thread back to a slot: a signal's frame, a return address."""
+        space = thread.process.space
+        layout = space.layout
+        sp = thread.port.words[layout.index[space.architecture.sp_name]]
+        stack = next((each for each in mappings if sp in each), None)
+        if stack is None or not slots.areas:
+            return False
+        size = space.architecture.word_size
+        start = sp // size * size
+        try:
+            data = space.raw.read(start, min(stack.end - start, _MOST_STACK))
+        except MemoryFault:
+            return False
+        found = False
+        for at, word in enumerate(memoryview(data[: len(data) // size * size]).cast("Q" if size == 8 else "I")):
+            code = slots.code_at(word) if slots.may_hold(word) else None
+            right = code.to_origin(VirtAddr(word)) if code is not None else None
+            if right is not None:
+                with contextlib.suppress(MemoryFault):
+                    space.raw.patch(start + at * size, right.to_bytes(size, "little"))
+                found = True
+        return found
+
+
+class _Slots:
+    """Slots of somebody else's, as their own bytes tell of them."""
+
+    def __init__(self, space: AddressSpace, areas: Iterable[tuple[VirtAddr, int]]) -> None:
+        self._space: Final = space
+        self.areas: Final = [SlotArea(start, size, space.architecture.slot_size) for start, size in areas]
+        self._low: Final = min((area.start for area in self.areas), default=0)
+        self._high: Final = max((area.start + area.size for area in self.areas), default=0)
+
+    def may_hold(self, address: int) -> bool:
+        """Quickly: whether it is worth asking ``code_at``."""
+        return self._low <= address < self._high
+
+    def code_at(self, address: int) -> SlotCode | None:
+        """The slot's copy, if its bytes are those of a copy of what stands where it says that it comes from."""
+        area = next((area for area in self.areas if address in area), None)
+        if area is None:
+            return None
+        slot = VirtAddr(address - (address - area.start) % area.slot_size)
+        architecture = self._space.architecture
+        try:
+            image = self._space.raw.read(slot, area.slot_size)
+            origin = VirtAddr(int.from_bytes(image[-ORIGIN_SIZE:], "little"))
+            analysis = architecture.analyze(self._space.raw.read(origin, architecture.longest_insn), origin)
+            code = architecture.slot_code(analysis, slot)
+        except (InsnRefused, MemoryFault, TargetGone):
+            return None
+        return code if slot_image(code, area.slot_size, architecture.trap_bytes) == image else None
