@@ -460,9 +460,10 @@ class PtraceTracer(ThreadCommands):
 
     def give_back(self, thread: PtraceThread, guard: Any, areas: Sequence[tuple[VirtAddr, int]]) -> None:
         """Have the memory be as before us."""
-        for other in tuple(self._threads.values()):
-            if other.stepping and self._guards.of(other.pid) is guard:  # it would go on stepping if we were killed now
-                self.settle(other)
+        if self._guards.of(thread.pid) is guard:  # not a forked child's copy: all threads there are stopped
+            for other in tuple(self._threads.values()):
+                if other.stepping and self._guards.of(other.pid) is guard:  # it would step on if we were killed now
+                    self.settle(other)
         self._guards.give_back(thread, guard, areas)
 
     def block_signals(self, thread: PtraceThread) -> int:

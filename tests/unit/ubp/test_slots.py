@@ -34,7 +34,9 @@ def disp32(distance: int) -> str:
     return (distance & 2**32 - 1).to_bytes(4, "little").hex()
 
 
-@pytest.mark.parametrize("text", ["48 89 e5", "f0 ff 00", "90", "9c", "55", "0f 1f 05 10 00 00 00", "67 8b 00", "ff d0"])
+@pytest.mark.parametrize(
+    "text", ["48 89 e5", "f0 ff 00", "90", "9c", "55", "0f 1f 05 10 00 00 00", "67 8b 00", "ff d0"]
+)
 def test_plain_copy_is_followed_by_a_jump_back(x86: X86_64, analyze: Analyze, slot: VirtAddr, text: str) -> None:
     """Invariant: behind a copy that falls through stands a jump to the program's next instruction.
 
