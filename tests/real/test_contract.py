@@ -47,15 +47,18 @@ def host_with(**plugins: object) -> pluggy.PluginManager:
 
 @pytest.mark.contract("life-1")
 def test_attach_stops_nobody(target_program: StartProgram) -> None:
-    """Invariant: neither an attach nor a trap that needs no slot stops a thread; only mapping the slots stops one."""
+    """Invariant: an attach stops nobody, the first trap one thread for its guard, an area of slots one more."""
     program = target_program("echo", 4)
     with ubpx.attach(program.pid) as target:
         client = target.client("one")
         assert target.stops == 0
         client.probe("answer", lambda _: None, strategy="INLINE")
-        assert target.stops == 0
+        guarded = target.stops
+        assert 0 < guarded <= 2 * 5
+        client.probe("answer+0x4", lambda _: None, strategy="INLINE")
+        assert target.stops == guarded
         client.probe("long_insn", lambda _: None, strategy="BOOST")
-        assert 0 < target.stops <= 2 * 5
+        assert guarded < target.stops <= 4 * 5
         assert program.answer(1) == 2
 
 

@@ -95,15 +95,13 @@ def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strateg
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the kernel unblocks SIGTRAP and drops its action at any int3 (Linux 6.18); giving both back needs the "
-    "action to be read in the program beforehand, which comes with the work on faults",
-)
 @pytest.mark.parametrize("sort", ["blocked", "ignored"])
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_blocked_and_ignored_sigtrap_stay_so(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
-    """Invariant: a thread that blocks or ignores SIGTRAP does so afterwards, and its handler is still its own."""
+    """Invariant: a thread that blocks or ignores SIGTRAP does so afterwards, and its handler is still its own.
+
+    The kernel unblocks SIGTRAP and drops its action at any int3 in such a thread.
+    """
     program = target_program("block_sigtrap", sort, 3, 500)
     with ubpx.attach(program.pid) as target:
         lease = target.client("one").probe("probed_lea", lambda _: None, strategy=strategy)

@@ -236,7 +236,10 @@ class Injector:
             place = range(gate.frame, gate.frame + gate.room)
             frame = returning_frame(tid, saved, mask, gate.abi, place)
             if frame is not None:
-                self._memory(pid).patch(gate.frame, frame)
+                try:
+                    self._memory(pid).patch(gate.frame, frame)
+                except MemoryFault as error:  # being killed: its memory goes first
+                    raise TargetGone(pid, None) from error
 
     def _suspend_seccomp(self, pid: ProcessId, tid: int) -> bool:
         if procfs.status(tid).get("Seccomp", "0") == "0":
