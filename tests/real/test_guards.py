@@ -163,8 +163,9 @@ def test_tracers_killed_anywhere(threads: int) -> None:
 @pytest.mark.parametrize("plant", sorted(PLANTS))
 def test_the_tool_finds_planted_faults(plant: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Invariant: with what saves programs broken, the tool says so, by its exit status too."""
+    options = ["--json", "--threads", "2", "--kills", KILLS[plant], "--plant", plant]
     done = subprocess.run(
-        [sys.executable, "-m", "ubpx.testing.kills", "--json", "--threads", "2", "--kills", KILLS[plant], "--plant", plant],
+        [sys.executable, "-m", "ubpx.testing.kills", *options],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
