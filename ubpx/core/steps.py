@@ -161,13 +161,10 @@ class Steps:
             self.send_postponed(thread)
 
     def defer(self, thread: Thread) -> None:
-        """Keep the signal that the thread stopped for until its step is done; after a second no other comes meanwhile.
-
-        Not after the first: a thread whose signals are blocked would keep them so if we were killed.
-        """
+        """Keep the signal that the thread stopped for until its step is done; no other comes meanwhile."""
         number, thread.pending = thread.pending, 0
         thread.deferred.append((number, self._tracer.signal_info(thread.port)))
-        if thread.mask is None and len(thread.deferred) > 1:
+        if thread.mask is None:
             thread.mask = self._tracer.block_signals(thread.port)
 
     def _cancel(self, thread: Thread, event: events.SignalArrived) -> None:

@@ -4,11 +4,12 @@ Every step is made so that being killed right behind it harms nothing; what is l
 by ``guard.remains``.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from ubpx import SlotsExhausted
+from ubpx import SlotsExhausted, TargetGone
 from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 from ubpx_ptracepp.abi import Abi
 from ubpx_ptracepp.commands import SIGTRAP_BIT
@@ -126,9 +127,15 @@ class Guards:
     def repair(self, thread: PtraceThread, table: GuardTable) -> bool:
         """Whether the thread had SIGTRAP blocked at the trap that it has stopped for; then all is as before that."""
         mask = signal_mask(thread.tid)
-        if not mask or mask & SIGTRAP_BIT or is_caught(thread.tid, _SIGTRAP):
+        if not mask or mask & SIGTRAP_BIT:
             return False
-        self._processes.calls(thread, [self._set_action(table.address + layout.ACTION_AT, 0)])
+        undone = not is_caught(thread.tid, _SIGTRAP)
+        if not undone and mask not in table.masks_without_trap:  # one that another thread's repair has come before
+            return False
+        table.masks_without_trap.add(mask)
+        if undone:
+            with contextlib.suppress(TargetGone):  # killed: its exit follows
+                self._processes.calls(thread, [self._set_action(table.address + layout.ACTION_AT, 0)])
         set_signal_mask(thread.tid, mask | SIGTRAP_BIT)
         return True
 

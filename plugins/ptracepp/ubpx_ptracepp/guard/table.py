@@ -30,6 +30,8 @@ class GuardTable:
         self.address: Final = address
         self.before: Final = before
         """The program's own action for SIGTRAP."""
+        self.masks_without_trap: Final[set[int]] = set()
+        """Of threads that had blocked SIGTRAP: what the kernel has made of their masks at a trap."""
         self._memory: Final = memory
         self._areas: Final[list[tuple[VirtAddr, int]]] = []
         """Start and size, with the kind in its low bits; (0, 0) is free."""
