@@ -33,6 +33,11 @@ torture: ## Run the long tests
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && $(BIN)/pytest -m torture -o faulthandler_timeout=1200
 
+.PHONY: stress
+stress: ## Run programs among thousands of visits, children and failing clients
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/pytest -s -m torture -o faulthandler_timeout=1200 tests/real/stress
+
 .PHONY: soak
 soak: ## Fuzz the wire layer and a live broker for an hour each
 	@$(SETUP) --dev --debian
