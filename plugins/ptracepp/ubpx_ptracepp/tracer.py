@@ -6,7 +6,6 @@ other thread's would fail with ESRCH, and that thread's end is the tracer's deat
 
 import contextlib
 import ctypes
-import errno
 import os
 import signal
 from collections import deque
@@ -18,8 +17,8 @@ import attrs
 from ubpx import TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
-from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
-from ubpx_ptracepp import parenthood, procfs
+from ubpx.core.values import Disturbance, MappedRange, ProcessId, ThreadId, VirtAddr
+from ubpx_ptracepp import parenthood, procfs, waiting
 from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
 from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, SIGINFO_SIZE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
@@ -69,7 +68,6 @@ _STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
 _SELDOM: Final = 64
 """After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
 _FOR_GOOD: Final = 1 << 60
-_ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
 
 class PtraceTracer(ThreadCommands):
@@ -264,7 +262,9 @@ class PtraceTracer(ThreadCommands):
         if event == PTRACE_EVENT_STOP:
             if number != signal.SIGTRAP:
                 return events.GroupStopped(thread, number)
-            self._restart_interrupted(thread)
+            if thread.interrupted:  # which must not show in the call that the thread waited in
+                thread.interrupted = False
+                self._begin_again(thread)
             return events.Interrupted(thread)
         message = event_message(tid)
         if message is None:
@@ -318,18 +318,10 @@ class PtraceTracer(ThreadCommands):
         thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
-    def _restart_interrupted(self, thread: PtraceThread) -> None:
-        """Our interrupt must not show as EINTR in calls that the kernel does not restart itself."""
-        if not thread.interrupted:
-            return
-        thread.interrupted = False
-        if not self.fetch(thread):
-            return
-        words = thread.words
-        abi = self._processes.abi(thread.pid)
-        call = words[ORIG_RAX] & abi.mask
-        if abi.is_result(words[RAX], errno.EINTR) and call <= abi.mask >> 1 and call != abi.calls["close"]:
-            words[RAX] = _ERESTARTNOHAND
+    def _begin_again(self, thread: PtraceThread, signal: int | None = None) -> None:
+        """No EINTR because of us: of our interrupt, or of a signal that wakes the thread only because it is traced."""
+        changed = self.fetch(thread) and waiting.begin_again(thread.words, self._processes.abi(thread.pid))
+        if changed and (signal is None or waiting.would_not_wake(thread.tid, signal)):
             self.store(thread)
 
     def _classify_unknown(self, tid: int, status: int) -> None:
@@ -372,6 +364,10 @@ class PtraceTracer(ThreadCommands):
     def cannot_run(self, thread: PtraceThread) -> bool:
         """In an uninterruptible wait, state D of proc(5)."""
         return procfs.status(thread.tid).get("State", "").startswith("D")
+
+    def disturbance(self, thread: PtraceThread) -> Disturbance:
+        """By the system call that it waits in."""
+        return waiting.disturbance(thread.tid, self._processes.abi(thread.pid))
 
     def settle(self, thread: PtraceThread) -> bool:
         """From an event's stop to a plain one; a system call that was about to be made is made later."""
