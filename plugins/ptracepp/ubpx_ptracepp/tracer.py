@@ -291,6 +291,7 @@ class PtraceTracer(ThreadCommands):
         if number == signal.SIGTRAP and code == _TRAP_HWBKPT and (noticed := self.noticed(thread)):
             self._look_at_mask(thread, None)
             return events.WatchHit(thread, noticed)
+        self._begin_again(thread, number)
         return events.SignalArrived(thread, number, code, address)
 
     def _syscall_event(self, thread: PtraceThread) -> Any:

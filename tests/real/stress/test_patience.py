@@ -117,6 +117,22 @@ def test_time_outs_are_exact_while_probes_come_and_go(target_program: StartProgr
     assert program.tell("q").wait() == 0
 
 
+@BOTH
+def test_signals_that_are_ignored_interrupt_nothing(target_program: StartProgram, flags: tuple[str, ...]) -> None:
+    """Invariant: a signal that the program ignores, by its own wish or by default, ends no call with EINTR.
+
+    The kernel wakes a thread for it only because it is traced.
+    """
+    program = target_program("patience", 150, 60, flags=flags)
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe(PLACE, lambda _: None)
+        for _ in range(5):
+            assert program.tell("i").number("sent") == 2 * len({*TIMED, *UNTIMED})
+        assert wait_for_turns(program) == set(TIMED)
+        assert lease.hits > 0
+    assert program.tell("q").wait() == 0
+
+
 def by_name(pid: int) -> dict[str, int]:
     """The tids of its threads."""
     return {Path(f"/proc/{pid}/task/{tid}/comm").read_text().strip(): tid for tid in threads_of(pid)}
