@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 
 import ubpx
-from tests.real.conftest import threads_of
+from tests.real.conftest import stopped_or_traced, threads_of
 from ubpx.core.values import Disturbance
 from ubpx_ptracepp.abi import I386, X86_64
 from ubpx_ptracepp.waiting import disturbance
@@ -130,6 +131,33 @@ def test_signals_that_are_ignored_interrupt_nothing(target_program: StartProgram
             assert program.tell("i").number("sent") == 2 * len({*TIMED, *UNTIMED})
         assert wait_for_turns(program) == set(TIMED)
         assert lease.hits > 0
+    assert program.tell("q").wait() == 0
+
+
+TRACE_ONE: Final = """
+import ctypes, signal, sys
+SEIZE = 0x4206
+assert ctypes.CDLL(None, use_errno=True).ptrace(SEIZE, int(sys.argv[1]), None, None) == 0, ctypes.get_errno()
+print("traced", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_attach_that_fails_interrupts_nothing(target_program: StartProgram) -> None:
+    """Invariant: the threads that had been seized already when a later one was refused are left, and do not notice."""
+    program = target_program("patience", 150, 60)
+    last = threads_of(program.pid)[-1]  # they are seized in this order
+    with subprocess.Popen(
+        [sys.executable, "-c", TRACE_ONE, str(last)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "traced\n"
+        with ubpx.Session() as session:
+            for _ in range(10):
+                with pytest.raises(ubpx.UbpxError):
+                    session.attach(program.pid)
+                assert set(stopped_or_traced(program.pid)) == {last}, "those are left that had been seized"
+    assert wait_for_turns(program) == set(TIMED)
     assert program.tell("q").wait() == 0
 
 
