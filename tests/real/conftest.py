@@ -52,6 +52,7 @@ serve = _brokers.serve
 way = _brokers.way
 pytest_generate_tests = _brokers.pytest_generate_tests
 load("real.loops")
+load("real.families")
 
 
 def build(name: str, *flags: str) -> Path:

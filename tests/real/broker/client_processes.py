@@ -3,9 +3,12 @@
 ``NAME started PID``, then ``NAME ready`` when its probe stands, ``NAME busy`` at its first hit or hold. Upon SIGUSR1 a
 client says ``NAME counted HANDLED HITS DROPPED GAP``, GAP being the longest time between two hits in seconds, and ends.
 Kinds: ``sync``, ``notify``, ``count``; ``hold`` holds each thread that comes and lets it go again a little later;
-``hold_all`` does so with the process; ``clutch`` holds what comes and never lets it go; ``idle`` only joins.
+``hold_all`` does so with the process; ``clutch`` holds what comes and never lets it go; ``idle`` only joins. ``raise``,
+``overrun``, ``exit`` and ``die`` fail in their handler: by an exception, by not returning, by ending their process, by
+SIGKILL.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -18,6 +21,7 @@ import ubpx
 PATIENCE_S: Final = 60.0
 REPORT: Final = signal.SIGUSR1
 HOLD_S: Final = 0.002
+FAILING: Final = {"raise", "overrun"}
 
 
 def say(*words: object) -> None:
@@ -53,6 +57,14 @@ class Handler:
                 return ubpx.Verdict.HOLD
             case "hold_all":
                 return ubpx.Verdict.HOLD_PROCESS
+            case "raise":
+                raise RuntimeError("this client is ill")
+            case "overrun":
+                time.sleep(PATIENCE_S)
+            case "exit":
+                os._exit(7)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
         return None
 
 
@@ -73,6 +85,7 @@ def handled(lease: Any, handler: Handler, kind: str) -> int:
 def live(name: str, kind: str, path: str, spec: str) -> None:
     """One client, in its own process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {REPORT})
+    logging.disable(logging.CRITICAL if kind in FAILING else logging.NOTSET)  # each failure has its traceback
     target: Any = ubpx.connect(path)
     client = target.client(name)
     handler = Handler(name, kind)
