@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -43,19 +44,32 @@ class ClientProcesses:
         while (name, what) not in self._said:
             assert (name, "failed") not in self._said, self._said[name, "failed"]
             assert select.select([self._popen.stdout], [], [], max(0.0, until - time.monotonic()))[0], (name, what)
-            data = os.read(self._popen.stdout.fileno(), 65536)
-            assert data, "the client processes' parent has ended"
-            *lines, self._unread = (self._unread + data).split(b"\n")
-            for line in lines:
-                who, topic, *rest = line.decode().split()
-                self._said[who, topic] = rest
+            self._read()
         return self._said.pop((name, what))
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        data = os.read(self._popen.stdout.fileno(), 65536)
+        assert data, "the client processes' parent has ended"
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            who, topic, *rest = line.decode().split()
+            self._said[who, topic] = rest
 
     def count(self, name: str) -> tuple[int, int, int, float]:
         """Its counts: handled, hits, dropped, longest gap. It ends."""
         os.kill(self.pids.pop(name), signal.SIGUSR1)
         handled, hits, dropped, gap = self.hear(name, "counted")
         return int(handled), int(hits), int(dropped), float(gap)
+
+    def visits(self, names: Iterable[str]) -> int:
+        """How often these, which come and go, have gone again, as far as is known by now; none has failed."""
+        assert self._popen.stdout is not None
+        while select.select([self._popen.stdout], [], [], 0)[0]:
+            self._read()
+        names = list(names)
+        assert {name: self._said[name, "failed"] for name in names if (name, "failed") in self._said} == {}
+        return sum(int(self._said.pop((name, "left"), ["0"])[0]) for name in names)
 
     def kill(self, name: str) -> None:
         """SIGKILL; it has no last word."""
