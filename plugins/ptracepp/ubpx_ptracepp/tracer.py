@@ -6,6 +6,7 @@ other thread's would fail with ESRCH, and that thread's end is the tracer's deat
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 from collections import deque
@@ -297,18 +298,36 @@ class PtraceTracer(ThreadCommands):
     def _syscall_event(self, thread: PtraceThread) -> Any:
         found = syscall_info(thread.tid)
         if isinstance(found, SyscallEntry):
-            if thread.rewound:
+            waiting.call_entered(thread)
+            if thread.rewound or not thread.reports_syscalls:
                 thread.rewound = False
-                self.resume(thread)
-                return None
+                return self._pass(thread)
             thread.call = found.number
             return events.SyscallEntered(thread, found.number, found.arguments)
         if found is None:
             return None  # killed meanwhile: its exit follows
+        waiting.call_left(thread, found.result)
+        if self._begins_again(thread, found.result):
+            thread.rewound = thread.call >= 0
+            return self._pass(thread)
+        if not thread.reports_syscalls and thread.call < 0:
+            return self._pass(thread)
         number, thread.call = thread.call, -1
         if number < 0 and self.fetch(thread):  # it was in the call before its calls were reported
             number = thread.words[ORIG_RAX] & self._processes.abi(thread.pid).mask
         return events.SyscallExited(thread, number, found.result)
+
+    def _pass(self, thread: PtraceThread) -> None:
+        """A system call's stop that nobody is told of; like any stop it has ended an interrupt that was due."""
+        if thread.interrupted:
+            self.interrupt(thread)
+        self.resume(thread)
+
+    def _begins_again(self, thread: PtraceThread, result: int) -> bool:
+        """Whether a system call ends only because of our interrupt, and will be begun again at its stop."""
+        if result != -errno.EINTR or not (thread.interrupted and self.fetch(thread)):
+            return False
+        return waiting.begin_again(thread.words, self._processes.abi(thread.pid))
 
     def _exec_event(self, thread: PtraceThread, former: int) -> events.Execed:
         if former != thread.tid:
@@ -316,14 +335,24 @@ class PtraceTracer(ThreadCommands):
         self._kept.keep(thread.pid)  # again, if its former leader had exited
         self._processes.forget(thread.pid)
         self._guards.forget(thread.pid)
+        thread.set_limit(None)
         thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
     def _begin_again(self, thread: PtraceThread, signal: int | None = None) -> None:
         """No EINTR because of us: of our interrupt, or of a signal that wakes the thread only because it is traced."""
-        changed = self.fetch(thread) and waiting.begin_again(thread.words, self._processes.abi(thread.pid))
-        if changed and (signal is None or waiting.would_not_wake(thread.tid, signal)):
+        if not self.fetch(thread):
+            return
+        abi = self._processes.abi(thread.pid)
+        if waiting.begin_again(thread.words, abi) and (signal is None or waiting.would_not_wake(thread.tid, signal)):
+            if not thread.rewound:
+                waiting.limit_wait(thread, abi, lambda: self.memory(thread.pid))
             self.store(thread)
+        elif not waiting.is_to_begin_again(thread.words):
+            thread.set_limit(None)
+        elif signal is not None:  # if it has a handler, the call ends with EINTR after all
+            thread.set_limit(None)
+            thread.rewound = False
 
     def _classify_unknown(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):

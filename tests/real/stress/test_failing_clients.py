@@ -118,7 +118,7 @@ def fail_elsewhere(target_program: StartProgram, start_broker: Any, eventually: 
                 name = f"{kind}{turn}"
                 clients.begin(name, kind)
                 clients.hear(name, "busy")  # it may not live to say that it is ready
-                assert eventually(lambda name=name: has_left(watcher, name)), name
+                assert eventually(lambda name=name: has_left(watcher, name)), watcher.clients()
                 if kind in {"raise", "overrun"}:
                     clients.kill(name)
                 else:

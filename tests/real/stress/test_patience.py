@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,6 +17,7 @@ import pytest
 import ubpx
 from tests.real.conftest import stopped_or_traced, threads_of
 from ubpx.core.values import Disturbance
+from ubpx.hookspecs import hookimpl
 from ubpx_ptracepp.abi import I386, X86_64
 from ubpx_ptracepp.waiting import disturbance
 
@@ -161,6 +163,57 @@ def test_an_attach_that_fails_interrupts_nothing(target_program: StartProgram) -
     assert program.tell("q").wait() == 0
 
 
+@BOTH
+def test_stops_that_come_and_come_keep_nobody_waiting(target_program: StartProgram, flags: tuple[str, ...]) -> None:
+    """Invariant: time-outs come while a tracer stops the threads more often than they last."""
+    program = target_program("patience", 400, 60, flags=flags)
+    with ubpx.attach(program.pid) as target:
+        client = target.client("one")
+        tell(program)
+        ended: set[str] = set()
+        until = time.monotonic() + 20
+        while not ended >= set(TIMED) - BY_SOCKET and time.monotonic() < until:
+            for _ in range(4):
+                client.hold().release()
+                time.sleep(0.04)
+            ended |= {name for name, waits in tell(program).items() if waits.turns}
+        assert set(TIMED) - BY_SOCKET - ended == set()
+        client.probe(PLACE, lambda _: None)
+    assert wait_for_turns(program) == set(TIMED)
+    assert program.tell("q").wait() == 0
+
+
+def test_calls_that_are_caught_are_not_interrupted_by_stops(target_program: StartProgram) -> None:
+    """Invariant: where calls are reported, our stops end none with EINTR either, and each is reported once."""
+    told: list[tuple[int, int | None]] = []
+
+    class Hooks:
+        @hookimpl
+        def ubpx_syscall_entered(self, tid: int, number: int) -> None:
+            told.append((tid, None))
+
+        @hookimpl
+        def ubpx_syscall_exited(self, tid: int, number: int, result: int) -> None:
+            told.append((tid, result))
+
+    program = target_program("patience", 300, 60)
+    with ubpx.attach(program.pid) as target:
+        client = target.client("one", hooks=Hooks())
+        client.catch_syscalls(["epoll_wait"])
+        assert wait_for_turns(program) == set(TIMED)
+        told.clear()
+        for _ in range(25):
+            client.hold().release()
+            time.sleep(0.02)
+        assert wait_for_turns(program) == set(TIMED)
+        tid = by_name(program.pid)["epoll_wait"]
+        results = [result for which, result in told if which == tid]
+        assert results
+        assert set(results) == {None, 0}, "entries, and time-outs"
+        assert all((a is None) != (b is None) for a, b in pairwise(results)), results
+    assert program.tell("q").wait() == 0
+
+
 def by_name(pid: int) -> dict[str, int]:
     """The tids of its threads."""
     return {Path(f"/proc/{pid}/task/{tid}/comm").read_text().strip(): tid for tid in threads_of(pid)}
@@ -174,8 +227,6 @@ def test_what_a_thread_would_notice_is_known_without_stopping_it(target_program:
     expected = dict.fromkeys((*TIMED, *UNTIMED), Disturbance.NONE)
     expected |= dict.fromkeys(BEGIN_ANEW, Disturbance.TIME_OUT) | dict.fromkeys(BY_SOCKET, Disturbance.PERHAPS)
     expected |= dict.fromkeys(MAY_BE_SOCKETS, Disturbance.PERHAPS)
-    if abi is I386:  # it has one call for all of these, and says in memory which it is to be
-        expected |= dict.fromkeys(("semop", "semtimedop", "msgrcv"), Disturbance.PERHAPS)
     found = {name: disturbance(tids[name[:15]], abi) for name in expected}  # type: ignore[arg-type]
     assert found == expected
     os.kill(program.pid, signal.SIGKILL)
