@@ -6,6 +6,8 @@ BIN := $(ROOT)/.venv/bin
 SETUP := $(ROOT)/tools/setup
 PYTHON ?=
 export PYTHON
+# For how long `make soak` runs.
+SECONDS ?= 1800
 # What runs is what .venv has installed, never the checkout.
 unexport PYTHONPATH PYTHONHOME
 
@@ -33,8 +35,19 @@ torture: ## Run the long tests
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && $(BIN)/pytest -m torture -o faulthandler_timeout=1200
 
+.PHONY: stress
+stress: ## Run programs among thousands of visits, children and failing clients
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && $(BIN)/pytest -s -m torture -o faulthandler_timeout=1200 tests/real/stress
+
 .PHONY: soak
-soak: ## Fuzz the wire layer and a live broker for an hour each
+soak: ## Have ten clients come and go for SECONDS (1800): nothing grows
+	@$(SETUP) --dev --debian
+	@cd $(ROOT) && UBPX_SOAK_SECONDS=$(SECONDS) $(BIN)/pytest -s -o faulthandler_timeout=$$(($(SECONDS) + 600)) \
+		tests/real/stress/test_soak.py
+
+.PHONY: fuzz
+fuzz: ## Fuzz the wire layer and a live broker for an hour each
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && UBPX_FUZZ_SECONDS=3600 $(BIN)/pytest -s -o faulthandler_timeout=4000 \
 		plugins/froggy/tests/test_fuzz.py tests/real/broker/test_fuzz_live.py

@@ -52,6 +52,7 @@ serve = _brokers.serve
 way = _brokers.way
 pytest_generate_tests = _brokers.pytest_generate_tests
 load("real.loops")
+load("real.families")
 
 
 def build(name: str, *flags: str) -> Path:
@@ -168,22 +169,27 @@ class Program:
 
     def expect(self, name: str, timeout: float = PATIENCE_S) -> str:
         """Its next line must be NAME or NAME=VALUE, and come in time; the value."""
+        line = self.line(timeout, f"{name!r}")
+        said, _, value = line.partition("=")
+        assert said == name, f"{self.pid} said {line!r}, not {name!r}"
+        return value
+
+    def line(self, timeout: float = PATIENCE_S, wanted: str = "line") -> str:
+        """Its next line, which must come in time."""
         deadline = time.monotonic() + timeout
         while b"\n" not in self._unread:
             readable, _, _ = select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not readable:
                 state = status_of(self.pid).get("State", "gone")
-                pytest.fail(f"no {name!r} from {self.pid} in {timeout} s; it is {state}, {stopped_or_traced(self.pid)}")
+                pytest.fail(f"no {wanted} from {self.pid} in {timeout} s; it is {state}, {stopped_or_traced(self.pid)}")
             received = os.read(self._stdout, 4096)
             if not received:
                 time.sleep(0.05)
                 how = self.popen.poll() if self.popen else "?"
-                pytest.fail(f"{self.pid} ended (status {how}) instead of saying {name!r}; said {self._unread!r}")
+                pytest.fail(f"{self.pid} ended (status {how}) instead of saying {wanted}; said {self._unread!r}")
             self._unread += received
         line, _, self._unread = self._unread.partition(b"\n")
-        said, _, value = line.decode().partition("=")
-        assert said == name, f"{self.pid} said {line!r}, not {name!r}"
-        return value
+        return line.decode()
 
     def number(self, name: str, timeout: float = PATIENCE_S) -> int:
         """The number in its next line, which must be NAME=NUMBER."""

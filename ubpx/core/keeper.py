@@ -14,7 +14,7 @@ from ubpx.core.ports import Guard, TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
-from ubpx.core.values import ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import Disturbance, ProcessId, ThreadId, VirtAddr
 
 _log = logging.getLogger("ubpx.keeper")
 _WORTH_QUIESCING: Final = 512
@@ -259,7 +259,7 @@ class Keeper:
     def _stop_one(self, space: AddressSpace) -> Thread:
         """Stop some thread for a moment; one that owes a signal takes it first. Raises TargetGone, SlotsExhausted."""
         while candidates := [each for each in self._tracees.threads_in(space) if self._can_stop(each)]:
-            thread = candidates[0]
+            thread = self._least_disturbed(candidates)
             thread.wanted = True
             if thread.state is State.PARKED:
                 thread.state = State.RUNNING
@@ -275,6 +275,17 @@ class Keeper:
         if any(thread.state not in _LEAVING for thread in self._tracees.threads_in(space)):
             raise SlotsExhausted(space.pid, VirtAddr(0), "each of its threads is held, or waits for a vfork child")
         raise TargetGone(space.pid, None)
+
+    def _least_disturbed(self, candidates: Sequence[Thread]) -> Thread:
+        """The first that would notice nothing of being stopped; else the first that would notice least."""
+        found: list[tuple[Disturbance, Thread]] = []
+        for thread in candidates:
+            if thread.state is State.PARKED:
+                return thread
+            found.append((self._tracer.disturbance(thread.port), thread))
+            if found[-1][0] is Disturbance.NONE:
+                break  # each look costs a read
+        return min(found, key=lambda each: each[0])[1]
 
     def _can_stop(self, thread: Thread) -> bool:
         """Not on its way out, waiting for a vfork child, or held by somebody."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequen
 from typing import Any, NamedTuple, Protocol
 
 from ubpx._errors import UbpxError
-from ubpx.core.values import HitRecord, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import Disturbance, HitRecord, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 
 
 class Memory(Protocol):
@@ -307,6 +307,10 @@ class Tracer(Protocol):
 
         It runs nothing of the program's before it has stopped.
         """
+        ...
+
+    def disturbance(self, thread: TracedThread) -> Disturbance:
+        """What a running thread would notice of being stopped; from a stopped one, nothing."""
         ...
 
     def settle(self, thread: TracedThread) -> bool:

@@ -1,6 +1,6 @@
 """Values that every part speaks: addresses, identities, instructions."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NewType, Protocol
 
 import attrs
@@ -151,6 +151,17 @@ class HitRecord:
     address: VirtAddr
     args: tuple[int, ...]
     """The first six, as at a function's entry, unsigned; fewer where the stack that holds them cannot be read."""
+
+
+class Disturbance(IntEnum):
+    """What a running thread would notice of being stopped; the more, the greater."""
+
+    NONE = 0
+    """It runs; or what it waits for in the kernel goes on, for the time that was left."""
+    PERHAPS = 1
+    """It waits, and might begin anew: on a socket with a time-out. Or transfer less than it was to."""
+    TIME_OUT = 2
+    """It waits anew for the whole of its time-out, if it has one."""
 
 
 class Severity(StrEnum):

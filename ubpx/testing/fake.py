@@ -10,7 +10,7 @@ import attrs
 from ubpx._errors import NoSuchProcess, SlotsExhausted, UsageError
 from ubpx.core import events
 from ubpx.core.ports import Launched
-from ubpx.core.values import MappedRange, ProcessId, VirtAddr, Watched
+from ubpx.core.values import Disturbance, MappedRange, ProcessId, VirtAddr, Watched
 from ubpx.testing.life import Life
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import Condition, FakeThread, Happening, Stop
@@ -182,6 +182,11 @@ class FakeTracer(Life):
     def cannot_run(self, thread: Any) -> bool:
         """A thread whose vfork child has not gone yet."""
         return thread.waits_for is not None
+
+    def disturbance(self, thread: Any) -> Disturbance:
+        """As the test said."""
+        found: Disturbance = thread.disturbance
+        return found
 
     def settle(self, thread: Any) -> bool:
         """The event's stop becomes a plain one."""

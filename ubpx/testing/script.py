@@ -10,7 +10,7 @@ import attrs
 from ubpx.core.ports import Site
 from ubpx.core.ubp import architecture
 from ubpx.core.ubp.x86_64 import X86_64
-from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import Disturbance, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.testing.memory import FakeMemory
 
 REGISTERS: Final = X86_64.register_names
@@ -93,6 +93,8 @@ class FakeThread:
         """What put its process into a group-stop; 0: it is in none."""
         self.waits_for: ProcessId | None = None
         """Its vfork child."""
+        self.disturbance = Disturbance.NONE
+        """What it would notice of being stopped."""
         self.interrupt_since: int | None = None
         """When it was asked to stop, while that is pending."""
         self.must_trap = False

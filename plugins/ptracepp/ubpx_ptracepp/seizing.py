@@ -1,17 +1,30 @@
 """Seizing: all threads of a process, or none."""
 
 import contextlib
+import ctypes
 import errno
 import os
+import signal
 import threading
 from typing import Final
 
-from ubpx import PtraceFailed, UsageError
+from ubpx import PtraceFailed, UbpxError, UsageError
 from ubpx.core.values import ProcessId, ThreadId
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.injection import wait_for
-from ubpx_ptracepp.requests import OPTIONS, PTRACE_DETACH, PTRACE_INTERRUPT, PTRACE_SEIZE, request, shares_memory
+from ubpx_ptracepp.requests import (
+    OPTIONS,
+    PTRACE_DETACH,
+    PTRACE_EVENT_STOP,
+    PTRACE_GETREGS,
+    PTRACE_INTERRUPT,
+    PTRACE_SEIZE,
+    PTRACE_SETREGS,
+    request,
+    shares_memory,
+)
 from ubpx_ptracepp.tasks import PtraceThread
+from ubpx_ptracepp.waiting import begin_again
 
 _TRIES: Final = 3
 """An exec may have put a leader in the place of one that was refused because it had exited."""
@@ -38,9 +51,11 @@ class Seizure:
         """Seize the threads of one process, those too that are made meanwhile; and the leader that an exec makes."""
         before: list[int] = []
         while (now := self._list(pid)) != before or any(tid not in self.threads for tid in now):
-            taken = [tid for tid in now if tid not in self.threads and _seize_one(pid, tid)]
-            self.threads.update((tid, PtraceThread(ThreadId(tid), pid)) for tid in taken)
-            if now == before and not taken:
+            known = len(self.threads)
+            for tid in now:
+                if tid not in self.threads and _seize_one(pid, tid):
+                    self.threads[tid] = PtraceThread(ThreadId(tid), pid)  # at once: the next may be refused
+            if now == before and len(self.threads) == known:
                 break
             before = now
 
@@ -58,17 +73,25 @@ class Seizure:
 
     def abandon(self) -> None:
         """Let all of it go again."""
-        for tid in self.threads:
+        for tid, thread in self.threads.items():
             with contextlib.suppress(ChildProcessError):
                 request(PTRACE_INTERRUPT, tid)
                 status = wait_for(tid)
                 if status is None:
                     continue
                 if os.WIFSTOPPED(status):
-                    plain = status >> 16
-                    request(PTRACE_DETACH, tid, 0, 0 if plain else os.WSTOPSIG(status))
+                    self._leave(thread, status)
                 else:
                     self._kept.let_go(tid, status)
+
+    def _leave(self, thread: PtraceThread, status: int) -> None:
+        """A stopped one, which does not notice that it was stopped."""
+        by_us = status >> 16 == PTRACE_EVENT_STOP and os.WSTOPSIG(status) == signal.SIGTRAP
+        if by_us and request(PTRACE_GETREGS, thread.tid, 0, ctypes.addressof(thread.buffer)):
+            with contextlib.suppress(UbpxError):  # it may be of no architecture that we know: that is why it is left
+                if begin_again(thread.words, procfs.abi(thread.pid)):
+                    request(PTRACE_SETREGS, thread.tid, 0, ctypes.addressof(thread.buffer))
+        request(PTRACE_DETACH, thread.tid, 0, 0 if status >> 16 else os.WSTOPSIG(status))
 
 
 def _seize_one(pid: ProcessId, tid: int) -> bool:

@@ -14,8 +14,8 @@ from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_SYSCALL, shares_memory
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "go", "held", "interrupted", "pid", "rewound", "sites", "stepping", "stops", "tid",
-                 "trap_unblocked", "watching", "words")  # fmt: skip
+    __slots__ = ("buffer", "call", "go", "held", "interrupted", "limit", "pid", "reported", "resumed_wait", "rewound",
+                 "sites", "stepping", "stops", "tid", "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -34,7 +34,13 @@ class PtraceThread:
         self.trap_unblocked = 0
         """While it steps with SIGTRAP unblocked by us: its own mask."""
         self.go: int = PTRACE_CONT
-        """The request that lets it run."""
+        """The request that lets it run; ``look`` keeps it right."""
+        self.reported = False
+        """See ``reports_syscalls``."""
+        self.limit: float | None = None
+        """When the system call that it was made to begin again is to time out, by the monotonic clock; see waiting."""
+        self.resumed_wait = False
+        """That call has been entered again."""
         self.call = -1
         """The number of the system call that it is in, as its entry was reported; -1: none was."""
         self.rewound = False
@@ -43,11 +49,21 @@ class PtraceThread:
     @property
     def reports_syscalls(self) -> bool:
         """Whether its system calls stop it, from the next time on that it is let run."""
-        return bool(self.go == PTRACE_SYSCALL)
+        return self.reported
 
     @reports_syscalls.setter
     def reports_syscalls(self, wanted: bool) -> None:
-        self.go = PTRACE_SYSCALL if wanted else PTRACE_CONT
+        self.reported = wanted
+        self.look()
+
+    def set_limit(self, limit: float | None) -> None:
+        """While it has one its system calls are looked at, so that nobody takes another one for that which has it."""
+        self.limit, self.resumed_wait = limit, False
+        self.look()
+
+    def look(self) -> None:
+        """Have its system calls stop it if somebody wants to know of them."""
+        self.go = PTRACE_SYSCALL if self.reported or self.limit is not None else PTRACE_CONT
 
 
 class TaskTable:

@@ -18,8 +18,8 @@ import attrs
 from ubpx import TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
-from ubpx.core.values import MappedRange, ProcessId, ThreadId, VirtAddr
-from ubpx_ptracepp import parenthood, procfs
+from ubpx.core.values import Disturbance, MappedRange, ProcessId, ThreadId, VirtAddr
+from ubpx_ptracepp import parenthood, procfs, waiting
 from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
 from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, SIGINFO_SIZE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
@@ -69,7 +69,6 @@ _STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
 _SELDOM: Final = 64
 """After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
 _FOR_GOOD: Final = 1 << 60
-_ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 
 
 class PtraceTracer(ThreadCommands):
@@ -264,7 +263,9 @@ class PtraceTracer(ThreadCommands):
         if event == PTRACE_EVENT_STOP:
             if number != signal.SIGTRAP:
                 return events.GroupStopped(thread, number)
-            self._restart_interrupted(thread)
+            if thread.interrupted:  # which must not show in the call that the thread waited in
+                thread.interrupted = False
+                self._begin_again(thread)
             return events.Interrupted(thread)
         message = event_message(tid)
         if message is None:
@@ -291,23 +292,42 @@ class PtraceTracer(ThreadCommands):
         if number == signal.SIGTRAP and code == _TRAP_HWBKPT and (noticed := self.noticed(thread)):
             self._look_at_mask(thread, None)
             return events.WatchHit(thread, noticed)
+        self._begin_again(thread, number)
         return events.SignalArrived(thread, number, code, address)
 
     def _syscall_event(self, thread: PtraceThread) -> Any:
         found = syscall_info(thread.tid)
         if isinstance(found, SyscallEntry):
-            if thread.rewound:
+            waiting.call_entered(thread)
+            if thread.rewound or not thread.reports_syscalls:
                 thread.rewound = False
-                self.resume(thread)
-                return None
+                return self._pass(thread)
             thread.call = found.number
             return events.SyscallEntered(thread, found.number, found.arguments)
         if found is None:
             return None  # killed meanwhile: its exit follows
+        waiting.call_left(thread, found.result)
+        if self._begins_again(thread, found.result):
+            thread.rewound = thread.call >= 0
+            return self._pass(thread)
+        if not thread.reports_syscalls and thread.call < 0:
+            return self._pass(thread)
         number, thread.call = thread.call, -1
         if number < 0 and self.fetch(thread):  # it was in the call before its calls were reported
             number = thread.words[ORIG_RAX] & self._processes.abi(thread.pid).mask
         return events.SyscallExited(thread, number, found.result)
+
+    def _pass(self, thread: PtraceThread) -> None:
+        """A system call's stop that nobody is told of; like any stop it has ended an interrupt that was due."""
+        if thread.interrupted:
+            self.interrupt(thread)
+        self.resume(thread)
+
+    def _begins_again(self, thread: PtraceThread, result: int) -> bool:
+        """Whether a system call ends only because of our interrupt, and will be begun again at its stop."""
+        if result != -errno.EINTR or not (thread.interrupted and self.fetch(thread)):
+            return False
+        return waiting.begin_again(thread.words, self._processes.abi(thread.pid))
 
     def _exec_event(self, thread: PtraceThread, former: int) -> events.Execed:
         if former != thread.tid:
@@ -315,22 +335,24 @@ class PtraceTracer(ThreadCommands):
         self._kept.keep(thread.pid)  # again, if its former leader had exited
         self._processes.forget(thread.pid)
         self._guards.forget(thread.pid)
+        thread.set_limit(None)
         thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
-    def _restart_interrupted(self, thread: PtraceThread) -> None:
-        """Our interrupt must not show as EINTR in calls that the kernel does not restart itself."""
-        if not thread.interrupted:
-            return
-        thread.interrupted = False
+    def _begin_again(self, thread: PtraceThread, signal: int | None = None) -> None:
+        """No EINTR because of us: of our interrupt, or of a signal that wakes the thread only because it is traced."""
         if not self.fetch(thread):
             return
-        words = thread.words
         abi = self._processes.abi(thread.pid)
-        call = words[ORIG_RAX] & abi.mask
-        if abi.is_result(words[RAX], errno.EINTR) and call <= abi.mask >> 1 and call != abi.calls["close"]:
-            words[RAX] = _ERESTARTNOHAND
+        if waiting.begin_again(thread.words, abi) and (signal is None or waiting.would_not_wake(thread.tid, signal)):
+            if not thread.rewound:
+                waiting.limit_wait(thread, abi, lambda: self.memory(thread.pid))
             self.store(thread)
+        elif not waiting.is_to_begin_again(thread.words):
+            thread.set_limit(None)
+        elif signal is not None:  # if it has a handler, the call ends with EINTR after all
+            thread.set_limit(None)
+            thread.rewound = False
 
     def _classify_unknown(self, tid: int, status: int) -> None:
         if not os.WIFSTOPPED(status):
@@ -372,6 +394,10 @@ class PtraceTracer(ThreadCommands):
     def cannot_run(self, thread: PtraceThread) -> bool:
         """In an uninterruptible wait, state D of proc(5)."""
         return procfs.status(thread.tid).get("State", "").startswith("D")
+
+    def disturbance(self, thread: PtraceThread) -> Disturbance:
+        """By the system call that it waits in."""
+        return waiting.disturbance(thread.tid, self._processes.abi(thread.pid))
 
     def settle(self, thread: PtraceThread) -> bool:
         """From an event's stop to a plain one; a system call that was about to be made is made later."""

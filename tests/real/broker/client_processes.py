@@ -3,14 +3,20 @@
 ``NAME started PID``, then ``NAME ready`` when its probe stands, ``NAME busy`` at its first hit or hold. Upon SIGUSR1 a
 client says ``NAME counted HANDLED HITS DROPPED GAP``, GAP being the longest time between two hits in seconds, and ends.
 Kinds: ``sync``, ``notify``, ``count``; ``hold`` holds each thread that comes and lets it go again a little later;
-``hold_all`` does so with the process; ``clutch`` holds what comes and never lets it go; ``idle`` only joins.
+``hold_all`` does so with the process; ``clutch`` holds what comes and never lets it go; ``idle`` only joins. ``raise``,
+``overrun``, ``exit`` and ``die`` fail in their handler: by an exception, by not returning, by ending their process, by
+SIGKILL. ``wander`` comes and goes for ever, with a choice of SPEC's places each time, which are separated by commas,
+and says ``NAME left TIMES``.
 """
 
+import logging
 import os
+import random
 import signal
 import sys
 import threading
 import time
+from itertools import count
 from typing import Any, Final
 
 import ubpx
@@ -18,6 +24,8 @@ import ubpx
 PATIENCE_S: Final = 60.0
 REPORT: Final = signal.SIGUSR1
 HOLD_S: Final = 0.002
+WANDER_S: Final = 0.3
+FAILING: Final = {"raise", "overrun"}
 
 
 def say(*words: object) -> None:
@@ -53,6 +61,14 @@ class Handler:
                 return ubpx.Verdict.HOLD
             case "hold_all":
                 return ubpx.Verdict.HOLD_PROCESS
+            case "raise":
+                raise RuntimeError("this client is ill")
+            case "overrun":
+                time.sleep(PATIENCE_S)
+            case "exit":
+                os._exit(7)
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
         return None
 
 
@@ -73,6 +89,7 @@ def handled(lease: Any, handler: Handler, kind: str) -> int:
 def live(name: str, kind: str, path: str, spec: str) -> None:
     """One client, in its own process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {REPORT})
+    logging.disable(logging.CRITICAL if kind in FAILING else logging.NOTSET)  # each failure has its traceback
     target: Any = ubpx.connect(path)
     client = target.client(name)
     handler = Handler(name, kind)
@@ -95,14 +112,41 @@ def live(name: str, kind: str, path: str, spec: str) -> None:
     target.detach()
 
 
+def wander(name: str, path: str, places: list[str]) -> None:
+    """Connect, join, probe, see some hits, and leave, each in one of the ways that there are."""
+    chance = random.Random(name)
+    for turn in count():
+        target: Any = ubpx.connect(path)
+        client = target.client(f"{name}.{turn}")
+        mode = chance.choice(["sync", "notify", "count"])
+        handler = None if mode == "count" else Handler(name, "wander")
+        chosen = chance.sample(places, chance.randint(1, len(places)))
+        group = client.probe_many(chosen, handler, mode=mode)
+        held = client.hold() if turn % 5 == 0 else None
+        time.sleep(chance.random() * WANDER_S)
+        if held is not None:
+            held.release()
+        way = chance.randrange(3)
+        if way == 0:
+            group.release()
+        elif way == 1:
+            client.close()
+        target.detach()
+        say(name, "left", turn + 1)
+
+
 def main(path: str, spec: str) -> None:
     """Fork as told, until the end of the input."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
+    with ubpx.connect(path):
+        """What a connection needs is loaded now, once for all that are forked."""
     for line in iter(sys.stdin.readline, ""):
         name, kind = line.split()
         child = os.fork()
         if child == 0:
             try:
+                if kind == "wander":
+                    wander(name, path, spec.split(","))
                 live(name, kind, path, spec)
             except BaseException as error:  # noqa: BLE001 - the test must hear of it
                 say(name, "failed", repr(error).replace("\n", " "))

@@ -1,4 +1,4 @@
-"""The fuzzer of the wire layer against a live broker: ``make test`` for a minute, ``make soak`` for an hour.
+"""The fuzzer of the wire layer against a live broker: ``make test`` for a minute, ``make fuzz`` for an hour.
 
 UBPX_FUZZ_SECONDS says for how long.
 """

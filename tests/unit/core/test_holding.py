@@ -9,7 +9,7 @@ import pytest
 
 from ubpx._errors import TargetGone, UsageError
 from ubpx.core.events import Verdict
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import Disturbance, VirtAddr
 from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -316,3 +316,17 @@ def test_a_thread_on_its_way_back_to_a_group_stop_runs_nothing(world: World) -> 
     world.fake.continue_process(PID)
     world.fake.idle()
     assert second.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("leader", "second", "third", "chosen"),
+    [(0, 2, 1, PID), (2, 0, 0, 101), (2, 2, 1, 102), (1, 2, 2, PID), (2, 2, 2, PID)],
+)
+def test_who_is_borrowed_notices_least(world: World, leader: int, second: int, third: int, chosen: int) -> None:
+    """Invariant: memory is mapped by a thread whose time-out does not begin anew because of it, if there is one."""
+    world.attach(101, 102)
+    for tid, disturbance in ((PID, leader), (101, second), (102, third)):
+        world.fake.thread(tid).disturbance = Disturbance(disturbance)
+    world.client("one").probe(LEA, ignore)
+    assert [tid for _, tid, *_ in world.fake.actions(None, "map_area")] == [chosen]
+    assert {tid for _, tid, *_ in world.fake.actions(None, "interrupt")} == {chosen}
