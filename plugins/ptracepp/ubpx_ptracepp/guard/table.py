@@ -76,6 +76,12 @@ class GuardTable:
         for rows, first, last in touched.values():
             self._memory.patch(rows.start + first, bytes(rows.written[first : last + layout.ROW_SIZE]))
 
+    def forget(self, addresses: Iterable[VirtAddr]) -> None:
+        """What stands there is not ours any more; the row is kept for when it is again."""
+        for address in addresses:
+            if address in self._places:
+                self._rewrite(address, layout.NO_TRAP)
+
     def _append(self, fresh: Sequence[tuple[int, int]], *, for_good: bool) -> None:
         done = 0
         for rows in self._rows:
@@ -100,11 +106,12 @@ class GuardTable:
 
     @property
     def areas(self) -> Sequence[tuple[VirtAddr, int]]:
-        """All that is mapped beside the guard itself: start and size."""
+        """All that is mapped for rows beside the guard itself: start and size."""
+        kinds = layout.COMING | layout.ROWS
         return [
-            (start, size & ~layout.COMING & ~layout.ROWS)
+            (start, size & ~kinds)
             for start, size in self._areas
-            if size and start != self.address + layout.ROWS_AT
+            if size & kinds and start != self.address + layout.ROWS_AT
         ]
 
     @property
