@@ -32,7 +32,7 @@ def look_around(hit: ubpx.Hit) -> None:
         hit.memory.read(hit.regs.rsp, 8)
 
 
-def areas_harmed(program: Program, timeout: float = 20.0) -> int | None:
+def areas_harmed(program: Program, timeout: float = 5.0) -> int | None:
     """How many areas of ours it has harmed when its misdeeds are over; None: it died. One that hangs is killed."""
     deadline = time.monotonic() + timeout
     said = b""
