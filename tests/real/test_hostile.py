@@ -98,6 +98,31 @@ def test_hostile_program_harms_itself_alone(target_program: StartProgram, caplog
     check_others(target_program, caplog, TELLING_SEEDS, 60)
 
 
+@pytest.mark.parametrize("how", ["s", "f", "u", "o"])
+def test_what_is_ours_is_taken_away(target_program: StartProgram, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    """Invariant: who breaks, unmaps or maps over what is mapped for us is left all the same, with what it put there."""
+    squatter, healthy = target_program("squatter"), target_program("echo", 2)
+    maps = healthy.maps()
+    with ubpx.Session() as session, session.attach(healthy.pid) as other:
+        answers = other.client("one").probe("answer", lambda _: None)
+        with session.attach(squatter.pid) as target:
+            lease = target.client("one").probe("probed_lea", lambda _: None)
+            assert squatter.tell("g").number("calls") == 10
+            assert squatter.tell(how).number("harmed") >= 1
+            assert healthy.answer(1) == 2
+            if how in "uo":  # what stood in a slot is gone, and another one cannot be had without a look
+                lease.release()
+                target.client("two").probe("probed_lea", lambda _: None)
+                assert squatter.tell("g").number("calls") == 20
+        assert changed_text(squatter.pid) == []
+        assert squatter.tell("g").number("calls") == (30 if how in "uo" else 20)
+        assert healthy.answer(2) == 3
+        assert answers.hits == 2
+    healthy.assert_untouched(maps)
+    assert squatter.tell("q").wait() == 0
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 @pytest.mark.parametrize("signals", [2_000, pytest.param(50_000, marks=pytest.mark.torture)])
 def test_flood_of_signals(target_program: StartProgram, strategy: ubpx.Strategy, signals: int) -> None:
