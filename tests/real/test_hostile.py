@@ -67,7 +67,7 @@ def harm_itself(session: ubpx.Session, target_program: StartProgram, seed: int, 
         assert client.reason == "", "its handlers fail"
     if harmed is not None:
         with contextlib.suppress(BrokenPipeError):
-            areas_harmed(program.tell("g"))  # left, it does the same, to nobody
+            areas_harmed(program.tell("g"), timeout=1.0)  # left, it does the same, to nobody
     program.popen.kill()
     program.popen.wait(30)
     return harmed or 0
