@@ -225,8 +225,10 @@ class NotifyHooks:
     def ubpx_probepoint_lost(self, client: ClientApi, address: VirtAddr, reason: str) -> None:
         """A probepoint is gone without our doing: the program replaced or unmapped what stood there.
 
-        When: as soon as we notice. Where a program or a module is gone, only for those for which
-            ``ubpx_probepoint_armed`` was called: ``ubpx_process_execed`` and ``ubpx_module_unloaded`` speak for all.
+        When: as soon as we notice: at the next arrival where the program may rewrite its code at any moment, else when
+            it is to be disarmed, when modules come and go, or a second later. Where a program or a module is gone, only
+            for those for which ``ubpx_probepoint_armed`` was called: ``ubpx_process_execed`` and
+            ``ubpx_module_unloaded`` speak for all.
         Where: in the tracer thread.
         Arguments: ``address`` in the target; ``reason`` is for people. Its leases are LOST or PENDING.
         Returns: nothing.

@@ -69,6 +69,67 @@ def test_a_lease_waits_for_dlopen(loader: Program, library: str, slots: ubpx.tar
     assert loader.tell("q").wait() == 0
 
 
+def test_a_lease_waits_for_dlmopen(loader: Program, library: str) -> None:
+    """Invariant: the same for a library in a namespace of its own; of two copies the one that is left is meant."""
+    name = library.rpartition("/")[2]
+    with ubpx.attach(loader.pid) as target:
+        client = target.client("one")
+        lease = client.probe(f"{name}:plugin_function", lambda _: None)
+        loader.tell("O").expect("opened")
+        assert lease.hits == 1
+        first = lease.address
+        assert loader.tell("G").number("calls") == 10
+        loader.tell("o").expect("opened")
+        assert loader.tell("g").number("calls") == 20
+        assert (lease.address, lease.hits) == (first, 11)
+        with pytest.raises(ubpx.AmbiguousSymbol):
+            client.probe(f"{name}:plugin_function", lambda _: None)
+        loader.tell("C").expect("closed")
+        second = lease.address
+        assert second != first
+        assert loader.tell("g").number("calls") == 30
+        assert (lease.address, lease.hits) == (second, 21)
+        loader.tell("c").expect("closed")
+        assert lease.state == ubpx.LeaseState.PENDING
+        loader.tell("O").expect("opened")
+        assert (lease.state, lease.hits) == (ubpx.LeaseState.ARMED, 22)
+    assert loader.tell("G").number("calls") == 40
+    assert loader.tell("q").wait() == 0
+
+
+class LossKeeper:
+    """Keeps what it is told of losses."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    @hookimpl
+    def ubpx_probepoint_lost(self, address: int) -> None:
+        self.told.append(address)
+
+
+def test_a_library_that_was_there_before_is_lost_when_it_is_unloaded(loader: Program, library: str) -> None:
+    """Invariant: what was probed at once is lost at the unloading, and armed again before the next constructor."""
+    name = library.rpartition("/")[2]
+    losses = LossKeeper()
+    loader.tell("o").expect("opened")
+    with ubpx.attach(loader.pid) as target:
+        client = target.client("one", hooks=losses)
+        by_spec = client.probe(f"{name}:plugin_function", lambda _: None)
+        assert by_spec.address is not None
+        by_address = client.probe(by_spec.address, lambda _: None)
+        group = client.probe_many([f"{name}:plugin_function"], lambda _: None)
+        assert loader.tell("g").number("calls") == 10
+        loader.tell("c").expect("closed")
+        assert [lease.state for lease in (by_spec, by_address, *group)] == ["PENDING", "LOST", "PENDING"]
+        assert losses.told == [by_spec.address]
+        loader.tell("o").expect("opened")
+        assert [lease.state for lease in (by_spec, by_address, *group)] == ["ARMED", "LOST", "ARMED"]
+        assert loader.tell("g").number("calls") == 20
+        assert [lease.hits for lease in (by_spec, by_address, *group)] == [21, 10, 21]
+    assert loader.tell("q").wait() == 0
+
+
 def test_a_sequence_of_a_library_is_known_before_the_library_is_relocated(loader: Program, library: str) -> None:
     """Invariant: a lease that waits for a place in a restartable sequence is refused when the library comes."""
     name = library.rpartition("/")[2]

@@ -10,6 +10,8 @@ from typing import Final
 import attrs
 
 from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, StrategyRefused
+from ubpx.core.footing import is_intact, looks_ours
+from ubpx.core.grounds import Mapped
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import EntrySite, ProbeSite, Reception, probe_site
 from ubpx.core.slots import slot_image
@@ -95,6 +97,13 @@ def revive_slot(space: AddressSpace, analysis: InsnAnalysis) -> SlotCode | None:
     return retired
 
 
+def forsake_changed_areas(space: AddressSpace, mapped: Mapped) -> None:
+    """Use no slot any more where the program has unmapped or changed something of an area."""
+    for area in space.slots.areas:
+        if mapped.ranges and not is_intact(area, mapped):
+            space.slots.forsake(area)
+
+
 def fill_slot(space: AddressSpace, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
     """Have a free slot hold the copy of the instruction. Raises InsnRefused if it is out of reach."""
     code = space.architecture.slot_code(analysis, slot)
@@ -126,6 +135,7 @@ class Armory:
 
     def occupy_slot(self, space: AddressSpace, analysis: InsnAnalysis, pid: ProcessId) -> SlotCode:
         """A slot that holds a copy of the instruction; raises SlotsExhausted, InsnRefused."""
+        forsake_changed_areas(space, Mapped(self._reception.tracer.mappings(pid)))
         revived = revive_slot(space, analysis)
         if revived is not None:
             return revived
@@ -136,7 +146,10 @@ class Armory:
                 slot = space.slots.find_free(analysis.reach)
         if slot is None:
             raise SlotsExhausted(pid, analysis.insn.address, "all slots within 2 GiB are taken")
-        return fill_slot(space, analysis, slot)
+        try:
+            return fill_slot(space, analysis, slot)
+        except MemoryFault as error:
+            raise SlotsExhausted(pid, analysis.insn.address, "the program has unmapped its slots") from error
 
     def set_entry_trap(self, space: AddressSpace, address: VirtAddr) -> None:
         """Stop the new program where its libraries are mapped."""
@@ -168,3 +181,6 @@ class Armory:
             each for each in (*space.patches.values(), *space.former.values()) if not space.dormant.knows(each.address)
         ]
         traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))  # the child does not run: nobody writes
+        for probepoint in space.changes.lost.values():
+            if looks_ours(child.raw, probepoint):  # forked before the program put something else there
+                traps.remove(child.raw, probepoint.patch)

@@ -19,7 +19,8 @@ from ubpx._errors import (
     StrategyRefused,
     UbpxError,
 )
-from ubpx.core import arming, boundaries
+from ubpx.core import arming, boundaries, footing
+from ubpx.core.grounds import Mapped
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import ProbeSite, Reception, TombSite
@@ -27,7 +28,7 @@ from ubpx.core.slots import AREA_SIZE, slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy
-from ubpx.core.values import PAGE_SIZE, Place, ProcessId, VirtAddr
+from ubpx.core.values import PAGE_SIZE, MappedRange, Place, ProcessId, VirtAddr
 
 _WINDOW: Final = 1 << 14
 """Bytes of code that are read at once."""
@@ -156,6 +157,8 @@ class Batches:
             if each.address in space.patches:  # the temporary trap at a new program's entry point
                 raise ForeignTrap(each.address, space.architecture.trap_bytes)
         self._protect(space, len(prospects))
+        mapped = Mapped(self._reception.tracer.mappings(space.pid))
+        arming.forsake_changed_areas(space, mapped)
         choices, codes = self._occupy_slots(space, prospects, pid)
         if any(space.registry.at(each.address) for each in prospects):
             self._retire(space, codes)
@@ -171,10 +174,11 @@ class Batches:
             )
             for each, choice in zip(prospects, choices, strict=True)
         ]
-        self._raise_traps(space, made)
+        self._raise_traps(space, made, mapped)
         return True
 
-    def _raise_traps(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> None:
+    def _raise_traps(self, space: AddressSpace, probepoints: Sequence[Probepoint], mapped: Mapped) -> None:
+        space.grounds.note((each.address for each in probepoints), mapped, space.memory)
         for probepoint in probepoints:
             arming.enlist(space, probepoint, self._reception)
             space.dormant.note(probepoint.address, probepoint.patch.original)
@@ -182,23 +186,32 @@ class Batches:
             space.guard.stand([(each.address, each.patch.original) for each in probepoints])
         with space.memory.writing:
             try:
-                traps.insert_all(space.raw, self._groups(space, probepoints))
+                traps.insert_all(space.raw, self._groups(probepoints, mapped.ranges))
             except BaseException:
                 self._bury(space, probepoints)  # some may have stood for a moment
                 raise
         for probepoint in probepoints:
             space.former.pop(probepoint.address, None)
+            space.changes.lost.pop(probepoint.address, None)
 
     def disarm(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> list[Probepoint]:
         """Take out those traps that still are ours; those in whose place something else stands, and stays."""
+        mappings = self._reception.tracer.mappings(space.pid) if probepoints else ()
         with space.memory.writing:
-            gone = {patch.address for patch in traps.remove_all(space.raw, self._groups(space, probepoints))}
+            foreign = footing.foreign(space, probepoints, Mapped(mappings)) if mappings else frozenset()
+            ours = [each for each in probepoints if each.address not in foreign]
+            gone = {patch.address for patch in traps.remove_all(space.raw, self._groups(ours, mappings))} | foreign
             self._bury(space, probepoints)
-        return [probepoint for probepoint in probepoints if probepoint.address in gone]
+            lost = [probepoint for probepoint in probepoints if probepoint.address in gone]
+            for each in lost:
+                space.former.pop(each.address, None)
+                space.changes.lost[each.address] = each
+            if space.guard is not None and gone:
+                space.guard.forget([each.address for each in lost])
+        return lost
 
-    def _groups(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> Sequence[traps.Span]:
+    def _groups(self, probepoints: Sequence[Probepoint], mappings: Sequence[MappedRange]) -> Sequence[traps.Span]:
         """Traps that can be written at once; alone those in memory that the program itself may write."""
-        mappings = self._reception.tracer.mappings(space.pid) if len(probepoints) > 1 else ()
         shared = [each for each in mappings if "w" in each.permissions or each.permissions.endswith("s")]
         patches = (probepoint.patch for probepoint in probepoints)
         return list(traps.spans(patches, apart=lambda page: any(page in each for each in shared)))
@@ -208,6 +221,7 @@ class Batches:
         for probepoint in probepoints:
             patch = probepoint.patch
             space.registry.remove(probepoint)
+            space.changes.amended.discard(patch.address)
             space.patches.pop(patch.address, None)
             site = space.sites.get(patch.reported_pc)
             if isinstance(site, ProbeSite):

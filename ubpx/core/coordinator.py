@@ -84,6 +84,13 @@ class Coordinator:
         spaces = {process.space for process in self.tracees.processes.values()}
         return any(len(space.registry) or space.dormant.count for space in spaces)
 
+    def look_at_text(self) -> None:
+        """Find out what programs have changed of what is probed."""
+        for process in tuple(self.tracees.processes.values()):
+            listener = self._listeners.get(process.pid)
+            if listener is not None and len(process.space.registry):
+                listener.look_at_text(process, serve=True)
+
     # What is asked about --------------------------------------------------------------------
 
     def report_syscalls(self, process: TracedProcess, *, wanted: bool) -> None:
@@ -311,6 +318,9 @@ class Coordinator:
     # Signals and steps --------------------------------------------------------------------
 
     def _on_signal(self, thread: Thread, event: events.SignalArrived) -> None:
+        if event.signal == signal.SIGTRAP and event.code > 0 and self.reception.trap_has_moved(thread):
+            self._move(thread, Input.INTERRUPTED)
+            return
         known = self._steps.is_postponed(thread, event)
         fault = self._steps.signal_arrived(thread, event)
         if not known and (fault or thread.state is not State.STEPPING):

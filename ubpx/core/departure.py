@@ -1,8 +1,9 @@
 """How a program is left: by a detach, or because it has ended or exec'd while others live on in its memory."""
 
+import logging
 from typing import Final
 
-from ubpx._errors import TargetGone
+from ubpx._errors import SlotsExhausted, TargetGone
 from ubpx.core import watchpoints
 from ubpx.core.arming import Armory
 from ubpx.core.batches import Batches
@@ -12,6 +13,8 @@ from ubpx.core.ports import Tracer
 from ubpx.core.spaces import AddressSpace, TracedProcess, Tracees
 from ubpx.core.stepping import State
 from ubpx.core.steps import Steps
+
+_log = logging.getLogger("ubpx.departure")
 
 
 class Departure:
@@ -68,8 +71,11 @@ class Departure:
             if thread.watches != watchpoints.NOTHING:
                 self._tracer.watch(thread.port, watchpoints.NOTHING)
         if space.slots.areas or space.guard is not None:
-            with self._keeper.stopped_thread(space) as thread:
-                give_back(self._tracer, thread.port, space)
+            try:
+                with self._keeper.stopped_thread(space) as thread:
+                    give_back(self._tracer, thread.port, space)
+            except SlotsExhausted as error:
+                _log.warning("process %d keeps what it has mapped for us: %s", space.pid, error.reason)
             space.slots.forget_areas()
             space.guard = None
 

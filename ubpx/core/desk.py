@@ -177,9 +177,15 @@ class TargetDesk:
     def _probe(self, client: Client, place: str | int, request: Request, handler: Handler) -> Lease:
         process = self._traced
         lease = self._leasing.probe(client, process, place, request, handler)
-        if lease.state is LeaseState.PENDING and self._modules.begin(process):
-            self._leasing.arm_waiting(process)  # its module may have come while nobody watched
+        self._watch_modules(process, (lease,))
         return lease
+
+    def _watch_modules(self, process: TracedProcess, leases: Iterable[Lease]) -> None:
+        """Notice when what they were given by comes or goes."""
+        waits = LeaseState.PENDING
+        of_modules = any(each.state is waits or (each.spec is not None and ":" in each.spec) for each in leases)
+        if of_modules and self._modules.begin(process) and self._leasing.requests.pending:
+            self._leasing.arm_waiting(process)  # its module may have come while nobody watched
 
     def watch(self, client: Client, watched: Watched, handler: Handler, priority: int) -> Lease:
         """See ``Client.watch``."""
@@ -199,6 +205,7 @@ class TargetDesk:
         group = None
         while group is None:  # a handler, or an exec, came between
             group = self._leasing.probe_many(client, self._traced, wanted, request, handler)
+        self._watch_modules(self._traced, group)
         return group
 
     def release_all(self, leases: Sequence[Lease]) -> None:
@@ -332,10 +339,15 @@ class TargetDesk:
         process = self._traced
         for file in unloaded:
             self._leasing.lose(process.space, range(file.start, file.end), f"{file.path} was unloaded")
+        self.look_at_text(process, serve=False)
         self._tell_modules("unloaded", unloaded)
         self._tell_modules("loaded", loaded)
-        if loaded:
-            self._leasing.arm_waiting(process)
+        self._leasing.arm_waiting(process)  # of two copies one may have been unloaded: then the other is meant
+
+    def look_at_text(self, process: TracedProcess, *, serve: bool) -> None:
+        """Find out what the program has changed of what is probed."""
+        if self._leasing.look_at_text(process, serve=serve):
+            self._modules.restart(process)
 
     def _tell_modules(self, event: str, files: Iterable[LoadedFile]) -> None:
         for file in sorted(files, key=lambda each: each.start):
@@ -362,6 +374,7 @@ class TargetDesk:
 
     def detaching(self, process: TracedProcess) -> None:
         """Last words, then everybody's leases are over."""
+        self._leasing.look_at_text(process, serve=False)
         self._herald.tell("ubpx_process_detached", process=process)
         self._code.end(LeaseState.RELEASED)
         self._leasing.end(process)

@@ -8,6 +8,8 @@ from typing import Final
 
 from ubpx._errors import SlotsExhausted, TargetGone, UbpxError, UsageError
 from ubpx.core.checks import is_int
+from ubpx.core.footing import own_parts
+from ubpx.core.grounds import Mapped
 from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
@@ -360,8 +362,10 @@ class Keeper:
 
 def give_back(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:
     """Have the stopped thread's memory, which is the space's or a copy of it, be without what we have mapped there."""
+    mapped = Mapped(tracer.mappings(thread.pid))
+    parts = [part for area in space.slots.areas for part in own_parts(space, area, mapped)]
     if space.guard is not None:
-        tracer.give_back(thread, space.guard, [(area.start, area.size) for area in space.slots.areas])
+        tracer.give_back(thread, space.guard, [(VirtAddr(part.start), len(part)) for part in parts])
         return
-    for area in space.slots.areas:
-        tracer.unmap_area(thread, area.start, area.size)
+    for part in parts:
+        tracer.unmap_area(thread, VirtAddr(part.start), len(part))

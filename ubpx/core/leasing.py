@@ -1,21 +1,22 @@
 """Who leases what in one target: from a client's request to standing traps, and back. In the tracer thread."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Final
 
 from ubpx._errors import InternalError, MemoryFault, UbpxError, UnknownModule
-from ubpx.core import arming, batches, boundaries
+from ubpx.core import arming, batches, boundaries, footing
 from ubpx.core.clients import Client
 from ubpx.core.coordinator import Coordinator
+from ubpx.core.grounds import Mapped
 from ubpx.core.herald import Herald
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
 from ubpx.core.requests import Request, Requests
 from ubpx.core.spaces import AddressSpace, TracedProcess
-from ubpx.core.values import Place, VirtAddr
+from ubpx.core.values import PAGE_SIZE, Place, VirtAddr
 
 Resolve = Callable[[str | int, TracedProcess], Place]
 """From a spec or an address to a place; raises an UbpxError."""
@@ -38,6 +39,8 @@ class Leasing:
         self._itself: Final = itself
         """The client in whose name ubpx probes for itself: nobody is told of that."""
         self._ages: Final = count()
+        self._waits_again = False
+        """What the program changed has left leases waiting, and nothing was tried for them yet."""
 
     def probe(
         self, client: Client, process: TracedProcess, place: str | int, request: Request, handler: Handler
@@ -69,6 +72,7 @@ class Leasing:
     def _arm(self, lease: Lease, request: Request, place: Place, process: TracedProcess) -> None:
         space, registry = process.space, process.space.registry
         space.dormant.wake(place.address)
+        self._settle(process, (place.address,))
         registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = registry.at(place.address) is None
         if fresh:
@@ -120,6 +124,7 @@ class Leasing:
     ) -> LeaseGroup | None:
         space, registry = process.space, process.space.registry
         found = batches.sort_out(wanted, self._resolve_many(wanted, process), skip_refused=request.skip_refused)
+        self._settle(process, found.places)
         for address in found.places:
             space.dormant.wake(address)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
@@ -250,6 +255,51 @@ class Leasing:
             if probepoint.told:
                 self._tell_lost(probepoint.address, reason)
 
+    # Code that the program changes --------------------------------------------------------
+
+    def look_at_text(self, process: TracedProcess, *, serve: bool) -> bool:
+        """What is probed and does not stand any more is lost; whether that was something of ubpx's own.
+
+        ``serve``: the program may be served, so that what is given by a spec may be armed again.
+        """
+        space, itself = process.space, False
+        mapped = Mapped(process.mappings())
+        if mapped.ranges and not space.taking_turns:  # else a trap may be out for a step in place
+            lost = footing.changed(space, mapped)
+            if lost:
+                itself = any(lease.client is self._itself for each in lost for lease in each.leases)
+                self._lose_changed(space, lost, mapped)
+        if serve and self._waits_again:
+            self.arm_waiting(process)
+        return itself
+
+    def _lose_changed(self, space: AddressSpace, lost: dict[Probepoint, footing.Footing], mapped: Mapped) -> None:
+        told = [each for each in lost if any(lease.client is not self._itself for lease in each.leases)]
+        with space.memory.writing:
+            footing.take_out_moved(space, lost, mapped)
+        for probepoint in lost:
+            self._lose_leases(space, probepoint)
+        self._coordinator.batches.disarm(space, tuple(lost))
+        self._waits_again = True
+        for probepoint in told:
+            self._tell_lost(probepoint.address, lost[probepoint].value)
+
+    def _settle(self, process: TracedProcess, addresses: Collection[VirtAddr]) -> None:
+        """Before something is armed there or shared: what does not stand there any more is lost."""
+        space = process.space
+        pages = {address // PAGE_SIZE for address in addresses}
+        trapped = {page for page in pages if space.patches.overlapping(page * PAGE_SIZE, PAGE_SIZE)}
+        noted = [address for address in addresses if address // PAGE_SIZE in trapped and space.grounds.of(address)]
+        if not noted:
+            return
+        mapped = Mapped(process.mappings())
+        for address in noted:
+            probepoint = space.registry.at(address)
+            stands = probepoint is None or footing.footing(space, probepoint, mapped) is footing.Footing.STANDS
+            if not (stands and space.grounds.is_same(address, mapped)):
+                self.look_at_text(process, serve=False)
+                return
+
     def _lose_leases(self, space: AddressSpace, probepoint: Probepoint) -> None:
         for lease in probepoint.leases:
             space.registry.withdraw(lease, LeaseState.LOST)
@@ -264,6 +314,7 @@ class Leasing:
 
     def arm_waiting(self, process: TracedProcess) -> None:
         """Something was mapped: arm what waited for it, as far as it can be."""
+        self._waits_again = False
         waiting = {lease: lease.spec for lease in self.requests.pending if lease.spec is not None}
         if not waiting:
             return

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from ubpx._errors import InternalError, UsageError
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.events import Doorbell
+from ubpx.core.patrol import Patrol
 from ubpx.core.ports import Tracer
 from ubpx.core.responsiveness import Responsiveness
 
@@ -24,6 +25,7 @@ class TracerThread:
     def __init__(self, tracer: Tracer, coordinator: Coordinator) -> None:
         self.coordinator: Final = coordinator
         self.responsiveness: Final = Responsiveness()
+        self.patrol: Final = Patrol(self._look_at_text, self.post)
         self._tracer: Final = tracer
         self._jobs: Final[deque[tuple[Callable[[], Any], Future[Any]]]] = deque()
         self._closing = False
@@ -83,11 +85,20 @@ class TracerThread:
                 self._run_job(*self._jobs.popleft())
             if self._closing and not self._jobs:
                 break
-            self.responsiveness.want(wanted=self.coordinator.has_probes)
+            has_probes = self.coordinator.has_probes
+            self.responsiveness.want(wanted=has_probes)
+            self.patrol.want(wanted=has_probes)
             self._serve()
         self.responsiveness.want(wanted=False)
+        self.patrol.stop()
         self.coordinator.reception.watchdog.stop()
         self._tracer.close()
+
+    def _look_at_text(self) -> None:
+        try:
+            self.coordinator.look_at_text()
+        except Exception:  # noqa: BLE001 - nobody waits for the result
+            _log.exception("what is probed could not be looked at")
 
     def _run_job(self, job: Callable[[], Any], done: "Future[Any]") -> None:
         try:

@@ -84,6 +84,11 @@ class ModuleWatch:
             return False
         return True
 
+    def restart(self, process: TracedProcess) -> None:
+        """The program has changed its loader, or moved it."""
+        self._space = None
+        self.begin(process)
+
     def look(self, process: TracedProcess) -> None:
         """Tell what has been loaded and unloaded since the last look."""
         known, self._known = self._known, loaded_files(process.mappings())

@@ -211,6 +211,10 @@ class Guard(Protocol):
         """They were taken out; a thread that has run into one may still come."""
         ...
 
+    def forget(self, addresses: Sequence[VirtAddr]) -> None:
+        """The program has put something else there: a trap, if it is one, is its own."""
+        ...
+
 
 class Remains(Protocol):
     """What a killed tracer has left in a program, as the program's memory tells it: nothing of it is certain."""

@@ -15,11 +15,11 @@ from ubpx.core.ports import Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.sites import Answer, ProbeSite, run_handlers
-from ubpx.core.spaces import StopKind, Thread, Tracees
+from ubpx.core.spaces import AddressSpace, StopKind, Thread, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.steps import Steps
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy
-from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 from ubpx.core.verdicts import merge_verdicts, merge_writes
 
 Entered = Callable[[TracedThread], None]
@@ -62,6 +62,36 @@ class HitReception:
         if self.watchdog.calm():
             for pid in self._pids_of(lease):
                 self._tracees.listeners[pid].handler_blocked(lease)
+
+    def look_at_text(self, space: AddressSpace, *, serve: bool = True) -> None:
+        """Have it found out what the program has changed of what is probed; ``serve``: the program may be served."""
+        for process in self._tracees.sharing(space):
+            if not process.silent and process.pid in self._tracees.listeners:
+                self._tracees.listeners[process.pid].look_at_text(process, serve=serve)
+
+    def trap_has_moved(self, thread: Thread) -> bool:
+        """Whether the trap that the thread ran into is ours, in code that the program has moved.
+
+        Then it is out, and the thread stands before the instruction.
+        """
+        space = thread.process.space
+        if not self.tracer.fetch(thread.port):
+            return False
+        trap = space.architecture.trap_bytes
+        at = VirtAddr(thread.port.words[space.layout.pc] - len(trap))
+        if at not in space.changes.moved:
+            if any((each ^ at) % PAGE_SIZE == 0 for each in space.patches):  # code moves by whole pages
+                self.look_at_text(space, serve=False)
+            if at not in space.changes.moved:
+                return False
+        try:
+            if space.raw.read(at, len(trap)) == trap:
+                return False
+        except MemoryFault:
+            return False
+        thread.port.words[space.layout.pc] = at
+        self.tracer.store(thread.port)
+        return True
 
     def _pids_of(self, lease: Lease) -> Iterator[ProcessId]:
         for pid, process in self._tracees.processes.items():

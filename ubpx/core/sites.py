@@ -7,11 +7,13 @@ from typing import Any, Final, Protocol
 from ubpx._errors import InternalError, MemoryFault, NotEmulated, UsageError
 from ubpx.core.deadlines import HandlerOverran, Watchdog
 from ubpx.core.events import Verdict
+from ubpx.core.footing import Footing, footing
 from ubpx.core.hits import Hit
 from ubpx.core.ports import Site, TracedThread, Tracer
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.spaces import AddressSpace
+from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import Emulator, Strategy
 from ubpx.core.values import VirtAddr
 from ubpx.core.watchpoints import NOTHING
@@ -37,6 +39,9 @@ class Reception(Protocol):
     def calm(self, lease: Lease) -> None: ...
     def conclude(self, thread: TracedThread, site: Site, answers: list[Answer]) -> None: ...
     def entered(self, thread: TracedThread) -> None: ...
+    def look_at_text(self, space: AddressSpace) -> None:
+        """Have it found out what the program has changed of what is probed."""
+        ...
 
 
 def set_pc(tracer: Tracer, thread: TracedThread, space: AddressSpace, pc: VirtAddr) -> None:
@@ -119,7 +124,7 @@ class ProbeSite:
 
     __slots__ = ("_emulates", "_emulator", "_overwritten", "_own_trap_bit", "_own_trap_place", "_pc", "_steps",
                  "certain", "landing", "landing_word", "leases", "onward", "probepoint", "reception", "space",
-                 "unlanded", "watchful")  # fmt: skip
+                 "turned_back", "unlanded", "wary", "watchful")  # fmt: skip
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
@@ -132,7 +137,12 @@ class ProbeSite:
         self._emulator: Emulator | None = None
         if self._emulates:
             self.onward = probepoint.analysis.landing
-        self.landing = None if self._is_mistakable() else self.onward
+        ground = space.grounds.of(probepoint.address)
+        self.wary: Final = ground is not None and ground.rewritable
+        """The program may change this code at any moment: each arrival looks whether the trap is ours."""
+        self.turned_back: Final[set[int]] = set()
+        """Threads that have met our trap at an instruction which is another by now: they go back to run that."""
+        self.landing = None if self.wary or self._is_mistakable() else self.onward
         # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
         self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
         self.landing_word: Any = None
@@ -162,6 +172,12 @@ class ProbeSite:
     def make_safe(self, thread: TracedThread) -> bool:
         """Emulate now, on the registers at arrival; if that faults, stand before the trap again."""
         words, layout = thread.words, self.space.layout
+        if self.wary:
+            if not self._is_ours(thread):
+                return False
+            if thread.tid in self.turned_back:
+                set_pc(self.reception.tracer, thread, self.space, self.probepoint.address)
+                return True
         words[self._pc] = self.probepoint.address
         changes: Mapping[str, int] = {}
         if self.onward is not None:
@@ -175,6 +191,21 @@ class ProbeSite:
         put(words, layout, changes)
         store_moved(self.reception.tracer, thread, self.space)
         put(words, layout, arrived)
+        return True
+
+    def _is_ours(self, thread: TracedThread) -> bool:
+        """Whether it was our trap; one whose instruction was changed is taken out, and the thread turned back."""
+        space, insn, patch = self.space, self.probepoint.analysis.insn, self.probepoint.patch
+        found = footing(space, self.probepoint)
+        if found is Footing.AMENDED:
+            space.changes.amended.add(insn.address)
+            traps.remove(space.raw, patch)
+            self.turned_back.add(thread.tid)
+        elif found is Footing.REPLACED:
+            try:
+                return space.raw.read(insn.address, len(patch.trap)) != patch.trap  # else it may have been since then
+            except MemoryFault:
+                return True
         return True
 
     def emulate(self, thread: TracedThread) -> Mapping[str, int]:
@@ -210,6 +241,12 @@ class ProbeSite:
 
     def arrive(self, thread: TracedThread) -> bool:
         """Run the handlers. This is the hot path."""
+        if self.turned_back:
+            self._turn_back()
+            if thread.tid in self.turned_back:
+                self.turned_back.discard(thread.tid)
+                self.reception.conclude(thread, TombSite(self.probepoint.address, self.space, self.reception), [])
+                return False
         words = thread.words
         words[self._pc] = self.probepoint.address
         if self._emulates and words[self._own_trap_place] & self._own_trap_bit:
@@ -226,6 +263,10 @@ class ProbeSite:
             return True
         reception.conclude(thread, self, answers or [])
         return False
+
+    def _turn_back(self) -> None:
+        space, reception = self.space, self.reception
+        reception.after_hit.append(lambda: reception.look_at_text(space))
 
 
 class _Overseen:
@@ -287,7 +328,7 @@ class ReturningSite(ProbeSite):
 
     def arrive(self, thread: TracedThread) -> bool:
         """One that comes back was here before, and goes on."""
-        if not (self._expected or self._at_once):
+        if self.turned_back or not (self._expected or self._at_once):
             return super().arrive(thread)
         thread.words[self._pc] = self.probepoint.address
         if not self._comes_back(thread):
@@ -338,7 +379,7 @@ class TombSite:
             if self._space.raw.read(self.address, len(self._trap)) == self._trap:
                 return False
         except MemoryFault:
-            return False
+            pass  # the program has unmapped it, and faults there by itself
         set_pc(self.reception.tracer, thread, self._space, self.address)
         return True
 

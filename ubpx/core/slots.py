@@ -56,6 +56,8 @@ class SlotArea:
     slot_size: int
     used: dict[VirtAddr, SlotCode] = attrs.field(factory=dict, init=False)
     """By slot address; retired ones included."""
+    forsaken: bool = attrs.field(default=False, init=False)
+    """The program has unmapped or changed some of it."""
     _cursor: int = attrs.field(default=0, init=False)
     _vacated: list[VirtAddr] = attrs.field(factory=list, init=False)
     """Slots that were used once; some may be used again."""
@@ -115,6 +117,12 @@ class SlotTable:
         self._areas.clear()
         self._roomy.clear()
 
+    def forsake(self, area: SlotArea) -> None:
+        """The program has done something with it: no slot there is used any more for what is armed from now on."""
+        if area in self._roomy:
+            self._roomy.remove(area)
+        area.forsaken = True
+
     def find_free(self, reach: Sequence[VirtAddr]) -> VirtAddr | None:
         """A free slot within 2 GiB of all of ``reach``; None: map another area."""
         for area in self._roomy:
@@ -137,7 +145,7 @@ class SlotTable:
     def vacate(self, code: SlotCode) -> None:
         """The slot holds nothing: only right where no thread can be in it."""
         area = self._area_of(code.slot)
-        if area.full:
+        if area.full and not area.forsaken:
             self._roomy.append(area)
         area.vacate(code.slot)
 
@@ -148,7 +156,8 @@ class SlotTable:
 
     def retired(self, origin: VirtAddr) -> SlotCode | None:
         """A retired copy of the instruction at ``origin``, still in its slot."""
-        return next(iter(self._retired.get(origin, ())), None)
+        copies = self._retired.get(origin, ())
+        return next((code for code in copies if not self._area_of(code.slot).forsaken), None)
 
     def revive(self, code: SlotCode) -> None:
         """A retired slot is leased again, as it is."""

@@ -11,6 +11,7 @@ import attrs
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.checks import check_bytes, check_span
 from ubpx.core.dormant import DormantTraps, blended
+from ubpx.core.grounds import Changes, Grounds
 from ubpx.core.ports import Guard, Memory, Site, TracedThread, Tracer
 from ubpx.core.probepoints import Registry
 from ubpx.core.proofs import Proofs
@@ -180,6 +181,10 @@ class AddressSpace:
         """Traps that stand now."""
         self.former: Final[dict[VirtAddr, TrapPatch]] = {}
         """Traps that stood once: a child forked meanwhile may still have them."""
+        self.changes: Final = Changes()
+        """What the program has done to its code."""
+        self.grounds: Final = Grounds()
+        """What was mapped where traps were armed."""
         self.dormant: Final = DormantTraps(architecture.trap_bytes)
         """Traps that stand and of which nothing else is made yet."""
         self.memory: Final = HidingMemory(memory, self.patches, self.dormant)

@@ -265,7 +265,8 @@ class Steps:
 
     def _apply(self, thread: Thread, outcome: Outcome) -> None:
         for write in outcome.writes:
-            carry_out(write, thread.process.space.raw)
+            with contextlib.suppress(MemoryFault):  # the program has taken its stack away, or changed our copy
+                carry_out(write, thread.process.space.raw)
         if outcome.registers:
             put(thread.port.words, thread.process.space.layout, outcome.registers)
             self._tracer.store(thread.port)

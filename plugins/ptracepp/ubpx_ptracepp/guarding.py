@@ -163,8 +163,12 @@ class Guards:
 
         ``areas`` are those of slots. Raises TargetGone, SlotsExhausted.
         """
-        self._undo(thread, table.address, dict([*areas, *table.areas]))
         self._tables.pop(thread.pid, None)
+        if table.is_intact:
+            self._undo(thread, table.address, dict([*areas, *table.areas]))
+        elif areas:
+            self._processes.enter_by(thread.pid, None)
+            self._processes.calls(thread, [("munmap", each) for each in areas])
 
     def remains(self, pid: ProcessId) -> GuardRemains | None:
         """What another tracer has left."""

@@ -8,7 +8,9 @@ a signal frame of our making brings it back (see ``frames``).
 
 import contextlib
 import ctypes
+import math
 import os
+import signal as signals
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +56,13 @@ _PLANNED_AT: Final = 32
 _ERRORS: Final = 4095
 """Results that are negative error numbers begin so far below zero (MAX_ERRNO in the kernel)."""
 _LARGEST_SEARCH: Final = 4 << 20
+_PATIENCE_S: Final = 5.0
+"""A thread that has not entered the kernel after so long never will: another one has changed the code that it is at."""
+_FAULTS: Final = frozenset({signals.SIGSEGV, signals.SIGBUS, signals.SIGILL, signals.SIGFPE, signals.SIGTRAP})
+
+
+class GateBroken(Exception):
+    """The program has changed the instruction by which it was to enter the kernel; nothing has happened."""
 
 
 class Interloper(Exception):
@@ -64,13 +73,13 @@ class Interloper(Exception):
         self.wait_status = wait_status
 
 
-def wait_for(tid: int) -> int | None:
-    """The next wait status of one thread; None if it has exited without one.
+def wait_for(tid: int, *, patience_s: float = math.inf) -> int | None:
+    """The next wait status of one thread; None if it has exited without one. Raises GateBroken if none comes in time.
 
     Waiting for the thread alone would be for ever if it is a leader that was killed: its exit is
     not told before its other threads have gone, and they wait for us at their own exits.
     """
-    pause = 0.0
+    pause, began = 0.0, time.monotonic()
     while True:
         exited = procfs.has_exited(tid) if pause else False
         found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
@@ -78,6 +87,8 @@ def wait_for(tid: int) -> int | None:
             return status
         if exited:
             return None
+        if patience_s < math.inf and time.monotonic() - began > patience_s:
+            raise GateBroken
         time.sleep(pause)
         pause = min(2 * pause + 10e-6, 1e-3)
 
@@ -115,7 +126,10 @@ def find_gate(pid: ProcessId, memory: ProcessMemory, abi: Abi) -> Gate:
     candidates = [each for each in procfs.maps(pid) if each.executable and each.path != "[vsyscall]"]
     for mapping in sorted(candidates, key=lambda each: each.path != "[vdso]"):
         size = min(mapping.end - mapping.start, _LARGEST_SEARCH)
-        offset = memory.read(mapping.start, size).find(abi.insn)
+        try:
+            offset = memory.read(mapping.start, size).find(abi.insn)
+        except MemoryFault:  # unmapped meanwhile
+            continue
         if offset >= 0:
             return Gate(abi=abi, insn=VirtAddr(mapping.start + offset))
     raise SlotsExhausted(pid, VirtAddr(0), "the program has no system call instruction to map memory with")
@@ -185,6 +199,14 @@ def plan(memory: ProcessMemory, gate: Gate, address: VirtAddr) -> None:
         memory.patch(gate.insn + _PLANNED_AT, address.to_bytes(8, "little"))
 
 
+def is_intact(gate: Gate, memory: ProcessMemory) -> bool:
+    """Whether a system call instruction is where there was one."""
+    try:
+        return memory.read(gate.insn, len(gate.abi.insn)) == gate.abi.insn
+    except MemoryFault:
+        return False
+
+
 Call = tuple[str, Sequence[int]]
 """A system call's name, and its arguments."""
 
@@ -200,8 +222,10 @@ class Injector:
 
         The thread must be in a plain or signal-delivery stop; it ends in a plain one, its registers, signal mask
         and announced restartable sequence as before. Raises TargetGone if it was killed, SlotsExhausted if a
-        seccomp filter forbids it.
+        seccomp filter forbids it, GateBroken.
         """
+        if not is_intact(gate, self._memory(pid)):
+            raise GateBroken
         seccomp = self._suspend_seccomp(pid, tid)
         saved, mask = RegisterBuffer(), signal_mask(tid)
         if mask is None or not request(PTRACE_GETREGS, tid, 0, ctypes.addressof(saved)):
@@ -209,12 +233,17 @@ class Injector:
         announcement = Announcement(tid, self._memory(pid))
         self._write_frame(pid, tid, gate, saved, mask)
         owed: list[int] = []
-        results = []
+        results: list[int] = []
+        broken = False
         for number, (name, arguments) in enumerate(calls):
             self._load(tid, saved, gate, (gate.abi.calls[name], *arguments))
             if number == 0:  # from here on a frame, if there is one, brings everything back
                 set_signal_mask(tid, _NO_SIGNAL)
-            self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
+            try:
+                self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed, patience_s=_PATIENCE_S)
+            except GateBroken:
+                broken = True
+                break
             self._run(tid, PTRACE_SYSCALL, SYSCALL_STOP, owed)
             results.append(_result(tid, gate.abi))
         request(PTRACE_INTERRUPT, tid)
@@ -226,6 +255,8 @@ class Injector:
             request(PTRACE_SETOPTIONS, tid, 0, OPTIONS)
         for signal in owed:
             tgkill(pid, tid, signal)
+        if broken:
+            raise GateBroken
         return results
 
     def _write_frame(
@@ -236,10 +267,8 @@ class Injector:
             place = range(gate.frame, gate.frame + gate.room)
             frame = returning_frame(tid, saved, mask, gate.abi, place)
             if frame is not None:
-                try:
+                with contextlib.suppress(MemoryFault):  # taken away by the program, or it is being killed
                     self._memory(pid).patch(gate.frame, frame)
-                except MemoryFault as error:  # being killed: its memory goes first
-                    raise TargetGone(pid, None) from error
 
     def _suspend_seccomp(self, pid: ProcessId, tid: int) -> bool:
         if procfs.status(tid).get("Seccomp", "0") == "0":
@@ -260,11 +289,11 @@ class Injector:
             words[register] = value & gate.abi.mask
         request(PTRACE_SETREGS, tid, 0, ctypes.addressof(words))
 
-    def _run(self, tid: int, how: int, until: int | None, owed: list[int]) -> None:
+    def _run(self, tid: int, how: int, until: int | None, owed: list[int], *, patience_s: float = math.inf) -> None:
         """Let the thread go until its next stop of the wanted kind (None: a plain one)."""
         while True:
             request(how, tid)
-            status = wait_for(tid)
+            status = wait_for(tid, patience_s=patience_s)
             if status is None or not os.WIFSTOPPED(status):
                 raise Interloper(status)
             event, number = status >> 16, os.WSTOPSIG(status)
@@ -275,6 +304,9 @@ class Injector:
                 raise Interloper(status)
             elif number == until:
                 return
+            elif number in _FAULTS:
+                if until is not None:
+                    raise GateBroken
             else:
                 owed.append(number)  # SIGSTOP, which no mask keeps back
 

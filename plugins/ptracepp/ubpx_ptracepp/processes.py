@@ -9,7 +9,7 @@ from ubpx import SlotsExhausted, TargetGone
 from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.abi import Abi
-from ubpx_ptracepp.injection import Call, Gate, Injector, Interloper, find_gate
+from ubpx_ptracepp.injection import Call, Gate, GateBroken, Injector, Interloper, find_gate
 from ubpx_ptracepp.memory import ProcessMemory
 from ubpx_ptracepp.tasks import PtraceThread
 
@@ -83,7 +83,14 @@ class ProcessTable:
         if gate is None:
             gate = self._gates[pid] = find_gate(pid, self.memory(pid), self.abi(pid))
         try:
-            return self._injector.calls(pid, thread.tid, gate, calls)
+            try:
+                return self._injector.calls(pid, thread.tid, gate, calls)
+            except GateBroken:  # the program has done something to it; then by an instruction of its own
+                gate = find_gate(pid, self.memory(pid), self.abi(pid))
+                return self._injector.calls(pid, thread.tid, gate, calls)
+        except GateBroken as error:
+            reason = "it changes the instructions by which it enters the kernel"
+            raise SlotsExhausted(pid, gate.insn, reason) from error
         except Interloper as other:
             if other.wait_status is not None:
                 self._tell_status(thread, other.wait_status)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx import TargetGone
+from ubpx import SlotsExhausted, TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import Disturbance, MappedRange, ProcessId, ThreadId, VirtAddr
@@ -212,7 +212,9 @@ class PtraceTracer(ThreadCommands):
     def _look_at_mask(self, thread: PtraceThread, site: Site | None) -> None:
         """A trap that SIGTRAP was blocked for has undone the process's action for it, and the thread's mask."""
         guard = self._guards.of(thread.pid)
-        found = guard is not None and self._guards.repair(thread, guard)
+        found = False
+        with contextlib.suppress(TargetGone, SlotsExhausted):  # its end follows; or it will not be helped
+            found = guard is not None and self._guards.repair(thread, guard)
         if site is not None:
             site.watchful = _FOR_GOOD if found else max(site.watchful - 1, 0)
 

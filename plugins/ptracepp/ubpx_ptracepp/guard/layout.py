@@ -29,6 +29,8 @@ TASK: Final = struct.Struct("<QQQ")
 FRAME_AT: Final = 3 * PAGE_SIZE
 ROWS_AT: Final = 4 * PAGE_SIZE
 ROW_SIZE: Final = 8
+NO_TRAP: Final = 1 << 8
+"""A row that tells of no trap; 0 would be the end of them."""
 
 SLOTS, ROWS, COMING = 0, 1, 2
 """What lies in an area, in the low bits of its size; COMING: rows, once it is mapped."""

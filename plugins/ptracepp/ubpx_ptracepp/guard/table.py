@@ -1,10 +1,12 @@
 """What one guard knows, kept true from outside: written before what it tells of is done."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
 
+from ubpx import MemoryFault
 from ubpx.core.values import VirtAddr
 from ubpx_ptracepp.guard import layout
 from ubpx_ptracepp.memory import ProcessMemory
@@ -42,6 +44,20 @@ class GuardTable:
         size = layout.SIZE - layout.ROWS_AT
         self.add_area(VirtAddr(address + layout.ROWS_AT), size, layout.ROWS)
 
+    def _write(self, address: int, data: bytes) -> None:
+        """Not if the program has taken its guard away, or has something else there: then it goes without."""
+        if self.is_intact:
+            with contextlib.suppress(MemoryFault):
+                self._memory.patch(address, data)
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the guard is where we have put it."""
+        try:
+            return self._memory.read(self.address, len(layout.MAGIC)) == layout.MAGIC
+        except MemoryFault:
+            return False
+
     # Traps --------------------------------------------------------------------------------
 
     @property
@@ -76,7 +92,13 @@ class GuardTable:
             _, first, last = touched.get(id(rows), (rows, at, at))
             touched[id(rows)] = rows, min(first, at), max(last, at)
         for rows, first, last in touched.values():
-            self._memory.patch(rows.start + first, bytes(rows.written[first : last + layout.ROW_SIZE]))
+            self._write(rows.start + first, bytes(rows.written[first : last + layout.ROW_SIZE]))
+
+    def forget(self, addresses: Iterable[VirtAddr]) -> None:
+        """What stands there is not ours any more; the row is kept for when it is again."""
+        for address in addresses:
+            if address in self._places:
+                self._rewrite(address, layout.NO_TRAP)
 
     def _append(self, fresh: Sequence[tuple[int, int]], *, for_good: bool) -> None:
         done = 0
@@ -90,23 +112,24 @@ class GuardTable:
             if not for_good:
                 for number, (address, _) in enumerate(part):
                     self._places[address] = rows, at + number * layout.ROW_SIZE
-            self._memory.patch(rows.start + at, bytes(rows.written[at:]))
+            self._write(rows.start + at, bytes(rows.written[at:]))
 
     def _rewrite(self, address: int, value: int) -> None:
         rows, at = self._places[address]
         data = value.to_bytes(layout.ROW_SIZE, "little")
         rows.written[at : at + layout.ROW_SIZE] = data
-        self._memory.patch(rows.start + at, data)
+        self._write(rows.start + at, data)
 
     # Areas --------------------------------------------------------------------------------
 
     @property
     def areas(self) -> Sequence[tuple[VirtAddr, int]]:
-        """All that is mapped beside the guard itself: start and size."""
+        """All that is mapped for rows beside the guard itself: start and size."""
+        kinds = layout.COMING | layout.ROWS
         return [
-            (start, size & ~layout.COMING & ~layout.ROWS)
+            (start, size & ~kinds)
             for start, size in self._areas
-            if size and start != self.address + layout.ROWS_AT
+            if size & kinds and start != self.address + layout.ROWS_AT
         ]
 
     @property
@@ -119,8 +142,8 @@ class GuardTable:
         entry = start, size | kind
         free = next((at for at, (known, _) in enumerate(self._areas) if known in (0, start)), len(self._areas))
         self._areas[free:] = [entry, *self._areas[free + 1 :]]
-        self._memory.patch(self.address + layout.AREAS_AT + free * layout.AREA.size, layout.AREA.pack(*entry))
-        self._memory.patch(self.address + layout.LIST_AT, len(self._areas).to_bytes(8, "little"))
+        self._write(self.address + layout.AREAS_AT + free * layout.AREA.size, layout.AREA.pack(*entry))
+        self._write(self.address + layout.LIST_AT, len(self._areas).to_bytes(8, "little"))
         if kind == layout.ROWS:
             self._rows.append(_Rows(start, size // layout.ROW_SIZE))
 
@@ -129,7 +152,7 @@ class GuardTable:
         for at, (known, _) in enumerate(self._areas):
             if known == start:
                 self._areas[at] = VirtAddr(0), 0
-                self._memory.patch(self.address + layout.AREAS_AT + at * layout.AREA.size, bytes(layout.AREA.size))
+                self._write(self.address + layout.AREAS_AT + at * layout.AREA.size, bytes(layout.AREA.size))
 
     # Threads whose signals wait -----------------------------------------------------------
 
@@ -148,4 +171,4 @@ class GuardTable:
             self._write_task(at, (0, 0, 0))
 
     def _write_task(self, at: int, values: tuple[int, int, int]) -> None:
-        self._memory.patch(self.address + layout.TASKS_AT + at * layout.TASK.size, layout.TASK.pack(*values))
+        self._write(self.address + layout.TASKS_AT + at * layout.TASK.size, layout.TASK.pack(*values))
