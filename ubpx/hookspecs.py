@@ -36,8 +36,11 @@ class NotifyHooks:
     def ubpx_process_attached(self, client: ClientApi, process: ProcessView) -> None:
         """A target is attached, and the plugin has a client on it.
 
-        When: once per target, before ``ubpx.attach`` or ``ubpx.spawn`` returns.
-        Where: in the tracer thread; the program runs on (after ``spawn`` it stands at its entry point).
+        When: once per target, before ``ubpx.attach`` or ``ubpx.spawn`` returns. A followed child is a target: of it
+            before its first instruction or, if it comes by an exec, at the new program's entry point. What is asked for
+            in this hook is not inherited by followed children, since it is asked for again in each.
+        Where: in the tracer thread; the program runs on (after ``spawn`` it stands at its entry point, and so does a
+            followed child at its beginning).
         Arguments: ``client`` is the plugin's own, named after it, alive until it closes or the target
             is left; ``process`` is valid as long.
         Returns: nothing.
@@ -87,9 +90,11 @@ class NotifyHooks:
     def ubpx_process_forked(self, client: ClientApi, process: ProcessView, child: ProcessId) -> None:
         """The process has a child with memory of its own (fork) or shared (vfork, posix_spawn).
 
-        When: at the child's first stop, before its first instruction.
+        When: at the child's first stop, before its first instruction; if it is followed, after its own clients were
+            told of it by ``ubpx_process_attached``.
         Where: in the tracer thread; the child is stopped, the other threads run.
-        Arguments: ``process`` is the parent; ``child`` the new pid. No probe of ours acts in it.
+        Arguments: ``process`` is the parent; ``child`` the new pid. No probe of ours acts in it, unless it is followed:
+            then it is one of ``client.target.children``, and has a client of this one's name.
         Returns: nothing.
         Raises: an exception counts against this client alone (see "isolation").
         Since: 0.1.
@@ -200,8 +205,8 @@ class NotifyHooks:
     def ubpx_probepoint_armed(self, client: ClientApi, address: VirtAddr) -> None:
         """A probepoint has its first lease, anybody's; its trap stands.
 
-        When: right after the trap was written. Not for probepoints that ``probe_many`` armed: there may be a
-            million of them.
+        When: right after the trap was written. Not for probepoints that ``probe_many`` armed, there may be a
+            million of them; and not for those that a followed child has from its parent.
         Where: in the tracer thread; nothing is stopped for it.
         Arguments: ``address`` in the target.
         Returns: nothing.

@@ -59,7 +59,18 @@ class Client:
         """Exceptions since the last success."""
         self.caught: Final[dict[str, frozenset[int | str]]] = {}
         """What its stop hooks are called for, by ``signals`` and ``syscalls``; where there is none: everything."""
+        self.heirs: Final[set[Client]] = set()
+        """Those of its name in followed children; they end with it."""
+        self.asks_anew: frozenset[Lease] = frozenset()
+        """What it asked for in ``ubpx_process_attached``, and asks for again in each followed child."""
         self._desk = desk
+
+    def beget(self, target: Any, desk: Desk) -> "Client":
+        """One of its name and priority, which asks for what it asks for, in a followed child."""
+        heir = Client(self.name, priority=self.priority, target=target, desk=desk)
+        heir.caught.update(self.caught)
+        self.heirs.add(heir)
+        return heir
 
     def probe(
         self,
