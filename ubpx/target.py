@@ -379,12 +379,13 @@ class Target:
         A followed child (``follow="fork"`` or ``"all"``) has clients of the same names as this target had when it was
         made, with leases and handlers like theirs. It stays when this target is left; it goes with the session.
         """
-        return tuple(each for each in self._session.targets if each._parent is self)
+        return tuple(each for each in self.family if each._parent is self)
 
     @property
     def family(self) -> "tuple[Target, ...]":
         """Its followed children that live, and theirs, those too whose own parent has ended."""
-        return tuple(each for each in self._session.targets if self in each._ancestors())
+        followed = (each for each in self._session.targets if self in each._ancestors())
+        return tuple(each for each in followed if not each._process.ended.is_set())
 
     def _ancestors(self) -> "Iterator[Target]":
         parent = self._parent
