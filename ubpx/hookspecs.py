@@ -6,6 +6,9 @@ activated by name (``ubpx.attach(pid, plugins=[...])``) and for clients that bro
 (``target.client(name, hooks=...)``). *Ask* hooks extend ubpx itself (tracers, resolvers, commands); plugins
 that implement them always load. Any hook may be implemented with any subset of its arguments.
 
+Followed children have clients of the same names, and their hooks are called for them too (``client.target`` says
+which). An object that has ``for_children = False`` is called for its own target alone.
+
 Isolation: an exception in a notify or stop hook is logged and counts, like one in a handler, against this
 client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
 and give a handler.
@@ -324,14 +327,16 @@ class AskHooks:
         """
 
     @hookspec(firstresult=True)
-    def ubpx_connect(self, address: "str | int", pid: ProcessId | None, slots: str, read_only: bool) -> object:
+    def ubpx_connect(
+        self, address: "str | int", pid: ProcessId | None, slots: str, read_only: bool, follow: str
+    ) -> object:
         """Connect to a broker: to the one that listens at a path, or to the one that traces a process.
 
         When: at ``ubpx.connect``, and at ``ubpx.attach(pid, join=True)`` for a process that a broker traces.
         Where: in the thread that called it.
         Arguments: ``address`` is the path of a socket, or a pid; ``pid`` is the target's, where the address is a
-            path: None for the only one that the broker has; ``slots`` is ``ubpx.attach``'s, for a process that the
-            broker attaches to because of this; ``read_only`` gives up the right to change anything.
+            path: None for the only one that the broker has; ``slots`` and ``follow`` are ``ubpx.attach``'s, for a
+            process that the broker attaches to because of this; ``read_only`` gives up the right to change anything.
         Returns: what has the face of ``ubpx.Target``, or None to let another plugin answer; the first answer counts.
         Raises: any error of ubpx's own tree reaches the caller as it is (NoBroker, BrokerGone, PermissionRefused,
             UsageError, and what ``ubpx.attach`` raises); anything else becomes PluginFailed.

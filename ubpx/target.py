@@ -67,7 +67,7 @@ def attach(
         if not join or refusal.broker is None:
             raise
         target: Target = connect_by(
-            session._plugins, plugins, address=refusal.broker, pid=pid, slots=slots, read_only=False
+            session._plugins, plugins, address=refusal.broker, pid=pid, slots=slots, read_only=False, follow=follow
         )
         return target
 
@@ -108,6 +108,7 @@ def connect(
     pid: int | None = None,
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
+    follow: FollowPolicy = "exec",
     read_only: bool = False,
     host: "PluginManager | None" = None,
 ) -> "Target":
@@ -115,9 +116,10 @@ def connect(
     the others.
 
     ``address`` is the path of the broker's socket, or the pid of a process that some broker here traces. With a path
-    ``pid`` says which process, one that the broker attaches to then, with ``slots``, if it has not; it may be left out
-    where the broker has just one. With ``read_only`` nothing of the program can be changed. ``plugins`` and ``host``
-    are ``attach``'s: they act here, as clients of the broker.
+    ``pid`` says which process, one that the broker attaches to then, with ``slots`` and ``follow``, if it has not; it
+    may be left out where the broker has just one. Hits of followed children come to the leases of this target. With
+    ``read_only`` nothing of the program can be changed. ``plugins`` and ``host`` are ``attach``'s: they act here, as
+    clients of the broker.
     Raises NoBroker, BrokerGone, PermissionRefused, UsageError, PluginFailed, and what ``attach`` raises.
     """
     if isinstance(address, os.PathLike):
@@ -127,8 +129,11 @@ def connect(
     if pid is not None:
         check_pid(pid)
     _check_slots(slots)
+    _checked_follow(follow)
     check_flags(read_only=read_only)
-    target: Target = connect_by(Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only)
+    target: Target = connect_by(
+        Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only, follow=follow
+    )
     return target
 
 

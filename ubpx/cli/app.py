@@ -98,7 +98,7 @@ def trace(
 
     --follow exec is the default: a process is traced through every exec, and its children are let go.
     fork: its children, and theirs, are traced too, each until it execs. all: both. none: neither.
-    A trace that follows children goes on until the last of them has ended.
+    A trace that follows children goes on until the last of them has ended. With --join the broker's policy counts.
 
     A SPEC is MODULE:SYMBOL[+OFFSET], SYMBOL (in the main program) or 0xADDRESS. One whose module is
     not mapped yet waits for it.

@@ -115,7 +115,8 @@ class TargetDesk(Teller):
         before = frozenset(self.leases_of(client))
         self._herald.activate(plugin, client)
         self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=process)
-        client.asks_anew = frozenset(self.leases_of(client)) - before
+        if plugin.for_children:
+            client.asks_anew = frozenset(self.leases_of(client)) - before
         self._unite_catches()
         if MODULE_HOOKS & plugin.hooks.keys():
             self._modules.begin(process)

@@ -84,7 +84,11 @@ class Heritage:
         self._heirs: Final = {client: client.beget(target, desk) for client in living}
         for heir in self._heirs.values():
             ours.roster.join(heir)
-        self._hooks: Final = [(plugin, self._heirs[c]) for plugin, c in theirs.herald.active if c in self._heirs]
+        self._hooks: Final = [
+            (plugin, self._heirs[client])
+            for plugin, client in theirs.herald.active
+            if client in self._heirs and plugin.for_children
+        ]
         self._heirlooms: Final = [*self._requested(theirs), *self._watched(theirs)]
         self._inherited: Final[list[Lease]] = []
 
@@ -213,8 +217,8 @@ class Heritage:
         for lease in self._inherited:
             if lease.family is not None:
                 lease.family.leave(lease)
-        for client, heir in self._heirs.items():
-            client.heirs.discard(heir)
+        for heir in self._heirs.values():
+            heir.pass_on()
 
 
 _WATCHED: Final = Request(strategy=None, exclusive=False, priority=0, assume_boundary=True)

@@ -84,6 +84,11 @@ class Lease:
         """With the leases that followed children have of it, once there is one."""
 
     @property
+    def original(self) -> "Lease":
+        """The lease that a client asked for; in a followed child not itself, but the one that it is like."""
+        return self if self.family is None else self.family.first
+
+    @property
     def family_hits(self) -> int:
         """Of the lease that was asked for, and of all that followed children have or had of it."""
         return self.hits if self.family is None else self.family.hits
@@ -115,6 +120,8 @@ class Family:
     """What was asked for once, in a process and its followed children. Changed in the tracer thread, read by anyone."""
 
     def __init__(self, first: Lease) -> None:
+        self.first: Final = first
+        """The one that was asked for."""
         self._lock: Final = threading.Lock()
         self._members: Final[set[Lease]] = {first}
         self._hits_of_gone = 0

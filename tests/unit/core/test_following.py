@@ -113,6 +113,25 @@ def test_a_grandchild_has_it_too_and_what_was_given_back_it_has_not(family: Worl
     assert (gone.hits, gone.family_hits) == (1, 1)
 
 
+def test_a_client_outlives_no_target_between_it_and_its_heirs(family: World) -> None:
+    """Invariant: the end of a client is that of its heir in a grandchild, though the child between has ended."""
+    client = family.client("a")
+    client.probe(NOP, ignore)
+    family.fake.fork(PID, CHILD)
+    family.fake.idle()
+    family.fake.fork(CHILD, GRANDCHILD)
+    family.fake.idle()
+    family.fake.exit(CHILD, 0)
+    family.fake.idle()
+    assert byte_at(family, GRANDCHILD, NOP) == "cc"
+    (heir,) = client.heirs
+    client.close()
+    assert byte_at(family, GRANDCHILD, NOP) == "90"
+    family.fake.exit(GRANDCHILD, 0)
+    family.fake.idle()
+    assert (client.heirs, heir.heirs) == (set(), set())
+
+
 def test_a_parent_execs_before_its_child_is_seen(family: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: the child is given what its memory's traps were, though its parent has another memory by then."""
     lease = family.client("a").probe(LEA, ignore)
