@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, Protocol
 
-from ubpx._errors import SlotsExhausted, TargetGone, UsageError
+from ubpx._errors import MemoryFault, SlotsExhausted, TargetGone, UsageError
 from ubpx.core import events
 from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move, give_back
@@ -163,9 +163,8 @@ class Census:
         self._armory.clean(parent.space, child_space)
         if self._tracer.fetch(port):
             leave_slot(self._tracer, port, child_space, parent.space)
-            with contextlib.suppress(
-                TargetGone, SlotsExhausted
-            ):  # killed; or it cannot be helped: what is left is unused
+            # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
+            with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
                 give_back(self._tracer, port, parent.space)
         self.tell_forked(parent, event.process)
         self._tracer.detach(port)

@@ -65,7 +65,7 @@ class Following:
             self._armory.clean(space, child.space)
             if self._tracer.fetch(thread.port):
                 leave_slot(self._tracer, thread.port, child.space, space)
-                with contextlib.suppress(TargetGone, SlotsExhausted):  # what cannot be unmapped is unused
+                with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):  # as for one that is let go
                     give_back(self._tracer, thread.port, space)
         heir.settle(child, space)
 
