@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         InsnRefused,
         InternalError,
         KernelThread,
+        LeftAtExec,
         MemoryFault,
         NoBroker,
         NoSuchProcess,
@@ -81,7 +82,8 @@ _HOMES = {
 __all__ = [
     "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "BrokerGone", "Client", "ClientQuarantined",
     "DebugRegistersBusy", "ForeignTrap", "HandlerOverran", "Hit", "Hold", "InsnRefused", "InternalError",
-    "KernelThread", "Lease", "LeaseGroup", "LeaseState", "MemoryFault", "NoBroker", "NoSuchProcess", "NoTracer",
+    "KernelThread", "Lease", "LeaseGroup", "LeaseState", "LeftAtExec", "MemoryFault", "NoBroker",
+    "NoSuchProcess", "NoTracer",
     "NotAnInstruction", "NotEmulated", "NotExecutable", "PermissionRefused", "PluginFailed", "Probepoint",
     "ProbepointBusy", "PtraceFailed", "QuotaExceeded", "Refusal", "Responsiveness", "Session", "SlotsExhausted",
     "Snapshot",

@@ -274,6 +274,17 @@ class QuotaExceeded(UbpxError):
         self.resource, self.limit = resource, limit
 
 
+class LeftAtExec(UsageError):
+    """The process runs another program, and was left there as it was asked for."""
+
+    def __init__(self, pid: int, follow: str) -> None:
+        super().__init__(
+            f"process {pid} runs another program and was left there (follow={follow!r}); attach again, or follow "
+            "its execs: follow='exec' or 'all'"
+        )
+        self.pid, self.follow = pid, follow
+
+
 class ClientQuarantined(UbpxError):
     """This client's handlers failed too often; it may not probe again."""
 
@@ -292,7 +303,8 @@ class InternalError(UbpxError):
 
 __all__ = [
     "AddressRefused", "AlreadyTraced", "AmbiguousSymbol", "BrokerGone", "ClientQuarantined", "DebugRegistersBusy",
-    "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "MemoryFault", "NoBroker", "NoSuchProcess",
+    "ForeignTrap", "InsnRefused", "InternalError", "KernelThread", "LeftAtExec", "MemoryFault", "NoBroker",
+    "NoSuchProcess",
     "NoTracer", "NotAnInstruction", "NotExecutable", "PermissionRefused", "PluginFailed", "ProbepointBusy",
     "PtraceFailed", "QuotaExceeded", "SlotsExhausted", "SpecError", "StaleHit", "StrategyRefused", "TargetGone",
     "UbpxError", "UnboundIfunc", "UnknownModule", "UnknownRegister", "UnknownSymbol", "UnreadableModule",

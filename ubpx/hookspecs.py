@@ -6,6 +6,9 @@ activated by name (``ubpx.attach(pid, plugins=[...])``) and for clients that bro
 (``target.client(name, hooks=...)``). *Ask* hooks extend ubpx itself (tracers, resolvers, commands); plugins
 that implement them always load. Any hook may be implemented with any subset of its arguments.
 
+Followed children have clients of the same names, and their hooks are called for them too (``client.target`` says
+which). An object that has ``for_children = False`` is called for its own target alone.
+
 Isolation: an exception in a notify or stop hook is logged and counts, like one in a handler, against this
 client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
 and give a handler.
@@ -36,8 +39,11 @@ class NotifyHooks:
     def ubpx_process_attached(self, client: ClientApi, process: ProcessView) -> None:
         """A target is attached, and the plugin has a client on it.
 
-        When: once per target, before ``ubpx.attach`` or ``ubpx.spawn`` returns.
-        Where: in the tracer thread; the program runs on (after ``spawn`` it stands at its entry point).
+        When: once per target, before ``ubpx.attach`` or ``ubpx.spawn`` returns. A followed child is a target: of it
+            before its first instruction or, if it comes by an exec, at the new program's entry point. What is asked for
+            in this hook is not inherited by followed children, since it is asked for again in each.
+        Where: in the tracer thread; the program runs on (after ``spawn`` it stands at its entry point, and so does a
+            followed child at its beginning).
         Arguments: ``client`` is the plugin's own, named after it, alive until it closes or the target
             is left; ``process`` is valid as long.
         Returns: nothing.
@@ -87,9 +93,11 @@ class NotifyHooks:
     def ubpx_process_forked(self, client: ClientApi, process: ProcessView, child: ProcessId) -> None:
         """The process has a child with memory of its own (fork) or shared (vfork, posix_spawn).
 
-        When: at the child's first stop, before its first instruction.
+        When: at the child's first stop, before its first instruction; if it is followed, after its own clients were
+            told of it by ``ubpx_process_attached``.
         Where: in the tracer thread; the child is stopped, the other threads run.
-        Arguments: ``process`` is the parent; ``child`` the new pid. No probe of ours acts in it.
+        Arguments: ``process`` is the parent; ``child`` the new pid. No probe of ours acts in it, unless it is followed:
+            then it is one of ``client.target.children``, and has a client of this one's name.
         Returns: nothing.
         Raises: an exception counts against this client alone (see "isolation").
         Since: 0.1.
@@ -200,8 +208,8 @@ class NotifyHooks:
     def ubpx_probepoint_armed(self, client: ClientApi, address: VirtAddr) -> None:
         """A probepoint has its first lease, anybody's; its trap stands.
 
-        When: right after the trap was written. Not for probepoints that ``probe_many`` armed: there may be a
-            million of them.
+        When: right after the trap was written. Not for probepoints that ``probe_many`` armed, there may be a
+            million of them; and not for those that a followed child has from its parent.
         Where: in the tracer thread; nothing is stopped for it.
         Arguments: ``address`` in the target.
         Returns: nothing.
@@ -321,14 +329,16 @@ class AskHooks:
         """
 
     @hookspec(firstresult=True)
-    def ubpx_connect(self, address: "str | int", pid: ProcessId | None, slots: str, read_only: bool) -> object:
+    def ubpx_connect(
+        self, address: "str | int", pid: ProcessId | None, slots: str, read_only: bool, follow: str
+    ) -> object:
         """Connect to a broker: to the one that listens at a path, or to the one that traces a process.
 
         When: at ``ubpx.connect``, and at ``ubpx.attach(pid, join=True)`` for a process that a broker traces.
         Where: in the thread that called it.
         Arguments: ``address`` is the path of a socket, or a pid; ``pid`` is the target's, where the address is a
-            path: None for the only one that the broker has; ``slots`` is ``ubpx.attach``'s, for a process that the
-            broker attaches to because of this; ``read_only`` gives up the right to change anything.
+            path: None for the only one that the broker has; ``slots`` and ``follow`` are ``ubpx.attach``'s, for a
+            process that the broker attaches to because of this; ``read_only`` gives up the right to change anything.
         Returns: what has the face of ``ubpx.Target``, or None to let another plugin answer; the first answer counts.
         Raises: any error of ubpx's own tree reaches the caller as it is (NoBroker, BrokerGone, PermissionRefused,
             UsageError, and what ``ubpx.attach`` raises); anything else becomes PluginFailed.

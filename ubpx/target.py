@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ubpx._errors import AlreadyTraced, InternalError, NoTracer, UnknownSymbol, UsageError
@@ -28,13 +28,14 @@ from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import Healed, TracedProcess
-from ubpx.core.values import Place, ProcessId, ThreadId
+from ubpx.core.values import Follow, Place, ProcessId, ThreadId
 from ubpx.exits import exit_status
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
 SlotPolicy = Literal["auto", "none"]
+FollowPolicy = Literal["none", "fork", "exec", "all"]
 
 
 def attach(
@@ -42,28 +43,31 @@ def attach(
     *,
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
+    follow: FollowPolicy = "exec",
     deadline: float = DEADLINE_S,
     host: "PluginManager | None" = None,
     join: bool = False,
 ) -> "Target":
     """Trace a running process, in a session of its own; the program runs on.
 
-    ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots;
+    ``plugins`` names client plugins to activate; ``slots="none"`` forbids out-of-line slots; ``follow`` says whom
+    the target's clients go along with: "exec" (the process over its execs), "fork" (its children, but nobody over
+    an exec), "all" (both) or "none" (neither); see ``Target.children``.
     ``deadline`` is how long a handler may run, in seconds; ``host`` is the plugin manager of an application
     whose plugins may be activated beside the installed ones. With ``join`` a process that a broker traces is used
-    by way of that broker, whose ``slots`` and ``deadline`` count.
+    by way of that broker, whose ``slots``, ``follow`` and ``deadline`` count.
     Raises NoSuchProcess, KernelThread, AlreadyTraced, PermissionRefused, TargetGone, NoTracer,
     PluginFailed, UsageError; the process is then as it was.
     """
     check_flags(join=join)
     session = Session(deadline=deadline, host=host)
     try:
-        return _alone(session, lambda session: session.attach(pid, plugins=plugins, slots=slots))
+        return _alone(session, lambda session: session.attach(pid, plugins=plugins, slots=slots, follow=follow))
     except AlreadyTraced as refusal:
         if not join or refusal.broker is None:
             raise
         target: Target = connect_by(
-            session._plugins, plugins, address=refusal.broker, pid=pid, slots=slots, read_only=False
+            session._plugins, plugins, address=refusal.broker, pid=pid, slots=slots, read_only=False, follow=follow
         )
         return target
 
@@ -79,6 +83,7 @@ def spawn(
     kill_on_exit: bool = False,
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
+    follow: FollowPolicy = "exec",
     deadline: float = DEADLINE_S,
     host: "PluginManager | None" = None,
 ) -> "Target":
@@ -92,7 +97,7 @@ def spawn(
     return _alone(
         Session(deadline=deadline, host=host),
         lambda session: session.spawn(
-            argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, **streams
+            argv, env=env, cwd=cwd, kill_on_exit=kill_on_exit, plugins=plugins, slots=slots, follow=follow, **streams
         ),
     )
 
@@ -103,6 +108,7 @@ def connect(
     pid: int | None = None,
     plugins: Sequence[str] = (),
     slots: SlotPolicy = "auto",
+    follow: FollowPolicy = "exec",
     read_only: bool = False,
     host: "PluginManager | None" = None,
 ) -> "Target":
@@ -110,9 +116,10 @@ def connect(
     the others.
 
     ``address`` is the path of the broker's socket, or the pid of a process that some broker here traces. With a path
-    ``pid`` says which process, one that the broker attaches to then, with ``slots``, if it has not; it may be left out
-    where the broker has just one. With ``read_only`` nothing of the program can be changed. ``plugins`` and ``host``
-    are ``attach``'s: they act here, as clients of the broker.
+    ``pid`` says which process, one that the broker attaches to then, with ``slots`` and ``follow``, if it has not; it
+    may be left out where the broker has just one. Hits of followed children come to the leases of this target. With
+    ``read_only`` nothing of the program can be changed. ``plugins`` and ``host`` are ``attach``'s: they act here, as
+    clients of the broker.
     Raises NoBroker, BrokerGone, PermissionRefused, UsageError, PluginFailed, and what ``attach`` raises.
     """
     if isinstance(address, os.PathLike):
@@ -122,14 +129,24 @@ def connect(
     if pid is not None:
         check_pid(pid)
     _check_slots(slots)
+    _checked_follow(follow)
     check_flags(read_only=read_only)
-    target: Target = connect_by(Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only)
+    target: Target = connect_by(
+        Plugins(host=host), plugins, address=address, pid=pid, slots=slots, read_only=read_only, follow=follow
+    )
     return target
 
 
 def _check_slots(slots: str) -> None:
     if slots not in ("auto", "none"):
         raise UsageError(f"slots={slots!r}; choose 'auto' or 'none'")
+
+
+def _checked_follow(follow: str) -> Follow:
+    try:
+        return Follow(follow)
+    except ValueError:
+        raise UsageError(f"follow={follow!r}; choose {', '.join(map(repr, map(str, Follow)))}") from None
 
 
 def _alone(session: "Session", make: Callable[["Session"], "Target"]) -> "Target":
@@ -170,21 +187,31 @@ class Session:
         self._loop: Final = TracerThread(tracer, coordinator)
         self._loop.responsiveness.interval_s = switch_interval
         self._targets: Final[list[Target]] = []
-        self._closed = False
+        self._closed = self._closing = False
+        """``_closing``: no child is followed any more."""
         self._ends_with_target = False
         """Whether it was made for one target."""
         self._maker: Final = os.getpid()
         atexit.register(self.close)
 
-    def attach(self, pid: int, *, plugins: Sequence[str] = (), slots: SlotPolicy = "auto") -> "Target":
+    def attach(
+        self,
+        pid: int,
+        *,
+        plugins: Sequence[str] = (),
+        slots: SlotPolicy = "auto",
+        follow: FollowPolicy = "exec",
+    ) -> "Target":
         """As ``ubpx.attach``, in this session."""
         check_pid(pid)
+        whom = _checked_follow(follow)
         active = self._activate(plugins, slots)
         target = Target(self, None, kill_on_exit=False)
         desk = target._desk
 
         def job() -> None:
-            desk.process = self._loop.coordinator.attach(ProcessId(pid), desk, slots_allowed=slots == "auto")
+            coordinator = self._loop.coordinator
+            desk.process = coordinator.attach(ProcessId(pid), desk, slots_allowed=slots == "auto", follow=whom)
             for plugin in active:
                 desk.activate(plugin)
 
@@ -202,10 +229,12 @@ class Session:
         kill_on_exit: bool = False,
         plugins: Sequence[str] = (),
         slots: SlotPolicy = "auto",
+        follow: FollowPolicy = "exec",
         **popen_options: Any,
     ) -> "Target":
         """As ``ubpx.spawn``, in this session."""
         check_flags(kill_on_exit=kill_on_exit)
+        whom = _checked_follow(follow)
         active = self._activate(plugins, slots)
         launch = self._tracer.launch(argv, popen_options)
         if launch.pid is None:
@@ -219,6 +248,7 @@ class Session:
             process = desk.process = coordinator.attach(pid, desk, slots_allowed=slots == "auto")
             launch.go()
             coordinator.run_until(lambda: not desk.starting or process.ended.is_set())
+            process.follow = whom  # not before: it has come by an exec itself
             if not process.ended.is_set():
                 for plugin in active:
                     desk.activate(plugin)
@@ -264,7 +294,7 @@ class Session:
 
     @property
     def targets(self) -> tuple["Target", ...]:
-        """Those that are attached."""
+        """Those that are attached, and those of followed children that live."""
         return tuple(self._targets)
 
     def close(self) -> None:
@@ -295,8 +325,9 @@ class Session:
     def _end(self) -> None:
         if self._closed:
             return
-        for target in self.targets:
-            target._leave()
+        self._closing = True
+        while self._targets:  # a child may have come meanwhile
+            self._targets[0]._leave()
         self._closed = True
         self._loop.close()
         atexit.unregister(self.close)
@@ -311,14 +342,24 @@ class Session:
 class Target:
     """One traced process. Leaving the ``with`` detaches, and the program lives on unharmed."""
 
-    def __init__(self, session: Session, popen: "subprocess.Popen[Any] | None", *, kill_on_exit: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        popen: "subprocess.Popen[Any] | None",
+        *,
+        kill_on_exit: bool,
+        parent: "Target | None" = None,
+    ) -> None:
         self._session: Final = session
+        self._parent: Final = parent
+        """Whose child it is, if it was followed."""
         self._desk: Final = TargetDesk(
             session._loop,
             session._resolve,
             session._resolve_many,
             self,
             find_loader_stop=session._find_loader_stop,
+            kin=_Family(self, session),
         )
         self._popen = popen
         self._kill_on_exit: Final = kill_on_exit
@@ -335,6 +376,27 @@ class Target:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def children(self) -> "tuple[Target, ...]":
+        """Those of its children that were followed and live; each is a target by itself, of this target's session.
+
+        A followed child (``follow="fork"`` or ``"all"``) has clients of the same names as this target had when it was
+        made, with leases and handlers like theirs. It stays when this target is left; it goes with the session.
+        """
+        return tuple(each for each in self.family if each._parent is self)
+
+    @property
+    def family(self) -> "tuple[Target, ...]":
+        """Its followed children that live, and theirs, those too whose own parent has ended."""
+        followed = (each for each in self._session.targets if self in each._ancestors())
+        return tuple(each for each in followed if not each._process.ended.is_set())
+
+    def _ancestors(self) -> "Iterator[Target]":
+        parent = self._parent
+        while parent is not None:
+            yield parent
+            parent = parent._parent
 
     @property
     def architecture(self) -> str:
@@ -435,7 +497,7 @@ class Target:
 
     def _end(self) -> None:
         self._leave()
-        if self._session._ends_with_target:
+        if self._session._ends_with_target and self._parent is None:
             self._session._end()
 
     def _leave(self) -> None:
@@ -475,6 +537,29 @@ class Target:
 
     def __repr__(self) -> str:
         return f"<target {self.pid}>"
+
+
+class _Family:
+    """Implements ``heritage.Kin`` for a target, in the tracer thread."""
+
+    def __init__(self, target: Target, session: Session) -> None:
+        self._target: Final = target
+        self._session: Final = session
+
+    def bear(self) -> TargetDesk | None:
+        """Of a child."""
+        if self._session._closing:
+            return None
+        return Target(self._session, None, kill_on_exit=False, parent=self._target)._desk
+
+    def born(self) -> None:
+        """It is one of the session's from now on."""
+        self._session._targets.append(self._target)
+
+    def gone(self) -> None:
+        """Whoever has it can still ask how it ended."""
+        with contextlib.suppress(ValueError):
+            self._session._targets.remove(self._target)
 
 
 __all__ = ["Session", "Target", "attach", "connect", "spawn"]

@@ -115,6 +115,31 @@ def test_leave_a_program_without_leader(target_program: StartProgram) -> None:
     assert program.tell("q").wait() == 7
 
 
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("strategy", EVERY)
+def test_exec_of_a_program_without_leader(
+    target_program: StartProgram, eventually: Callable[..., bool], strategy: ubpx.Strategy, early: bool
+) -> None:
+    """Invariant: a thread that execs after the leader has exited is the new leader, attached to before or after."""
+    program = target_program("self_exec", "headless", 40)
+    if not early:
+        program.tell("g").number("calls")
+        program.tell("g").expect("headless")
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("probed_twice", lambda _: None, strategy=strategy)
+        if early:
+            program.tell("g").number("calls")
+            program.tell("g").expect("headless")
+        program.tell("g").expect("again")
+        assert eventually(lambda: lease.state == ubpx.LeaseState.ARMED)
+        assert program.tell("g").number("calls") == 40
+        assert lease.hits == (80 if early else 40)
+        assert target.threads() == (program.pid,)
+        program.tell("q")
+        assert target.wait(timeout=10) == 5
+    assert program.wait() == 5
+
+
 def test_exit_while_others_are_in_handlers(target_program: StartProgram) -> None:
     """Invariant: a thread that ends the whole process finds others served by handlers, and its status is told."""
     for _ in range(10):
@@ -125,3 +150,17 @@ def test_exit_while_others_are_in_handlers(target_program: StartProgram) -> None
             assert target.wait(timeout=20) == 7
             assert lease.errors == 0
         assert program.wait() == 7
+
+
+def test_a_program_of_a_thousand_threads(target_program: StartProgram) -> None:
+    """Invariant: 1,000 threads are attached to, hit, held and left like one: exact counts, nobody stopped after it."""
+    threads = 1_000
+    program = target_program("hot_calls", "probed_lea", threads, 2)
+    with ubpx.attach(program.pid) as target:
+        client = target.client("one")
+        lease = client.probe("probed_lea", lambda _: None)
+        with client.hold():
+            assert len(target.threads()) >= threads
+        assert program.tell("g").number("calls", timeout=55) == lease.hits == threads * 2
+    program.assert_untouched(program.maps())
+    assert program.tell("q").wait() == 0

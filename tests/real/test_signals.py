@@ -178,3 +178,32 @@ def test_attach_to_a_stopped_program(target_program: StartProgram, eventually: C
         os.kill(program.pid, signal.SIGCONT)
         assert eventually(lambda: lease.hits > 0)
         assert program.answer(1) == 2
+
+
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+def test_a_fault_that_is_answered_by_siglongjmp(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
+    """Invariant: a handler that jumps out of a faulting copy leaves no step behind: each arrival counts once."""
+    program = target_program("jumps", "fault", 200)
+    maps = program.maps()
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("one").probe("probed_jump_load", lambda _: None, strategy=strategy)
+        calls, jumps = program.tell("g").number("calls"), program.number("jumps")
+        assert (calls, jumps, lease.hits) == (200, 200, 400)
+    program.assert_untouched(maps)
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+def test_a_timer_whose_handler_jumps(target_program: StartProgram, strategy: ubpx.Strategy | None) -> None:
+    """Invariant: a siglongjmp out of a handler amid steps and slots loses no hit and brings none that was not."""
+    program = target_program("jumps", "timer", 300)
+    maps = program.maps()
+    with ubpx.attach(program.pid) as target:
+        client = target.client("one")
+        leases = [client.probe(f"probed_jump_{each}", lambda _: None, strategy=strategy) for each in ("lea", "push")]
+        calls, jumps = program.tell("g").number("calls", timeout=50), program.number("jumps")
+        assert jumps == 300
+        for lease in leases:  # a call that was jumped out of may have arrived
+            assert calls <= lease.hits <= calls + jumps
+    program.assert_untouched(maps)
+    assert program.tell("q").wait() == 0

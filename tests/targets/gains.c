@@ -2,6 +2,7 @@
  * copy of it that may be set-uid: that says "again=EFFECTIVE_UID", and answers on. "m" prints whether canary, which
  * is never written here, is as it was ("kept=1"); "t PATH": pushes a word with its stack in canary, while another
  * thread execs PATH; "w PATH": another thread execs PATH once PATH.go is there; "q": exit 0; "x N": exit N.
+ * "f PATH": forks a child that calls answer(40), says it, and execs PATH; "child=gone" when that has exited with 0.
  * Built with -no-pie, answer and canary have the same addresses in all copies. */
 #include "common.h"
 
@@ -61,6 +62,7 @@ int main(int argc, char **argv)
 {
     char line[400], path[400];
     pthread_t thread;
+    pid_t child;
     limit_life();
     if (argc > 1)
         say("again=%d", (int)geteuid());
@@ -87,6 +89,16 @@ int main(int argc, char **argv)
             start_thread(&thread, replace_when_told, path);
             say("waits");
             break;
+        case 'f':
+            child = fork();
+            if (child != 0) {
+                reap(child, 0, "a child that execs");
+                say("child=gone");
+                break;
+            }
+            limit_life();
+            say("answer=%ld", answer(40));
+            /* fall through */
         case 'e':
             execl(line + 2, argv[0], "again", NULL);
             give_up(BAD_SYSCALL, "exec: %s", strerror(errno));

@@ -42,8 +42,8 @@ class Connector:
         self.target = target or RemoteTarget()
 
     @hookimpl
-    def ubpx_connect(self, address: str | int, pid: int | None, slots: str, read_only: bool) -> object:
-        self.asked.append({"address": address, "pid": pid, "slots": slots, "read_only": read_only})
+    def ubpx_connect(self, address: str | int, pid: int | None, slots: str, read_only: bool, follow: str) -> object:
+        self.asked.append({"address": address, "pid": pid, "slots": slots, "read_only": read_only, "follow": follow})
         return self.target
 
     @hookimpl
@@ -71,10 +71,12 @@ def application(**plugins: object) -> pluggy.PluginManager:
 def test_connect_comes_by_hook(address: Any) -> None:
     """Invariant: what a plugin gives is what the caller gets, and the plugin is told all that was asked."""
     connector = Connector()
-    target: Any = ubpx.connect(address, pid=7, slots="none", read_only=True, host=application(connector=connector))
+    target: Any = ubpx.connect(
+        address, pid=7, slots="none", read_only=True, follow="all", host=application(connector=connector)
+    )
     assert target is connector.target
     where = address if isinstance(address, int) else "/run/s"
-    assert connector.asked == [{"address": where, "pid": 7, "slots": "none", "read_only": True}]
+    assert connector.asked == [{"address": where, "pid": 7, "slots": "none", "read_only": True, "follow": "all"}]
 
 
 def test_client_plugins_act_on_what_was_connected_to() -> None:
@@ -93,7 +95,7 @@ def test_a_client_that_cannot_join_gives_the_connection_up() -> None:
 
 def test_without_a_plugin_that_connects_it_says_what_to_install() -> None:
     with pytest.raises(ubpx.NoBroker, match="pip install ubpx-froggy"):
-        brokers.connect_by(Plugins([]), (), address="/s", pid=None, slots="auto", read_only=False)
+        brokers.connect_by(Plugins([]), (), address="/s", pid=None, slots="auto", read_only=False, follow="exec")
 
 
 def test_an_unknown_plugin_is_refused_before_anything_is_connected() -> None:

@@ -55,7 +55,7 @@ SIGNATURES = {
     "ubpx_open_tracer": (),
     "ubpx_resolve_spec": ("spec", "process"),
     "ubpx_resolve_many": ("specs", "process"),
-    "ubpx_connect": ("address", "pid", "slots", "read_only"),
+    "ubpx_connect": ("address", "pid", "slots", "read_only", "follow"),
     "ubpx_find_broker": ("pid",),
     "ubpx_find_loader_stop": ("process",),
 }

@@ -67,6 +67,9 @@ def demo(context: click.Context, *, as_json: bool, by_broker: bool) -> None:
 @click.option("-e", "specs", metavar="SPEC", multiple=True, required=True, help="What to probe; may be repeated.")
 @click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), help="Attach to this process.")
 @click.option("--join", is_flag=True, help="With -p: go by way of the broker that traces the process already.")
+@click.option(
+    "--follow", type=click.Choice(["none", "fork", "exec", "all"]), default="exec", help="Whom to follow; see below."
+)
 @click.option("-o", "path", metavar="FILE", type=click.Path(dir_okay=False), help="Write there.")
 @click.option("--count", is_flag=True, help="Only count, and print the counts at the end.")
 @click.option("--format", "format_name", metavar="NAME", help="text (as without), json, or a plugin's.")
@@ -80,6 +83,7 @@ def trace(
     specs: Sequence[str],
     pid: int | None,
     join: bool,
+    follow: str,
     path: str | None,
     count: bool,
     format_name: str | None,
@@ -89,8 +93,12 @@ def trace(
 ) -> None:
     """Print the calls of functions in a program.
 
-    CMD is started and traced to its end, through every exec; Ctrl-C reaches it. With -p a running
+    CMD is started and traced to its end; Ctrl-C reaches it. With -p a running
     process is traced until it ends, or until Ctrl-C, which leaves it running on as before.
+
+    --follow exec is the default: a process is traced through every exec, and its children are let go.
+    fork: its children, and theirs, are traced too, each until it execs. all: both. none: neither.
+    A trace that follows children goes on until the last of them has ended. With --join the broker's policy counts.
 
     A SPEC is MODULE:SYMBOL[+OFFSET], SYMBOL (in the main program) or 0xADDRESS. One whose module is
     not mapped yet waits for it.
@@ -111,11 +119,18 @@ def trace(
     from ubpx.cli.extensions import find_sink
     from ubpx.cli.trace.output import file_output, standard_error, standard_output
     from ubpx.cli.trace.run import TraceRequest, run_trace
+    from ubpx.core.values import Follow
 
     name = "json" if as_json else format_name or "text"
     sink = find_sink(name)()
     request = TraceRequest(
-        specs=tuple(dict.fromkeys(specs)), pid=pid, command=command, plugins=plugins, counting=count, join=join
+        specs=tuple(dict.fromkeys(specs)),
+        pid=pid,
+        command=command,
+        plugins=plugins,
+        counting=count,
+        join=join,
+        follow=Follow(follow),
     )
     with ExitStack() as open_files:
         if path is not None:

@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Final, Protocol
 
-from ubpx._errors import SlotsExhausted, TargetGone, UsageError
+from ubpx._errors import MemoryFault, SlotsExhausted, TargetGone, UsageError
 from ubpx.core import events
 from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move, give_back
@@ -15,7 +15,28 @@ from ubpx.core.sites import SilentSites, leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp import Architecture, architecture
-from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId
+from ubpx.core.values import AddressSpaceId, Follow, ProcessId, ThreadId
+
+
+class Followers(Protocol):
+    """Who follows a process's children (see ``following.Following``)."""
+
+    def take(self, event: events.ThreadAppeared, parent: TracedProcess) -> bool:
+        """Follow a child with a copy of the memory, from before its first instruction; False: that is not wanted."""
+        ...
+
+    def expect(self, child: TracedProcess, parent: TracedProcess) -> None:
+        """Follow a child that shares the memory once it execs, if that is wanted."""
+        ...
+
+
+class _Nobody:
+    def take(self, event: events.ThreadAppeared, parent: TracedProcess) -> bool:
+        del event, parent
+        return False
+
+    def expect(self, child: TracedProcess, parent: TracedProcess) -> None:
+        pass
 
 
 class Census:
@@ -39,16 +60,21 @@ class Census:
         self._armory: Final = armory
         self._move: Final = move
         self._abandon: Final = abandon
+        self.followers: Followers = _Nobody()
+        """Who follows children; set by the Coordinator."""
         self._early: Final[set[ThreadId]] = set()
         """Tasks that appeared before whoever made them said so."""
         self._identities: Final = count(1)
 
-    def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
+    def attach(
+        self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True, follow: Follow = Follow.EXEC
+    ) -> TracedProcess:
         """Trace a running process; none of its threads is stopped."""
         if pid in self._tracees.processes:
             raise UsageError(f"process {pid} is in this session already; use its target")
         ports = self._tracer.seize(pid)
-        process = TracedProcess(pid, self.new_space(pid, slots_allowed=slots_allowed), self._tracer)
+        space = self.new_space(pid, slots_allowed=slots_allowed)
+        process = TracedProcess(pid, space, self._tracer, follow=follow)
         self._tracees.processes[pid] = process
         self._tracees.listeners[pid] = listener
         for port in ports:
@@ -103,7 +129,7 @@ class Census:
                 self.end_if_empty(process)
 
     def appeared(self, event: events.ThreadAppeared) -> None:
-        """A new thread or a child that shares the memory stays; a forked child is cleaned and let go."""
+        """A new thread or a child that shares the memory stays; a forked child is followed, or cleaned and let go."""
         port = event.thread
         parent = self._tracees.processes.get(event.parent)
         if parent is None:
@@ -122,22 +148,25 @@ class Census:
             self._started(thread)
             return
         if event.shares_memory:
-            child = TracedProcess(event.process, parent.space, self._tracer, silent=True)
+            child = TracedProcess(event.process, parent.space, self._tracer, silent=True, follow=parent.follow)
             self._tracees.processes[child.pid] = child
             thread = self.adopt(port, child)
-            self._tell_forked(parent, child.pid)
+            self.followers.expect(child, parent)
+            self.tell_forked(parent, child.pid)
             self._move(thread, Input.APPEARED)
+            self.end_if_empty(parent)
+            return
+        if self.followers.take(event, parent):
             self.end_if_empty(parent)
             return
         child_space = self.new_space(event.process, slots_allowed=False, copied_from=parent.space)
         self._armory.clean(parent.space, child_space)
         if self._tracer.fetch(port):
             leave_slot(self._tracer, port, child_space, parent.space)
-            with contextlib.suppress(
-                TargetGone, SlotsExhausted
-            ):  # killed; or it cannot be helped: what is left is unused
+            # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
+            with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
                 give_back(self._tracer, port, parent.space)
-        self._tell_forked(parent, event.process)
+        self.tell_forked(parent, event.process)
         self._tracer.detach(port)
         self._tracer.forget(port)
         self.end_if_empty(parent)
@@ -152,7 +181,8 @@ class Census:
         finally:
             self._tracees.current = before
 
-    def _tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
+    def tell_forked(self, parent: TracedProcess, child: ProcessId) -> None:
+        """The parent's clients hear of a child; a silent parent has none."""
         listener = self._tracees.listeners.get(parent.pid)
         if listener is not None:
             listener.forked(parent, child)
@@ -194,6 +224,6 @@ class Census:
         process.status = status
         process.space.vforked.discard(process.pid)
         process.ended.set()
-        listener = self._tracees.listeners.pop(process.pid, None)
+        listener = process.heir or self._tracees.listeners.pop(process.pid, None)
         if listener is not None:
             listener.ended(process)

@@ -59,7 +59,31 @@ class Client:
         """Exceptions since the last success."""
         self.caught: Final[dict[str, frozenset[int | str]]] = {}
         """What its stop hooks are called for, by ``signals`` and ``syscalls``; where there is none: everything."""
+        self.heirs: Final[set[Client]] = set()
+        """Those of its name in followed children, whose heirs are theirs; they end with it."""
+        self.begotten_by: Client | None = None
+        """Whose heir it is, where it is one."""
+        self.asks_anew: frozenset[Lease] = frozenset()
+        """What it asked for in ``ubpx_process_attached``, and asks for again in each followed child."""
         self._desk = desk
+
+    def beget(self, target: Any, desk: Desk) -> "Client":
+        """One of its name and priority, which asks for what it asks for, in a followed child."""
+        heir = Client(self.name, priority=self.priority, target=target, desk=desk)
+        heir.caught.update(self.caught)
+        heir.begotten_by = self
+        self.heirs.add(heir)
+        return heir
+
+    def pass_on(self) -> None:
+        """The child that it is an heir in is traced no more: its own heirs go to whose heir it is."""
+        origin, self.begotten_by = self.begotten_by, None
+        if origin is not None:
+            origin.heirs.discard(self)
+            for heir in self.heirs:
+                heir.begotten_by = origin
+            origin.heirs.update(self.heirs)
+            self.heirs.clear()
 
     def probe(
         self,

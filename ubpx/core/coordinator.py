@@ -8,11 +8,12 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from ubpx._errors import UbpxError
+from ubpx._errors import LeftAtExec, UbpxError
 from ubpx.core import events, watchpoints
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.departure import Departure
+from ubpx.core.following import Following
 from ubpx.core.healing import Healer
 from ubpx.core.keeper import Keeper
 from ubpx.core.listener import Listener
@@ -22,7 +23,7 @@ from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Trac
 from ubpx.core.stepping import Action, Input, State, step
 from ubpx.core.steps import Steps
 from ubpx.core.turns import Turns
-from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.core.values import Follow, ProcessId, VirtAddr
 
 
 class Coordinator:
@@ -45,6 +46,10 @@ class Coordinator:
             move=self._move, abandon=self._abandon,
         )  # fmt: skip
         self._healer: Final = Healer(tracer, self.tracees, self.keeper, self.run_until)
+        self._following: Final = Following(
+            tracer, self.tracees, self._census, armory=self.armory, move=self._move, run_until=self.run_until
+        )  # fmt: skip
+        self._census.followers = self._following
         self._departure: Final = Departure(
             tracer, self.tracees, self._census,
             keeper=self.keeper, steps=self._steps, armory=self.armory, batches=self.batches, run_until=self.run_until,
@@ -72,9 +77,11 @@ class Coordinator:
             Action.LISTEN: self._go,
         }
 
-    def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
+    def attach(
+        self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True, follow: Follow = Follow.EXEC
+    ) -> TracedProcess:
         """Trace a running process; what a killed tracer has left there is taken out first."""
-        process = self._census.attach(pid, listener, slots_allowed=slots_allowed)
+        process = self._census.attach(pid, listener, slots_allowed=slots_allowed, follow=follow)
         process.healed = self._healer.heal(process)
         return process
 
@@ -260,6 +267,8 @@ class Coordinator:
         for other in process.living():
             if other is not thread:
                 self._census.forget(other)
+        if not self._following.children_are_seen(thread):
+            return
         thread.plan = thread.mask = None
         thread.watches = watchpoints.NOTHING  # the kernel has cleared them
         thread.deferred.clear()
@@ -272,23 +281,32 @@ class Coordinator:
         self.keeper.holds.forget_thread(thread.tid)
         self._move(thread, Input.EXECED)
         if process.silent:
-            self.tracer.detach(thread.port)
-            self._census.drop(thread)
+            if not self._following.execed(thread):
+                self.tracer.detach(thread.port)
+                self._census.drop(thread)
             return
         try:
             entered = self._enter_program(thread)
         except UbpxError as error:
             process.failure = error
-            self.tracer.detach(thread.port)
-            self._census.forget(thread)
-            self._census.end(process, None)
+            self._leave_new_program(thread)
             return
-        if entered:
+        if not process.follow.execs and thread.state is not State.GONE:
+            self._listeners[process.pid].detaching(process)
+            self._leave_new_program(thread)
+        elif entered:
             self.keeper.refresh(thread)
             self._move(thread, Input.APPEARED)
 
+    def _leave_new_program(self, thread: Thread) -> None:
+        """In which there is nothing of ours yet."""
+        process = thread.process
+        self.tracer.detach(thread.port)
+        self._census.forget(thread)
+        self._census.end(process, None)
+
     def _enter_program(self, thread: Thread) -> bool:
-        """Give the process the memory of its new program, to be stopped at its entry point; False: it is gone.
+        """Give the process the memory of its new program, to be stopped at its entry point; False: it is gone, or left.
 
         Raises UbpxError if the program cannot be traced.
         """
@@ -301,6 +319,9 @@ class Coordinator:
         if thread.state is State.GONE:
             return False
         self._listeners[process.pid].execed(process, old)
+        if not process.follow.execs:
+            process.failure = LeftAtExec(process.pid, process.follow)
+            return False
         self.armory.set_entry_trap(space, self.tracer.entry_point(process.pid))
         return True
 

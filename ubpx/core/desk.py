@@ -14,7 +14,8 @@ from ubpx.core.catches import Catches
 from ubpx.core.clients import RESERVED_NAME, Client, ClientState, Roster
 from ubpx.core.codeprobes import CodeProbes
 from ubpx.core.coordinator import Coordinator
-from ubpx.core.herald import Herald, Wanted
+from ubpx.core.herald import Herald
+from ubpx.core.heritage import Alone, Heritage, Household, Kin
 from ubpx.core.holds import Hold, Parting
 from ubpx.core.leasing import Leasing, Resolve, ResolveMany
 from ubpx.core.loop import TracerThread
@@ -24,8 +25,8 @@ from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probep
 from ubpx.core.requests import Request, checked_place, checked_places, checked_request
 from ubpx.core.sleepers import CodeProbe
 from ubpx.core.spaces import AddressSpace, TracedProcess
+from ubpx.core.telling import Teller
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr, Watched
-from ubpx.core.verdicts import RegisterCollision
 from ubpx.core.watching import Watching
 
 MODULE_HOOKS: Final = frozenset({"ubpx_module_loaded", "ubpx_module_unloaded"})
@@ -33,7 +34,7 @@ STARTER: Final = RESERVED_NAME
 """The owner of the hold that keeps a started program at its entry point, and of what ubpx probes for itself."""
 
 
-class TargetDesk:
+class TargetDesk(Teller):
     """The desk of one target: implements the clients' Desk and the coordinator's Listener."""
 
     def __init__(
@@ -44,22 +45,31 @@ class TargetDesk:
         target: Any,
         *,
         find_loader_stop: FindLoaderStop = lambda _: None,
+        kin: Kin | None = None,
     ) -> None:
+        herald = Herald(self._sweep)
+        super().__init__(herald, Catches(herald, loop.coordinator.tracer.syscall_numbers))
         self.loop: Final = loop
         self.roster: Final = Roster()
         self.process: TracedProcess | None = None
         self.starting = False
         """Between ``spawn`` and the entry point."""
         self.start_hold: Hold | None = None
-        self._herald: Final = Herald(self._sweep)
-        self._catches: Final = Catches(self._herald, loop.coordinator.tracer.syscall_numbers)
         self._target: Final = target
+        self._kin: Final = kin or Alone()
+        self._heritage: Heritage | None = None
+        """Of a followed child."""
+        self._born = False
+        """Of a followed child: it is traced, not just expected."""
         self._watching: Final = Watching(loop.coordinator)
         self._modules: Final = ModuleWatch(find_loader_stop, self._watch, self._modules_changed)
         self._itself: Final = Client(STARTER, priority=0, target=target, desk=self)
         """The client in whose name ubpx probes for itself; it has joined nowhere."""
         self._leasing: Final = Leasing(loop.coordinator, self._herald, resolve, resolve_many, itself=self._itself)
         self._code: Final = CodeProbes(loop.coordinator, self._leasing)
+        self._household: Final = Household(
+            roster=self.roster, herald=self._herald, leasing=self._leasing, watching=self._watching
+        )
 
     @property
     def _traced(self) -> TracedProcess:
@@ -98,11 +108,18 @@ class TargetDesk:
         self.roster.join(client)
         self._herald.tell("ubpx_client_joined", only=lambda other: other is not client, name=client.name)
         if plugin is not None:
-            self._herald.activate(plugin, client)
-            self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=process)
-            self._unite_catches()
-            if MODULE_HOOKS & plugin.hooks.keys():
-                self._modules.begin(process)
+            self._introduce(plugin, client, process)
+
+    def _introduce(self, plugin: ClientPlugin, client: Client, process: TracedProcess) -> None:
+        """Its hooks are called from now on, and it hears of the process."""
+        before = frozenset(self.leases_of(client))
+        self._herald.activate(plugin, client)
+        self._herald.tell("ubpx_process_attached", only=lambda each: each is client, process=process)
+        if plugin.for_children:
+            client.asks_anew = frozenset(self.leases_of(client)) - before
+        self._unite_catches()
+        if MODULE_HOOKS & plugin.hooks.keys():
+            self._modules.begin(process)
 
     def activate(self, plugin: ClientPlugin) -> None:
         """Give the plugin its client and tell it of the process; in the tracer thread."""
@@ -113,6 +130,8 @@ class TargetDesk:
         self._after_hit(lambda: self._close(client))
 
     def _close(self, client: Client) -> None:
+        for heir in tuple(client.heirs):
+            heir.close()
         if client.state is ClientState.CLOSED:
             return
         self.roster.leave(client, forget=lambda each: self._sweep_leases(each, LeaseState.RELEASED))
@@ -130,6 +149,8 @@ class TargetDesk:
 
     def _sweep(self, client: Client, held_s: float | None = None) -> None:
         """The client is quarantined: take everything back and tell the others."""
+        for heir in tuple(client.heirs):
+            heir.expel(client.reason, held_s=held_s or 0.0)
         self._sweep_leases(client, LeaseState.QUARANTINED)
         held = time.monotonic() - self._coordinator.reception.serving_since if held_s is None else held_s
         self._herald.tell(
@@ -280,48 +301,32 @@ class TargetDesk:
         if client.quarantine(f"its handler at {lease.address or 0:#x} blocked past its deadline"):
             self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
 
-    def signalled(self, process: TracedProcess, tid: ThreadId, signal: int) -> Wanted:
-        """What clients want to happen before a signal is delivered."""
-        return self._catches.ask_signal(signal, process=process, tid=tid)
+    def beget(self, child: TracedProcess) -> "TargetDesk | None":
+        """The desk of a followed child, whose clients and leases are like these."""
+        heir: TargetDesk | None = self._kin.bear()
+        if heir is not None:
+            heir.process = child
+            heir._heritage = Heritage(self._household, heir._household, self._coordinator, heir._target, heir)
+            if child.silent:
+                heir._heritage.await_program()
+        return heir
 
-    def syscall_entered(self, process: TracedProcess, tid: ThreadId, number: int, arguments: tuple[int, ...]) -> Wanted:
-        """What clients want to happen before a system call."""
-        kind = process.space.architecture.name
-        return self._catches.ask_syscall("entered", number, kind, process=process, tid=tid, arguments=arguments)
+    def settle(self, process: TracedProcess, copied_from: AddressSpace | None) -> None:
+        """The child is traced: what its clients have stands before it runs, or when its program is mapped."""
+        self.process = process
+        if copied_from is not None and self._heritage is not None:
+            self._hear_of(process)
+            self._heritage.arm(process, copied_from)
+            if self._leasing.requests.pending:
+                self._modules.begin(process)
+                self._leasing.arm_waiting(process)
+        self._born = True
+        self._kin.born()
 
-    def syscall_exited(self, process: TracedProcess, tid: ThreadId, number: int, result: int) -> Wanted:
-        """What clients want to happen after a system call."""
-        kind = process.space.architecture.name
-        return self._catches.ask_syscall("exited", number, kind, process=process, tid=tid, result=result)
-
-    def collided(self, address: VirtAddr, collision: RegisterCollision) -> None:
-        """Tell the two concerned."""
-        concerned = (collision.winner, collision.loser)
-        self._herald.tell(
-            "ubpx_collision",
-            only=lambda client: client.name in concerned,
-            address=address,
-            resource=collision.register,
-            winner=collision.winner,
-            loser=collision.loser,
-        )
-
-    def stepped(self, process: TracedProcess, clients: Sequence[str], tid: ThreadId, address: VirtAddr) -> None:
-        """The step that a verdict asked for is done."""
-        only = lambda client: client.name in clients  # noqa: E731
-        self._herald.tell("ubpx_thread_stepped", only=only, process=process, tid=tid, address=address)
-
-    def thread_started(self, process: TracedProcess, tid: ThreadId) -> None:
-        """A new thread."""
-        self._herald.tell("ubpx_thread_started", process=process, tid=tid)
-
-    def thread_exited(self, process: TracedProcess, tid: ThreadId, status: int) -> None:
-        """A thread is about to exit."""
-        self._herald.tell("ubpx_thread_exited", process=process, tid=tid, status=status)
-
-    def forked(self, process: TracedProcess, child: ProcessId) -> None:
-        """A child, cleaned or stepped over."""
-        self._herald.tell("ubpx_process_forked", process=process, child=child)
+    def _hear_of(self, process: TracedProcess) -> None:
+        """A followed child's clients, before it runs; later: nobody."""
+        for plugin, client in self._heritage.take_hooks() if self._heritage else ():
+            self._introduce(plugin, client, process)
 
     def execed(self, process: TracedProcess, old: AddressSpace) -> None:
         """The old program's probepoints are gone; what was given by a spec waits for its module.
@@ -365,6 +370,7 @@ class TargetDesk:
         if self.starting:
             self.starting = False
             self.start_hold = self._coordinator.keeper.take_hold(STARTER, process, None)
+        self._hear_of(process)
         self._leasing.arm_waiting(process)
         listening = any(self._herald.having(hook) for hook in MODULE_HOOKS)
         if listening:
@@ -390,6 +396,10 @@ class TargetDesk:
         if process.status is None:
             for client in self.roster.living():
                 self.roster.leave(client, forget=lambda _: None)
+        if self._heritage is not None:
+            self._heritage.end()
+        if self._born:
+            self._kin.gone()
 
 
 def _client_of(lease: Lease) -> Client:

@@ -25,6 +25,11 @@ class Herald:
         """From now on ``plugin`` is told, as ``client``."""
         self._active.append((plugin, client))
 
+    @property
+    def active(self) -> tuple[tuple[ClientPlugin, Client], ...]:
+        """All that were activated."""
+        return tuple(self._active)
+
     def tell(self, hook: str, *, only: Callable[[Client], bool] | None = None, **arguments: Any) -> None:
         """Call a notify hook for one client at a time; an exception counts against that client alone."""
         for plugin, client in self.having(hook):

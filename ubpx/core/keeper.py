@@ -252,7 +252,8 @@ class Keeper:
 
     def _waits(self, thread: Thread) -> bool:
         """Or would wait as soon as it ran: for a vfork child that has neither exec'd nor exited yet."""
-        return thread.vfork_child in self._tracees.processes
+        child = None if thread.vfork_child is None else self._tracees.processes.get(thread.vfork_child)
+        return child is not None and child.silent
 
     def _is_somebodys(self, thread: Thread) -> bool:
         """Held by a client, not just by us for a moment."""

@@ -25,6 +25,23 @@ ResolveMany = Callable[[str | Sequence[str | int], TracedProcess], Sequence[Plac
 """From a glob, or from specs and addresses, to places; raises an UbpxError if a glob leads nowhere."""
 
 
+class OnceHandler:
+    """For leases that end at their first hit, also if the next one comes before that one is over."""
+
+    def __init__(self, leasing: "Leasing", handler: Handler) -> None:
+        self.handler: Final = handler
+        """The client's own."""
+        self._leasing: Final = leasing
+
+    def __call__(self, hit: Any) -> object:
+        """End the lease, then run the client's handler."""
+        lease = hit.lease
+        if not self._leasing.end_after_hit(self._leasing.process_of(hit), lease):
+            lease.hits -= 1  # it had ended when this thread arrived
+            return None
+        return self.handler(hit)
+
+
 class Leasing:
     """Grants and takes back the leases of one target. Owned by its desk."""
 
@@ -47,13 +64,13 @@ class Leasing:
     ) -> Lease:
         """See ``Client.probe``."""
         client.check_live()
-        lease = self._new_lease(client, request, handler, place if isinstance(place, str) else None)
+        lease = self.new_lease(client, request, handler, place if isinstance(place, str) else None)
         try:
             self._arm(lease, request, self._resolve(place, process), process)
         except UnknownModule as error:
             if lease.spec is None or not request.defer:
                 raise
-            self._wait_for_module(lease, error)
+            self.wait_for_module(lease, error)
         self.requests.add(lease, request)
         return lease
 
@@ -61,9 +78,10 @@ class Leasing:
         """Of a lease that is made now, or later for what was asked for now."""
         return next(self._ages)
 
-    def _new_lease(
+    def new_lease(
         self, client: Client, request: Request, handler: Handler, spec: str | None, *, age: int | None = None
     ) -> Lease:
+        """One that has nothing yet, and is nobody's request."""
         age = self.next_age() if age is None else age
         lease = Lease(client, handler, priority=request.priority, age=age, spec=spec, exclusive=request.exclusive)
         lease.forced = request.strategy
@@ -85,12 +103,12 @@ class Leasing:
             fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
             if not fresh:  # a handler has probed it while an area was mapped
                 registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
-        probepoint = self._grant(lease, space, place.address)
+        probepoint = self.grant(lease, space, place.address)
         if fresh and lease.client is not self._itself:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
 
-    def _grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
+    def grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
         """Let the lease share what was armed there."""
         probepoint = space.registry.at(address)
         if probepoint is None:
@@ -145,25 +163,17 @@ class Leasing:
         """A lease for each place; nothing can fail any more."""
         space, leases = process.space, []
         if request.once:
-            handler = self._once(process, handler)
+            handler = OnceHandler(self, handler)
         for address, (_, spec) in found.places.items():
-            lease = self._new_lease(client, request, handler, spec)
-            self._grant(lease, space, address)
+            lease = self.new_lease(client, request, handler, spec)
+            self.grant(lease, space, address)
             self.requests.add(lease, request)
             leases.append(lease)
         return leases
 
-    def _once(self, process: TracedProcess, handler: Handler) -> Handler:
-        """A handler for leases that end at their first hit, also if the next one comes before this one is over."""
-
-        def first(hit: Any) -> object:
-            lease = hit.lease
-            if not self.end_after_hit(process, lease):
-                lease.hits -= 1  # it had ended when this thread arrived
-                return None
-            return handler(hit)
-
-        return first
+    def process_of(self, hit: Any) -> TracedProcess:
+        """Where a thread has arrived."""
+        return self._coordinator.tracees.processes[hit.pid]
 
     def end_after_hit(self, process: TracedProcess, lease: Lease) -> bool:
         """From its handler: end the lease now, and what nobody leases any more after the hit; False: it had ended."""
@@ -179,8 +189,8 @@ class Leasing:
         self, client: Client, space: AddressSpace, address: VirtAddr, request: Request, handler: Handler, *, age: int
     ) -> Lease:
         """A lease of the probepoint that stands at the address, which is not told of."""
-        lease = self._new_lease(client, request, handler, None, age=age)
-        self._grant(lease, space, address)
+        lease = self.new_lease(client, request, handler, None, age=age)
+        self.grant(lease, space, address)
         self.requests.add(lease, request)
         return lease
 
@@ -304,11 +314,12 @@ class Leasing:
         for lease in probepoint.leases:
             space.registry.withdraw(lease, LeaseState.LOST)
             if lease.spec:
-                self._wait_for_module(lease)
+                self.wait_for_module(lease)
             else:
                 self.requests.remove(lease)
 
-    def _wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
+    def wait_for_module(self, lease: Lease, why: UbpxError | None = None) -> None:
+        """It arms when something that it can mean is mapped."""
         lease.state, lease.probepoint, lease.obstacle = LeaseState.PENDING, None, why
         self.requests.pending[lease] = None
 

@@ -39,6 +39,8 @@ class ClientPlugin:
     name: str
     hooks: Mapping[str, Callable[..., Any]]
     """By hook name; each takes any keyword arguments of the hook and uses those it wants."""
+    for_children: bool = True
+    """Whether they are called for followed children too."""
 
 
 def client_plugin(plugin: Any, name: str) -> ClientPlugin:
@@ -53,7 +55,11 @@ def client_plugin(plugin: Any, name: str) -> ClientPlugin:
     except pluggy.PluginValidationError as error:
         raise PluginFailed(name, str(error)) from error
     callers = {hook: getattr(alone.hook, hook) for hook in NOTIFY_HOOKS | STOP_HOOKS}
-    return ClientPlugin(name, {hook: caller for hook, caller in callers.items() if caller.get_hookimpls()})
+    return ClientPlugin(
+        name,
+        {hook: caller for hook, caller in callers.items() if caller.get_hookimpls()},
+        getattr(plugin, "for_children", True),
+    )
 
 
 class Plugins:

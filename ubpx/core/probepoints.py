@@ -1,5 +1,6 @@
 """Who shares which place: probepoints, leases, and the registry that owns them."""
 
+import threading
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -53,8 +54,8 @@ class Lease:
     Owned by the Registry while it is armed; mutated in the tracer thread alone, read by anyone.
     """
 
-    __slots__ = ("address", "age", "client", "errors", "exclusive", "forced", "handler", "hits", "obstacle", "priority",
-                 "probepoint", "spec", "state", "watchpoint")  # fmt: skip
+    __slots__ = ("address", "age", "client", "errors", "exclusive", "family", "forced", "handler", "hits", "obstacle",
+                 "priority", "probepoint", "spec", "state", "watchpoint")  # fmt: skip
 
     def __init__(
         self, client: LeaseHolder, handler: Handler, *, priority: int, age: int, spec: str | None, exclusive: bool
@@ -79,6 +80,23 @@ class Lease:
         """The ``Watchpoint`` that it shares, where it is a lease of one."""
         self.obstacle: UbpxError | None = None
         """While it is PENDING: why it could not be armed when that was last tried."""
+        self.family: Family | None = None
+        """With the leases that followed children have of it, once there is one."""
+
+    @property
+    def original(self) -> "Lease":
+        """The lease that a client asked for; in a followed child not itself, but the one that it is like."""
+        return self if self.family is None else self.family.first
+
+    @property
+    def family_hits(self) -> int:
+        """Of the lease that was asked for, and of all that followed children have or had of it."""
+        return self.hits if self.family is None else self.family.hits
+
+    @property
+    def family_errors(self) -> int:
+        """The same for the arrivals whose handler raised."""
+        return self.errors if self.family is None else self.family.errors
 
     def release(self) -> None:
         """Give it back; ``hits`` stays readable. Doing it twice does nothing."""
@@ -98,6 +116,44 @@ class Lease:
         return f"<lease of {self.client.name!r} at {where}: {self.state}, {self.hits} hits>"
 
 
+class Family:
+    """What was asked for once, in a process and its followed children. Changed in the tracer thread, read by anyone."""
+
+    def __init__(self, first: Lease) -> None:
+        self.first: Final = first
+        """The one that was asked for."""
+        self._lock: Final = threading.Lock()
+        self._members: Final[set[Lease]] = {first}
+        self._hits_of_gone = 0
+        self._errors_of_gone = 0
+
+    @property
+    def hits(self) -> int:
+        """Of all of them together."""
+        with self._lock:
+            return self._hits_of_gone + sum(lease.hits for lease in self._members)
+
+    @property
+    def errors(self) -> int:
+        """Of all of them together."""
+        with self._lock:
+            return self._errors_of_gone + sum(lease.errors for lease in self._members)
+
+    def join(self, lease: Lease) -> None:
+        """A followed child has it."""
+        with self._lock:
+            self._members.add(lease)
+        lease.family = self
+
+    def leave(self, lease: Lease) -> None:
+        """The child is gone; its hits stay. The lease itself is kept no more."""
+        with self._lock:
+            if lease in self._members:
+                self._members.discard(lease)
+                self._hits_of_gone += lease.hits
+                self._errors_of_gone += lease.errors
+
+
 class LeaseGroup(Sequence[Lease]):
     """The leases that one ``probe_many`` gave, one for each address. Immutable; usable from any thread."""
 
@@ -111,6 +167,11 @@ class LeaseGroup(Sequence[Lease]):
     def hits(self) -> int:
         """Of all its leases together."""
         return sum(lease.hits for lease in self._leases)
+
+    @property
+    def family_hits(self) -> int:
+        """Of all its leases together, and of those that followed children have or had of them."""
+        return sum(lease.family_hits for lease in self._leases)
 
     def release(self) -> None:
         """Give all of them back at once. Doing it twice does nothing."""

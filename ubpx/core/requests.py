@@ -24,6 +24,8 @@ class Request:
     """A lease ends at its first hit."""
     skip_refused: bool = False
     """What cannot be probed is left out."""
+    inherited: bool = True
+    """Followed children have it too."""
 
 
 def checked_request(options: dict[str, Any]) -> Request:

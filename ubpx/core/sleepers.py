@@ -35,7 +35,7 @@ _FEW: Final = 64
 """Slots: if fewer are left, the next area is mapped as soon as the program can be served."""
 _FEW_SIZE: Final = 16 * 64
 """Bytes: whether few slots are left is looked at once for so many of them."""
-_CODE: Final = Request(strategy=None, exclusive=False, priority=0, assume_boundary=True)
+_CODE: Final = Request(strategy=None, exclusive=False, priority=0, assume_boundary=True, inherited=False)
 
 
 @attrs.define(eq=False)

@@ -19,7 +19,7 @@ from ubpx.core.registers import RegisterLayout
 from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
 from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
-from ubpx.core.values import PAGE_SIZE, AddressSpaceId, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import PAGE_SIZE, AddressSpaceId, Follow, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.watchpoints import NOTHING, WatchTable
 
 _FEW_BYTES: Final = 32
@@ -354,11 +354,22 @@ class Healed:
 class TracedProcess:
     """One traced process."""
 
-    def __init__(self, pid: ProcessId, space: AddressSpace, tracer: Tracer, *, silent: bool = False) -> None:
+    def __init__(
+        self,
+        pid: ProcessId,
+        space: AddressSpace,
+        tracer: Tracer,
+        *,
+        silent: bool = False,
+        follow: Follow = Follow.EXEC,
+    ) -> None:
         self.pid: Final = pid
         self.space = space
         self.silent: Final = silent
         """A child that shares its parent's memory: no handler runs for it."""
+        self.follow = follow
+        self.heir: Any = None
+        """For a silent one: who is told of it once it execs (a ``listener.Listener``), if it is followed then."""
         self.threads: Final[dict[ThreadId, Thread]] = {}
         self.announced: Final[set[ThreadId]] = set()
         """Threads and children that it has made and that have not appeared yet."""

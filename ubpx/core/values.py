@@ -20,6 +20,29 @@ AddressSpaceId = NewType("AddressSpaceId", int)
 PAGE_SIZE = 4096
 
 
+class Follow(StrEnum):
+    """Whom a target's clients go along with."""
+
+    NONE = "none"
+    """Nobody: children are let go, and a process that execs is left at its new program."""
+    FORK = "fork"
+    """Children with a copy of its memory; all of them are left at an exec."""
+    EXEC = "exec"
+    """The process over its execs, and no child."""
+    ALL = "all"
+    """Children, however they are made, and everybody over their execs."""
+
+    @property
+    def forks(self) -> bool:
+        """Whether a child with a copy of the memory is followed."""
+        return self in (Follow.FORK, Follow.ALL)
+
+    @property
+    def execs(self) -> bool:
+        """Whether a process stays traced when it execs."""
+        return self in (Follow.EXEC, Follow.ALL)
+
+
 class ReadableRegisters(Protocol):
     """Registers by the architecture's own names; a plain dict will do.
 

@@ -29,6 +29,12 @@ def _seconds(_context: click.Context, _option: click.Parameter, value: float | N
 @click.option("--run", is_flag=True, help="Start CMD at once, not with the first client that wants it to run.")
 @click.option("--all-users", is_flag=True, help="Root: serve everybody, each as the kernel would let them trace.")
 @click.option(
+    "--follow",
+    type=click.Choice(["none", "fork", "exec", "all"]),
+    default="exec",
+    help="Whom to follow from those named here, as in ubpx trace.",
+)
+@click.option(
     "--deadline",
     metavar="SECONDS",
     type=float,
@@ -56,6 +62,7 @@ def serve(
     path: Path | None,
     run: bool,
     all_users: bool,
+    follow: str,
     deadline: float,
     max_stop: float | None,
     command: Sequence[str],
@@ -82,6 +89,7 @@ def serve(
         path=path,
         for_everybody=all_users,
         run=run,
+        follow=follow,
         deadline_s=deadline,
         quotas=Quotas(stop_s=max_stop, **given),
     )

@@ -76,6 +76,7 @@ class Attach(_Message, tag="attach", frozen=True):
     pid: int
     slots: str = "auto"
     read_only: bool = False
+    follow: str = "exec"
 
 
 class Leave(_Message, tag="leave", frozen=True):
@@ -103,6 +104,8 @@ class ReadMemory(_Message, tag="read_memory", frozen=True):
     target: Handle
     address: int
     size: int
+    process: int = 0
+    """The pid of a followed child, whose memory is meant then."""
 
 
 class WriteMemory(_Message, tag="write_memory", frozen=True):
@@ -112,6 +115,8 @@ class WriteMemory(_Message, tag="write_memory", frozen=True):
     address: int
     data: bytes
     through_protection: bool = False
+    process: int = 0
+    """As in ``ReadMemory``."""
 
 
 class Mappings(_Message, tag="mappings", frozen=True):
@@ -135,7 +140,7 @@ class Probepoints(_Message, tag="probepoints", frozen=True):
 
 
 class Holds(_Message, tag="holds", frozen=True):
-    """Gives ``list[HoldInfo]``: everybody's."""
+    """Gives ``list[HoldInfo]``: everybody's, those in followed children included."""
 
     target: Handle
 
@@ -316,6 +321,8 @@ class Hits(_Message, tag="hits", frozen=True):
     """Lease, tid, time of the arrival (seconds since 1970 UTC), registers (see ``Hit``)."""
     dropped: dict[Handle, int] = {}
     """By lease: how many hits were left out so far because the peer was slow; those that have changed."""
+    processes: dict[int, int] = {}
+    """By tid: the pid of the followed child whose hits they are; where none is told they are the target's own."""
 
 
 class Evicted(_Message, tag="evicted", frozen=True):
@@ -337,6 +344,17 @@ class Hit(_Message, tag="hit", frozen=True):
     """64-bit words, little-endian, in the order of ``TargetInfo.registers``, or of that one of ``TargetInfo.others``
     which has as many; the PC is the probed address.
     """
+
+
+class ChildHit(Hit, tag="child_hit", frozen=True):
+    """The same in a followed child. The lease is the one that was asked for in the target."""
+
+    call: int
+    lease: Handle
+    thread: int
+    registers: bytes
+    process: int
+    """The child's pid."""
 
 
 class Hook(_Message, tag="hook", frozen=True):
@@ -437,6 +455,8 @@ class LeaseInfo(_Info, frozen=True):
     """While it is PENDING: why it could not be armed."""
     watchpoint: WatchpointInfo | None = None
     """Where it is a lease of a debug register."""
+    family: list[int] = []
+    """``hits`` and ``errors`` with those of followed children; empty where there was none."""
 
 
 class RefusalInfo(_Info, frozen=True):
@@ -555,5 +575,5 @@ FromPeerOnChannel = Hello | Ask | Answer | Raised
 FromBroker = Welcome | Refused | Reply | Failed | Hits | Evicted
 """What a peer takes on a connection."""
 
-FromBrokerOnChannel = Welcome | Refused | Hit | Hook | Reply | Failed
+FromBrokerOnChannel = Welcome | Refused | Hit | ChildHit | Hook | Reply | Failed
 """What a peer takes on a channel."""

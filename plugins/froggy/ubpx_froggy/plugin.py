@@ -14,11 +14,18 @@ class FroggyPlugin:
     """Offers connections to brokers, and the commands of one."""
 
     @hookimpl
-    def ubpx_connect(self, address: str | int, pid: ProcessId | None, slots: str, read_only: bool) -> object:  # noqa: FBT001 - pluggy passes by position
+    def ubpx_connect(
+        self,
+        address: str | int,
+        pid: ProcessId | None,
+        slots: str,
+        read_only: bool,  # noqa: FBT001 - pluggy passes by position
+        follow: str,
+    ) -> object:
         """A target of a broker's."""
         from ubpx_froggy.client import connect
 
-        return connect(address, pid=pid, slots=slots, read_only=read_only)
+        return connect(address, pid=pid, slots=slots, read_only=read_only, follow=follow)
 
     @hookimpl
     def ubpx_find_broker(self, pid: ProcessId) -> str | None:

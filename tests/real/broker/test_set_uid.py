@@ -135,6 +135,40 @@ def test_a_program_that_gains_rights_is_lost_before_it_runs(  # noqa: PLR0915 - 
     assert program.wait() == 3
 
 
+def test_a_followed_child_that_gains_rights_is_lost_before_it_runs(
+    peers: Peers, broker: BrokerProcess, target_program: StartProgram, set_uid: Callable[[Program], Path]
+) -> None:
+    """Invariant: from its set-uid exec on a followed child shows A no hit and no memory; A's target stays."""
+    program = as_user(target_program, A, "gains", flags=("-no-pie",))
+    first = peers.elsewhere(A).peer(broker.path)
+    target = first.ask(m.Attach(program.pid, follow="all")).target
+    client = first.ask(m.OpenClient(target, "first", 0, [])).client
+    lease = first.ask(m.Probe(client, "answer", "count"))
+    root = peers(broker)
+    client_of_root = root.ask(m.OpenClient(root.ask(m.Join(program.pid)).target, "root's", 0, [])).client
+    lease_of_root = root.ask(m.Probe(client_of_root, "answer", "count"))
+
+    program.tell(f"f {set_uid(program)}\n")
+    assert (program.number("answer"), program.number("again")) == (41, 0)
+    (child,) = (each for each in os.listdir("/proc") if each.isdigit() and _parent_of(each) == program.pid)
+    with pytest.raises(ubpx.PermissionRefused):
+        first.ask(m.ReadMemory(target, lease.address, 1, int(child)))
+    program.tell("7\nq\n")
+    assert (program.number("answer"), program.expect("child")) == (8, "gone")
+    program.tell("1\n").number("answer")
+    (seen,) = first.ask(m.ReadLeases([lease.lease]))
+    (all_of_them,) = root.ask(m.ReadLeases([lease_of_root.lease]))
+    assert (seen.hits, seen.family) == (1, [2, 0])
+    assert (all_of_them.hits, all_of_them.family) == (1, [3, 0])
+
+
+def _parent_of(pid: str) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def test_not_even_the_loss_of_probepoints_is_told(
     peers: Peers, broker: BrokerProcess, target_program: StartProgram, set_uid: Callable[[Program], Path]
 ) -> None:

@@ -23,7 +23,7 @@ from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.spaces import TracedProcess
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy, TrapPatch
-from ubpx.core.values import AddressSpaceId, Insn, Place, ProcessId, VirtAddr
+from ubpx.core.values import AddressSpaceId, Follow, Insn, Place, ProcessId, VirtAddr
 from ubpx.testing import FakeMemory, FakeThread, FakeTracer
 
 PLACE = 0x40_1000
@@ -134,6 +134,29 @@ for _hook in NOTIFY_HOOKS:
     setattr(Recorder, _hook, _recording(_hook))
 
 
+class Nursery:
+    """Kin for the desks of a World: makes those of followed children, and keeps them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.desks: list[TargetDesk] = []
+        """All that were made."""
+        self.alive = 0
+        self.closed = False
+
+    def bear(self) -> TargetDesk | None:
+        if self.closed:
+            return None
+        self.desks.append(self._world.new_desk())
+        return self.desks[-1]
+
+    def born(self) -> None:
+        self.alive += 1
+
+    def gone(self) -> None:
+        self.alive -= 1
+
+
 class World:
     """A coordinator, its thread and one target's desk, over a FakeTracer. Closed by its fixture."""
 
@@ -145,8 +168,12 @@ class World:
         self.symbols: dict[str, int] = {}
         """Where specs lead; others name a module that is not mapped."""
         self.loop = TracerThread(self.fake, self.coordinator)
-        self.desk = TargetDesk(self.loop, self._resolve, self._resolve_many, self)
+        self.nursery = Nursery(self)
+        self.desk = self.new_desk()
         self.recorder = Recorder()
+
+    def new_desk(self) -> TargetDesk:
+        return TargetDesk(self.loop, self._resolve, self._resolve_many, self, kin=self.nursery)
 
     def _resolve(self, spec: str | int, process: TracedProcess) -> Place:
         address = spec if isinstance(spec, int) else self.symbols.get(spec)
@@ -166,7 +193,9 @@ class World:
                 answers.append(Refusal(str(spec), error))
         return answers
 
-    def attach(self, *tids: int, slots_allowed: bool = True, own_child: bool = False) -> World:
+    def attach(
+        self, *tids: int, slots_allowed: bool = True, own_child: bool = False, follow: Follow = Follow.EXEC
+    ) -> World:
         """Attach to the process, with these threads beside its leader; the recorder is active."""
         self.fake._processes[ProcessId(PID)].own_child = own_child
         for tid in (PID, *tids):
@@ -176,7 +205,7 @@ class World:
         plugins.register(self.recorder, "recorder")
 
         def job() -> None:
-            attached = self.coordinator.attach(ProcessId(PID), self.desk, slots_allowed=slots_allowed)
+            attached = self.coordinator.attach(ProcessId(PID), self.desk, slots_allowed=slots_allowed, follow=follow)
             self.desk.process = attached
             self.desk.activate(plugins.activate("recorder"))
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import MemoryFault, UbpxError
+from ubpx._errors import LeftAtExec, MemoryFault, UbpxError
 from ubpx.cli.text import printable
 from ubpx.cli.trace.interrupts import Relay, caught
 from ubpx.cli.trace.output import Output, OutputFailed
@@ -24,7 +24,7 @@ from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
 from ubpx.core.ports import Sink
 from ubpx.core.probepoints import Lease, LeaseState
-from ubpx.core.values import HitRecord
+from ubpx.core.values import Follow, HitRecord
 from ubpx.target import Target, attach, spawn
 
 CLIENT: Final = "ubpx trace"
@@ -47,6 +47,7 @@ class TraceRequest:
     """Not every hit, only how many."""
     join: bool = False
     """Go by way of the broker that traces the process."""
+    follow: Follow = Follow.EXEC
 
 
 @attrs.frozen
@@ -72,7 +73,7 @@ class Trace:
     @property
     def counts(self) -> dict[str, int]:
         """Hits so far, by spec."""
-        return {spec: lease.hits for spec, lease in self._leases.items()}
+        return {spec: lease.family_hits for spec, lease in self._leases.items()}
 
     def run(self) -> None:
         """Until the program has ended, or we are told to leave it. Raises an UbpxError, BrokenPipeError."""
@@ -99,8 +100,8 @@ class Trace:
     def _start(self) -> Target:
         request = self._request
         if request.pid is not None:
-            return attach(request.pid, plugins=request.plugins, join=request.join)
-        return spawn(request.command, plugins=request.plugins, kill_on_exit=True)
+            return attach(request.pid, plugins=request.plugins, join=request.join, follow=request.follow.value)
+        return spawn(request.command, plugins=request.plugins, kill_on_exit=True, follow=request.follow.value)
 
     def _probe(self, target: Target) -> None:
         name = f"{CLIENT} {os.getpid()}" if self._request.join else CLIENT
@@ -125,7 +126,7 @@ class Trace:
     # The main thread ----------------------------------------------------------------------
 
     def _follow(self, target: Target, relay: Relay | None) -> None:
-        self._await(target.wait)
+        self._await(lambda: _wait_for_all(target))
         while True:
             mail = self._next_mail(target)
             if isinstance(mail, tuple):
@@ -167,9 +168,9 @@ class Trace:
             self._output.flush()
         if self._holding:
             self._holding = False
-            for hold in target.holds():
-                if hold.owner == CLIENT:
-                    hold.release()
+            for each in (target, *target.family):
+                with contextlib.suppress(UbpxError):  # it ends, or is left, just now
+                    _let_go(each)
         return self._mail.get()
 
     def _write_hit(self, seen: tuple[Any, ...]) -> None:
@@ -200,7 +201,30 @@ def _loss(spec: str, lease: Lease) -> str:
         return f"{spec} never armed: {lease.obstacle}"
     if lease.state in {LeaseState.LOST, LeaseState.QUARANTINED}:
         return f"{spec} was {lease.state} at {lease.address:#x}: its later hits were missed; trace it again"
-    return f"{lease.errors} hits of {spec} were lost; run again with ubpx --debug" if lease.errors else ""
+    lost = lease.family_errors
+    return f"{lost} hits of {spec} were lost; run again with ubpx --debug" if lost else ""
+
+
+def _wait_for_all(target: Target) -> None:
+    """Until the program and all that was followed from it have ended, or been left at an exec.
+
+    A program that we started is waited for in any case.
+    """
+    try:
+        target.wait()
+    except LeftAtExec:
+        if target.popen is not None:
+            target.popen.wait()
+    while family := target.family:
+        with contextlib.suppress(LeftAtExec):
+            family[0].wait()
+
+
+def _let_go(target: Target) -> None:
+    """The threads that were held because nobody had read what they brought."""
+    for hold in target.holds():
+        if hold.owner == CLIENT:
+            hold.release()
 
 
 def _arguments(hit: Hit) -> Iterator[int]:

@@ -52,8 +52,13 @@ class AsyncSurroundings(Surroundings):
     """What all hits of one target share."""
 
     def __init__(self, info: TargetInfo, reader: Reader) -> None:
-        self.reader: Final = reader
+        self.reader = reader
         super().__init__(info, OutOfReach())
+
+    def enter(self, process: int) -> None:
+        """Have the memory of a followed child."""
+        reader: Any = self.reader
+        self.reader = reader.of(process)
 
 
 class AsyncHit(AnyHit):

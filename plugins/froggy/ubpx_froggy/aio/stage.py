@@ -51,7 +51,7 @@ class Stage:
         self._loop: Final = asyncio.get_running_loop()
         self._calls: Final[deque[Hit | Hook]] = deque()
         """What waits for an answer."""
-        self._notices: Final[deque[tuple[Handle, int, float, bytes] | _Mark]] = deque()
+        self._notices: Final[deque[tuple[Handle, int, float, bytes, int] | _Mark]] = deque()
         """Hits whose threads have gone on."""
         self._waiters: Final[deque[asyncio.Future[Turn]]] = deque()
         """Who waits to call a hook."""
@@ -87,7 +87,8 @@ class Stage:
             for lease, *_ in message.records:
                 self._roster.drop(lease)
         else:
-            self._notices.extend(message.records)
+            of = message.processes.get
+            self._notices.extend((*record, of(record[1], 0)) for record in message.records)
 
     def after_notices(self, job: Callable[[], None]) -> "asyncio.Future[None]":
         """Have it done when the handlers have had all hits of mode ``notify`` that have come so far."""
@@ -136,7 +137,7 @@ class Stage:
                 self._notices.popleft()
                 notice.pass_by()
                 continue
-            handle, thread, moment, registers = notice
+            handle, thread, moment, registers, process = notice
             lease: Leased | None = self._leases.get(handle)
             if lease is None and self._patience_for_notices.has_time(notice, may_come=self._may_come(handle)):
                 return
@@ -144,7 +145,7 @@ class Stage:
             if lease is None or lease.handler is None:
                 self._roster.drop(handle)
             else:
-                self.handling.notice(lease, thread, moment, registers)
+                self.handling.notice(lease, thread, moment, registers, process)
             if monotonic() > until:
                 self._serve_soon()
                 return

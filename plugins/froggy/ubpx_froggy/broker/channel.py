@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from ubpx_froggy.failures import as_failure
-from ubpx_froggy.messages import Answer, Ask, Call, Failed, FromPeerOnChannel, Hit, Hook, Raised, Reply
+from ubpx_froggy.messages import Answer, Ask, Call, ChildHit, Failed, FromPeerOnChannel, Hit, Hook, Raised, Reply
 from ubpx_froggy.wire import REQUEST_BYTES, Framer, Parser, WireError, pack
 
 PATIENCE_S: Final = 0.002
@@ -138,6 +138,13 @@ class Channel:
         """Tell the peer of a hit; its answer, if that comes at once. None: it wants nothing."""
         self._calls = number = self._calls + 1
         return self._call(caller, tid, number, pack(Hit(number, lease, tid, registers)))
+
+    def child_hit(
+        self, caller: Caller, lease: bytes, tid: int, registers: bytes, pid: int
+    ) -> Answer | Raised | Unanswered | None:
+        """The same for one in a followed child."""
+        self._calls = number = self._calls + 1
+        return self._call(caller, tid, number, pack(ChildHit(number, lease, tid, registers, pid)))
 
     def hook(
         self, caller: Caller, client: bytes, tid: int, name: str, arguments: dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from ubpx import Hold, NoSuchProcess, PermissionRefused, QuotaExceeded, UbpxError, UsageError
+from ubpx import Hold, NoSuchProcess, PermissionRefused, QuotaExceeded, Target, UbpxError, UsageError
 from ubpx.core.ports import Memory
 from ubpx_froggy.broker.access import ROOT, Peer, Right, check_target
 from ubpx_froggy.broker.channel import Channel
@@ -178,6 +178,17 @@ class Guest:
             self._allowed[hosted.pid] = memory, monotonic() + _TRUST_S
         return memory
 
+    def child(self, used: Used, pid: int) -> Target:
+        """A followed child of a target that is used; raises UsageError, PermissionRefused."""
+        found = next((each for each in used.hosted.target.family if each.pid == pid), None)
+        if found is None:
+            raise UsageError(f"process {pid} is no followed child of target {used.hosted.pid}, or has ended")
+        if self.has_less_rights:
+            refusal = self.refusal(pid)
+            if refusal is not None:
+                raise refusal
+        return found
+
     def confirm(self, used: Used) -> None:
         """What was read a moment ago may be given to the peer; raises as ``used`` does, looked up anew.
 
@@ -329,7 +340,8 @@ class Guest:
     def hold(self, handle: Handle) -> Hold:
         """The hold that a handle names; raises UsageError, PermissionRefused."""
         hold = _found(self._holds, handle, "hold")
-        hosted = next((each.hosted for each in tuple(self._used.values()) if each.hosted.pid == hold.process), None)
+        used = (each.hosted for each in tuple(self._used.values()))
+        hosted = next((each for each in used if each.has(hold.process)), None)
         if hosted is None:
             raise _not_used(hold.process)
         self._check(hosted, Right.CHANGE)
@@ -341,7 +353,7 @@ class Guest:
 
     def owns(self, hold: Hold) -> Seat | None:
         """The client of this connection whose hold it is."""
-        owners = (seat for hosted, seat in tuple(self._seats.values()) if hosted.pid == hold.process)
+        owners = (seat for hosted, seat in tuple(self._seats.values()) if hosted.has(hold.process))
         return next((seat for seat in owners if seat.name == hold.owner), None)
 
     def note_stop(self, seat: Seat) -> None:
@@ -357,10 +369,11 @@ class Guest:
         """In a worker thread. A hold that was found for the first time is younger than the last look."""
         now, found = monotonic(), dict[Hold, float]()
         for hosted, seat in tuple(self._seats.values()):
-            with contextlib.suppress(UbpxError):
-                for hold in hosted.target.holds():
-                    if hold.owner == seat.name:
-                        found[hold] = self._stopped.get(hold, now)
+            for target in (hosted.target, *hosted.target.family):
+                with contextlib.suppress(UbpxError):
+                    for hold in target.holds():
+                        if hold.owner == seat.name:
+                            found[hold] = self._stopped.get(hold, now)
         self._stopped = found
         longest = now - min(found.values(), default=now)
         if longest >= (self.quotas.stop_s or 0.0) and found:

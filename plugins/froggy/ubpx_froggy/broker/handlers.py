@@ -58,6 +58,11 @@ class Absent(Protocol):
     strikes: int
     """Exceptions since its last success."""
 
+    @property
+    def pid(self) -> int:
+        """The target's."""
+        ...
+
     def keeps_waiting(self) -> None:
         """A thread is held until a late answer comes."""
         ...
@@ -91,7 +96,11 @@ class SyncHandler:
         if channel is None:
             return None
         tid, registers = hit.brief()
-        answer = channel.hit(self, self._entry.handle, tid, registers)
+        pid = hit.pid
+        if pid == self._seat.pid:
+            answer = channel.hit(self, self._entry.handle, tid, registers)
+        else:
+            answer = channel.child_hit(self, self._entry.handle, tid, registers, pid)
         if answer is None:
             self._seat.strikes = 0
             return None
@@ -122,6 +131,8 @@ class NotifyHandler:
         guest = self._seat.guest
         if guest is not None:
             tid, registers = hit.brief()
+            if hit.pid != self._seat.pid:
+                guest.notices.note_child(tid, hit.pid)
             guest.notices.put((self._entry.handle, tid, time(), registers))
 
 

@@ -132,4 +132,4 @@ def hooks_object(names: Sequence[str], call: CallHook) -> Any:
     if unknown:
         raise UsageError(f"{unknown[0]!r} is no hook of a client; see docs/reference/hooks.md")
     members: dict[str, Any] = {name: vars(_AllHooks)[name] for name in names}
-    return type("RemoteHooks", (), {"__init__": _AllHooks.__init__, **members})(call)
+    return type("RemoteHooks", (), {"__init__": _AllHooks.__init__, "for_children": False, **members})(call)

@@ -45,7 +45,7 @@ class Host:
         """While this is entered no target is left for want of use."""
         return self._lock
 
-    def attach(self, pid: int, *, slots: Any = "auto", on_demand: bool = True) -> Hosted:
+    def attach(self, pid: int, *, slots: Any = "auto", follow: Any = "exec", on_demand: bool = True) -> Hosted:
         """The target of a process, attached to if it is not; raises what ``session.attach`` does."""
         with self._lock:
             known = self._hosted.get(pid)
@@ -56,16 +56,16 @@ class Host:
             self._drop(known)
             entry = self._register(pid)  # a full disk is met before the program is
             try:
-                target = self._session.attach(pid, slots=slots)
+                target = self._session.attach(pid, slots=slots, follow=follow)
             except BaseException:
                 directory.unregister(entry)
                 raise
             return self._add(target, entry, on_demand=on_demand, spawned=False)
 
-    def spawn(self, argv: Sequence[str]) -> Hosted:
+    def spawn(self, argv: Sequence[str], *, follow: Any = "exec") -> Hosted:
         """Start a program; it stands at its entry point. Raises what ``session.spawn`` does."""
         with self._lock:
-            target = self._session.spawn(argv)
+            target = self._session.spawn(argv, follow=follow)
             try:
                 entry = self._register(target.pid)
             except BaseException:
@@ -118,6 +118,9 @@ class Host:
             if hosted.spawned and hosted.status is not None:
                 hosted.target.wait(1.0)  # it is our child: nobody else reaps it
             hosted.target.detach()
+        for child in hosted.target.family:
+            with contextlib.suppress(UbpxError):
+                child.detach()
         self._forget_entry(hosted.pid)
         self._on_change()
 

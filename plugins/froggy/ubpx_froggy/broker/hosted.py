@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ubpx import PermissionRefused, Target, UbpxError, UsageError
-from ubpx.core.ports import ClientApi, ProcessView
+from ubpx.core.ports import ClientApi
 from ubpx.hookspecs import hookimpl
 from ubpx_froggy.broker.seats import Guest, Seat
 
@@ -86,6 +86,20 @@ class Hosted:
             waiters, self._waiters[:] = tuple(self._waiters), ()
         for tell in waiters:
             tell(status)
+
+    def has(self, pid: int) -> bool:
+        """Whether the process is the target's or a followed child's."""
+        return pid == self.pid or any(each.pid == pid for each in self.target.family)
+
+    def authorise_child(self, child: Target) -> None:
+        """A followed child runs another program: who may not use that has no client there any more."""
+        for guest in tuple(self.guests):
+            refusal = guest.refusal(child.pid)
+            if refusal is not None:
+                names = {seat.name for seat in tuple(self.seats.values()) if seat.guest is guest}
+                for client in child.clients():
+                    if client.name in names:
+                        client.expel(str(refusal))
 
     def authorise_again(self) -> None:
         """The process runs another program, perhaps with other rights: who may not use it any more loses it."""
@@ -170,14 +184,22 @@ class _Watcher:
         self._on_end: Final = on_end
 
     @hookimpl
-    def ubpx_process_execed(self, client: ClientApi, process: ProcessView) -> None:
-        """Set-uid programs are the reason to look again."""
-        del client, process
-        self._hosted.authorise_again()
+    def ubpx_process_attached(self, client: ClientApi) -> None:
+        """A followed child may be one that has exec'd just now."""
+        if client.target is not self._hosted.target:
+            self._hosted.authorise_child(client.target)
 
     @hookimpl
-    def ubpx_process_exited(self, client: ClientApi, process: ProcessView, status: int) -> None:
+    def ubpx_process_execed(self, client: ClientApi) -> None:
+        """Set-uid programs are the reason to look again."""
+        if client.target is not self._hosted.target:
+            self._hosted.authorise_child(client.target)
+        else:
+            self._hosted.authorise_again()
+
+    @hookimpl
+    def ubpx_process_exited(self, client: ClientApi, status: int) -> None:
         """Whoever waits is told."""
-        del client, process
-        self._hosted.ended(status)
-        self._on_end(self._hosted)
+        if client.target is self._hosted.target:
+            self._hosted.ended(status)
+            self._on_end(self._hosted)

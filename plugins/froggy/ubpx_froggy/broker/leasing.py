@@ -89,7 +89,7 @@ class _Dispatch:
             self._seat.entries.pop(entry.handle, None)
 
     def __call__(self, hit: Any) -> object:
-        return self.entry(hit.lease).handler(hit)
+        return self.entry(hit.lease.original).handler(hit)
 
 
 def _new_entry(guest: Guest, seat: Seat, place: str | int, *, mode: str, persistent: bool) -> Entry:

@@ -34,8 +34,14 @@ class Notices:
         self._records: Final[deque[Record]] = deque()
         self._dropped: Final[dict[Handle, int]] = {}
         self._told: Final[dict[Handle, int]] = {}
+        self._processes: dict[int, int] = {}
+        """By tid: which followed child's the hits are, of those that were queued since the queue was empty."""
         self.waiting = False
         """Whether the mailer knows that there is something."""
+
+    def note_child(self, tid: int, pid: int) -> None:
+        """The hits of this thread that are queued next are a followed child's; in the tracer thread."""
+        self._processes[tid] = pid
 
     def put(self, record: Record) -> None:
         """Queue one hit; in the tracer thread."""
@@ -63,13 +69,17 @@ class Notices:
         while records or dropped:
             count = min(len(records), BATCH)
             batch = [records.popleft() for _ in range(count)]
-            if not self._send(Hits(batch, dropped)):
+            processes = self._processes
+            children = {tid: processes[tid] for _, tid, *_ in batch if tid in processes} if processes else {}
+            if not self._send(Hits(batch, dropped, children)):
                 records.extendleft(reversed(batch))
                 self.waiting = True
                 self._mailer.again(self)
                 return
             self._told.update(dropped)
             dropped = {}
+        if self._processes and not records:
+            self._processes = {}
 
     def _changed(self) -> dict[Handle, int]:
         return {lease: count for lease, count in tuple(self._dropped.items()) if self._told.get(lease) != count}

@@ -113,7 +113,17 @@ class Entry:
             forced=lease.forced,
             obstacle=None if lease.obstacle is None else as_failure(lease.obstacle),
             watchpoint=_watchpoint(lease),
+            family=[lease.family_hits, lease.family_errors + self.late_errors] if lease.family else [],
         )
+
+
+def member_with(target: Target, tid: int) -> Target:
+    """Of the target and its followed children the one whose thread it is; the target itself if it is nobody's."""
+    for each in target.family:
+        with contextlib.suppress(UbpxError):  # it is left just now
+            if tid in each.threads():
+                return each
+    return target
 
 
 def _watchpoint(lease: Lease) -> WatchpointInfo | None:
@@ -142,6 +152,7 @@ class Seat:
         """Whether it is being given up just now; guarded by the hosted target's lock."""
         self.held_since: float | None = None
         """When it began to keep something stopped, monotonic seconds; None: it does not, as far as we know."""
+        self.pid: Final = target.pid
         self._target: Final = target
         self._releasing: Final = threading.Lock()
         self._taken: Final[list[Hold]] = []
@@ -230,7 +241,7 @@ class Seat:
             verdict_of(answer)
         except UsageError as error:
             return str(error)
-        known = self._target.registers(tid) if answer.registers else {}
+        known = self._home_of(tid).registers(tid) if answer.registers else {}
         unknown = [name for name in answer.registers or () if name not in known]
         return f"no register is named {unknown[0]!r}; there are {', '.join(known)}" if unknown else None
 
@@ -239,10 +250,10 @@ class Seat:
             verdict = verdict_of(answer)
             registers = answer.registers or {}
             if verdict is Verdict.STEP:
-                self.client.step(tid, registers)
+                self.client_of(tid).step(tid, registers)
                 registers = {}
             elif verdict is Verdict.HOLD_PROCESS:
-                self.take_hold(None)
+                self._hold(self.client_of(tid), None)
             elif verdict is Verdict.HOLD:
                 self.take_hold(tid)
             self._release(tid, registers)
@@ -253,14 +264,27 @@ class Seat:
     def _release(self, tid: int, registers: dict[str, int] | None = None) -> None:
         """End one hold of the thread that stood for a late answer: one that the client has not taken itself."""
         with self._releasing:  # two answers about one thread end two holds of it
-            mine = [each for each in self._target.holds() if each.owner == self.name and each.thread == tid]
+            mine = [each for each in self._home_of(tid).holds() if each.owner == self.name and each.thread == tid]
             hold = next((each for each in mine if not any(each is taken for taken in self._taken)), None)
             if hold is not None:
                 hold.release(registers or None)
 
     def take_hold(self, thread: int | None) -> Hold:
         """A hold that the client asks for; raises what ``client.hold`` does, UsageError if it has left meanwhile."""
-        hold = self.client.hold(thread)
+        return self._hold(self.client if thread is None else self.client_of(thread), thread)
+
+    def _home_of(self, tid: int) -> Target:
+        """The target whose thread it is: ours, or that of a followed child."""
+        return member_with(self._target, tid)
+
+    def client_of(self, tid: int) -> Client:
+        """The client that acts for it where that thread is: its own, or its heir in a followed child."""
+        home = self._home_of(tid)
+        heirs = [] if home is self._target else [each for each in home.clients() if each.name == self.name]
+        return heirs[0] if heirs else self.client
+
+    def _hold(self, client: Client, thread: int | None) -> Hold:
+        hold = client.hold(thread)
         self._taken[:] = [*(each for each in self._taken if not each.released), hold]
         if self.guest is None:  # who has swept its holds may have come before this one
             hold.release()

@@ -36,6 +36,8 @@ class ServeRequest:
     for_everybody: bool = False
     run: bool = False
     """Start the command's program at once, not with the first client that resumes it or waits for it."""
+    follow: str = "exec"
+    """For the targets that are named here."""
     deadline_s: float = 1.0
     quotas: Quotas = attrs.field(factory=Quotas)
 
@@ -125,9 +127,9 @@ class _Life:
 
     def _take_targets(self, host: Host) -> None:
         for pid in dict.fromkeys(self._request.pids):
-            host.attach(pid, on_demand=False)
+            host.attach(pid, follow=self._request.follow, on_demand=False)
         if self._request.command:
-            hosted = host.spawn(self._request.command)
+            hosted = host.spawn(self._request.command, follow=self._request.follow)
             if self._request.run:
                 hosted.resume()
 

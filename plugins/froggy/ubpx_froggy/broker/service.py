@@ -9,7 +9,7 @@ import msgspec
 
 from ubpx import Hold, MemoryFault, Target, TargetGone, UbpxError, UsageError
 from ubpx.core.ports import Memory
-from ubpx.core.values import MappedRange, parse_maps
+from ubpx.core.values import Follow, MappedRange, parse_maps
 from ubpx_froggy import messages as m
 from ubpx_froggy.broker import leasing
 from ubpx_froggy.broker.access import Right
@@ -18,6 +18,7 @@ from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.hosted import BROKER, Hosted
 from ubpx_froggy.broker.layouts import layouts_from
 from ubpx_froggy.broker.overview import overview_of
+from ubpx_froggy.broker.seats import member_with
 
 LONGEST_NAME: Final = 256
 """Characters of a client's name."""
@@ -84,11 +85,13 @@ class Service:
     def _attach(self, guest: Guest, call: m.Attach) -> m.TargetInfo:
         if call.slots not in ("auto", "none"):
             raise UsageError(f"slots={call.slots!r}; choose 'auto' or 'none'")
+        if call.follow not in list(Follow):
+            raise UsageError(f"follow={call.follow!r}; choose {', '.join(map(repr, map(str, Follow)))}")
         refusal = guest.refusal(call.pid)
         if refusal is not None:
             raise refusal
         with self._host.kept():
-            hosted = self._host.attach(call.pid, slots=call.slots)
+            hosted = self._host.attach(call.pid, slots=call.slots, follow=call.follow)
             try:
                 return self._use(guest, hosted, read_only=call.read_only)
             finally:
@@ -118,13 +121,18 @@ class Service:
 
     def _read_registers(self, guest: Guest, call: m.ReadRegisters) -> m.Registers:
         used = guest.used(call.target, Right.READ)
-        registers = dict(used.hosted.target.registers(call.thread))
+        home = member_with(used.hosted.target, call.thread)
+        if home is not used.hosted.target:
+            home = guest.child(used, home.pid)
+        registers = dict(home.registers(call.thread))
         guest.confirm(used)
         return registers
 
     def _read_memory(self, guest: Guest, call: m.ReadMemory) -> bytes:
-        _, memory = guest.memory(call.target, Right.READ)
+        used, memory = guest.memory(call.target, Right.READ)
         _check_size(call.size)
+        if call.process:
+            memory = guest.child(used, call.process).memory
         if guest.has_less_rights:
             return _read_guarded(memory, call.address, call.size)
         return memory.read(call.address, call.size)
@@ -132,7 +140,10 @@ class Service:
     def _write_memory(self, guest: Guest, call: m.WriteMemory) -> None:
         used, memory = guest.memory(call.target, Right.CHANGE)
         _check_size(len(call.data))
-        if call.through_protection:
+        if call.process:
+            memory = guest.child(used, call.process).memory
+            (memory.patch if call.through_protection else memory.write)(call.address, call.data)
+        elif call.through_protection:
             memory.patch(call.address, call.data)
         elif guest.has_less_rights:
             _write_guarded(memory, used.hosted, call.address, call.data)
@@ -168,7 +179,12 @@ class Service:
         ]
 
     def _holds(self, guest: Guest, call: m.Holds) -> list[m.HoldInfo]:
-        return [self._hold_info(guest, hold) for hold in self._target(guest, call).holds()]
+        target = self._target(guest, call)
+        found = list(target.holds())
+        for child in target.family:
+            with contextlib.suppress(UbpxError):  # it ends, or is left, just now
+                found += child.holds()
+        return [self._hold_info(guest, hold) for hold in found]
 
     def _hold_info(self, guest: Guest, hold: Hold) -> m.HoldInfo:
         seat = guest.owns(hold)
@@ -210,7 +226,7 @@ class Service:
 
     def _step(self, guest: Guest, call: m.Step) -> None:
         _, seat = guest.seat(call.client, Right.CHANGE)
-        seat.client.step(call.thread, call.registers, signal=call.signal)
+        seat.client_of(call.thread).step(call.thread, call.registers, signal=call.signal)
 
     def _catch(self, guest: Guest, call: m.Catch) -> None:
         _, seat = guest.seat(call.client, Right.CHANGE)

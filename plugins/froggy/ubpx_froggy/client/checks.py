@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ubpx import NotExecutable, Strategy, UsageError
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import Follow, VirtAddr
 from ubpx_froggy.messages import Registers
 from ubpx_froggy.wire import ITEMS
 
@@ -51,6 +51,12 @@ def check_pid(value: object) -> None:
     """Raises UsageError unless a process could have it."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _HIGHEST_PID:
         raise UsageError(f"{value!r} is no pid; give the number of a process, as ps -e lists them")
+
+
+def check_follow(follow: object) -> None:
+    """Raises UsageError unless it says whom a target's clients go along with."""
+    if follow not in list(Follow):
+        raise UsageError(f"follow={follow!r}; choose {', '.join(map(repr, map(str, Follow)))}")
 
 
 def check_slots(slots: object) -> None:

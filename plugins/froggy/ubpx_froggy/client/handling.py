@@ -11,7 +11,7 @@ import msgspec
 from ubpx import UsageError, Verdict, Watchdog
 from ubpx_froggy.client.hits import Arrival, RemoteHit, Surroundings
 from ubpx_froggy.client.hooks import ONCE, STOP_HOOKS, Hooks
-from ubpx_froggy.messages import Answer, Hit, Hook, Raised
+from ubpx_froggy.messages import Answer, ChildHit, Hit, Hook, Raised
 from ubpx_froggy.wire import Framer, WireError, pack
 
 _LONGEST_TEXT: Final = 2000
@@ -152,6 +152,8 @@ class Handling:
         if handler is None or self.silent:
             return quiet(message.call)
         around = self.around.of(message.registers)
+        if isinstance(message, ChildHit):
+            around = around.inside(message.process)
         self.served = message
         arrival = Arrival(lease, message.thread, message.registers, time(), around)
         watchdog = self.watchdog
@@ -192,12 +194,13 @@ class Handling:
         arrival.lease.client.failed(error, f"its handler at {arrival.lease.place}")
         return pack(Raised(message.call, _described(error)))
 
-    def notice(self, lease: Leased, thread: int, moment: float, registers: bytes) -> None:
+    def notice(self, lease: Leased, thread: int, moment: float, registers: bytes, process: int = 0) -> None:
         """Run the handler of a hit whose thread has gone on; an exception counts in the lease's errors."""
         handler = lease.handler
         if handler is None or self.silent:
             return
-        arrival = Arrival(lease, thread, registers, moment, self.around.of(registers))
+        around = self.around.of(registers)
+        arrival = Arrival(lease, thread, registers, moment, around.inside(process) if process else around)
         with self.turn:
             try:
                 value = handler(self.hit_kind(arrival))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from copy import copy
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ubpx import MemoryFault, Snapshot, StaleHit, UnknownRegister, UsageError
 from ubpx.core.ports import Memory
@@ -22,8 +22,8 @@ class Surroundings:
 
     def __init__(self, info: TargetInfo, memory: Memory) -> None:
         """Raises WireError if that is no description of a target."""
-        self.pid: Final = ProcessId(info.pid)
-        self.memory: Final = memory
+        self.pid = ProcessId(info.pid)
+        self.memory = memory
         self.describe(info)
         self._by_size: Final[dict[int, Surroundings]] = {self.size: self}
         for layout in info.others:
@@ -51,6 +51,18 @@ class Surroundings:
             announced = " or ".join(map(str, self._by_size))
             raise WireError(f"a hit with {len(registers)} bytes of registers, where {announced} were announced")
         return found
+
+    def inside(self, process: int) -> Self:
+        """Those in a followed child of the target."""
+        other = copy(self)
+        other.pid = ProcessId(process)
+        other.enter(process)
+        return other
+
+    def enter(self, process: int) -> None:
+        """Have the memory of a followed child. For those that are not in use yet."""
+        memory: Any = self.memory
+        self.memory = memory.of(process)
 
     @property
     def architecture(self) -> Architecture:

@@ -110,6 +110,18 @@ class KnownLease:
         return self._now().errors + self._errors_here
 
     @property
+    def family_hits(self) -> int:
+        """Those of followed children's leases too, that they have or had of the same request."""
+        now = self._now()
+        return now.family[0] if now.family else now.hits
+
+    @property
+    def family_errors(self) -> int:
+        """The same for the arrivals whose handler raised."""
+        now = self._now()
+        return (now.family[1] if now.family else now.errors) + self._errors_here
+
+    @property
     def dropped(self) -> int:
         """Hits in mode ``notify`` that no handler got, because we were slow; they are in ``hits``."""
         told, here = self._facts.dropped(self.handle)

@@ -95,7 +95,7 @@ class Notices:
                 self._owner.roster.drop(handle)
             else:
                 try:
-                    self._owner.handling.notice(lease, thread, moment, registers)
+                    self._owner.handling.notice(lease, thread, moment, registers, message.processes.get(thread, 0))
                 except WireError as error:
                     self._owner.break_off(str(error))
                     return

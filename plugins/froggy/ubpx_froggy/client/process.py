@@ -23,9 +23,10 @@ _mappings: Final = decoder(list[MappingInfo])
 class Reading:
     """A read of memory, in as many requests as it takes."""
 
-    def __init__(self, target: Handle, address: int, size: int) -> None:
+    def __init__(self, target: Handle, address: int, size: int, *, process: int = 0) -> None:
         """Raises UsageError for what cannot be read anywhere."""
         check_span(address, size)
+        self._process: Final = process
         self._target: Final = target
         self._whole: Final = address, size, "read"
         self.fault: Final = MemoryFault(*self._whole)
@@ -37,14 +38,15 @@ class Reading:
         for start in range(0, size, MEMORY_BYTES):
             piece = min(MEMORY_BYTES, size - start)
             _check_reach(address + start, piece, whole=self._whole)
-            yield ReadMemory(self._target, address + start, piece)
+            yield ReadMemory(self._target, address + start, piece, self._process)
 
 
 class Writing:
     """A write of memory, in as many requests as it takes; with ``patch`` through page protections."""
 
-    def __init__(self, target: Handle, address: int, data: bytes, *, patch: bool) -> None:
+    def __init__(self, target: Handle, address: int, data: bytes, *, patch: bool, process: int = 0) -> None:
         """Raises UsageError for what cannot be written anywhere."""
+        self._process: Final = process
         check_bytes(data)
         check_span(address, len(data))
         self._target: Final = target
@@ -60,7 +62,7 @@ class Writing:
         for start in range(0, size, MEMORY_BYTES):
             piece = self._data[start : start + MEMORY_BYTES]
             _check_reach(address + start, len(piece), whole=self._whole)
-            yield WriteMemory(self._target, address + start, piece, through_protection=self._patch)
+            yield WriteMemory(self._target, address + start, piece, self._patch, self._process)
 
 
 def _check_reach(address: int, size: int, *, whole: tuple[int, int, str]) -> None:
@@ -72,13 +74,19 @@ def _check_reach(address: int, size: int, *, whole: tuple[int, int, str]) -> Non
 class RemoteMemory:
     """The program's memory; no trap of ubpx is ever seen in it. What is large travels in pieces, one by one."""
 
-    def __init__(self, link: Link, target: Handle) -> None:
+    def __init__(self, link: Link, target: Handle, process: int = 0) -> None:
         self._link: Final = link
         self._target: Final = target
+        self._process: Final = process
+        """A followed child's pid; 0: the target itself."""
+
+    def of(self, process: int) -> "RemoteMemory":
+        """That of a followed child of the target."""
+        return RemoteMemory(self._link, self._target, process)
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes; raises MemoryFault, UsageError, BrokerGone."""
-        reading = Reading(self._target, address, size)
+        reading = Reading(self._target, address, size, process=self._process)
         try:
             return b"".join([self._link.request(each, read_bytes) for each in reading.requests()])
         except MemoryFault:
@@ -89,11 +97,11 @@ class RemoteMemory:
 
         A fault in a later piece does not take back the earlier ones.
         """
-        self._do(Writing(self._target, address, data, patch=False))
+        self._do(Writing(self._target, address, data, patch=False, process=self._process))
 
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises as ``write`` does."""
-        self._do(Writing(self._target, address, data, patch=True))
+        self._do(Writing(self._target, address, data, patch=True, process=self._process))
 
     def _do(self, writing: Writing) -> None:
         try:

@@ -67,6 +67,11 @@ class RemoteTarget(KnownTarget[Link]):
         return self._memory
 
     @property
+    def family(self) -> "tuple[RemoteTarget, ...]":
+        """None: over a broker the hits of followed children come to the leases of the target itself."""
+        return ()
+
+    @property
     def popen(self) -> "subprocess.Popen[Any] | None":
         """None: if anybody has spawned the program, it was the broker."""
         return None
