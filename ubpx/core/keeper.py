@@ -55,6 +55,9 @@ class Keeper:
             raise UsageError(f"{thread} is no thread of process {process.pid}; see target.threads()")
         hold = Hold(owner, process.pid, thread, self._release_from_anywhere)
         self.holds.take(hold)
+        for each in process.living():
+            if each.stepped_by == owner and thread in (None, each.tid):
+                each.stepped_by = None  # it wants the thread as it stands now, even in the middle of its own step
         try:
             self.refresh_process(process.pid)
         except UbpxError:  # the kernel refused; nobody would have this hold to release
@@ -63,12 +66,17 @@ class Keeper:
         return hold
 
     def await_hold(self, hold: Hold) -> None:
-        """Serve the program until everything that ``hold`` names has stopped; what fails meanwhile ends the hold."""
+        """Serve the program until everything that ``hold`` names has stopped, or nobody has the hold any more.
+
+        What fails meanwhile ends it.
+        """
         process = self._tracees.processes.get(hold.process)
         if process is None:
             return
 
         def stopped() -> bool:
+            if hold.released:  # its client has left meanwhile, or the thread has
+                return True
             held = (each for each in process.living() if hold.thread in (None, each.tid))
             return all(each.state in _STOPPED or each is self._tracees.current for each in held)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ubpx._errors import InternalError, MemoryFault, UbpxError, UnknownModule
 from ubpx.core import arming, batches, boundaries
-from ubpx.core.clients import Client
+from ubpx.core.clients import Client, ClientState
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald
 from ubpx.core.ports import Refusal
@@ -79,12 +79,21 @@ class Leasing:
             boundaries.check_interruptible(space, place, analysis)
             prospect = batches.Prospect(place.address, analysis, arming.choose(space, analysis, request.strategy))
             fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
+            self._check_still_there(lease, process, place.address)
             if not fresh:  # a handler has probed it while an area was mapped
                 registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         probepoint = self._grant(lease, space, place.address)
         if fresh and lease.client is not self._itself:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    def _check_still_there(self, lease: Lease, process: TracedProcess, address: VirtAddr) -> None:
+        """Its client may have left while the program was served: then the trap goes again, and this raises."""
+        client, probepoint = lease.client, process.space.registry.at(address)
+        if isinstance(client, Client) and client.state is not ClientState.LIVE:
+            if probepoint is not None:
+                self._disarm_idle(process, [probepoint])
+            client.check_live()
 
     def _grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
         """Let the lease share what was armed there."""
@@ -132,6 +141,10 @@ class Leasing:
             if process.space is space:
                 raise
             return None
+        if client.state is not ClientState.LIVE or any(registry.at(address) is None for address in found.places):
+            armed = (registry.at(place.address) for place in fresh)
+            self._disarm_idle(process, [probepoint for probepoint in armed if probepoint is not None])
+            return None  # the client has left meanwhile, or another one what was to be shared with it
         return LeaseGroup(client, self._grant_all(client, process, found, request, handler), found.refused)
 
     def _grant_all(
