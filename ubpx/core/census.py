@@ -1,11 +1,11 @@
 """Who comes and who goes: tasks that appear, threads that are forgotten, processes that end."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final
 
-from ubpx._errors import SlotsExhausted, TargetGone, UsageError
+from ubpx._errors import MemoryFault, SlotsExhausted, TargetGone, UsageError
 from ubpx.core import events
 from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move, give_back
@@ -15,7 +15,11 @@ from ubpx.core.sites import SilentSites, leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp import Architecture, architecture
+from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import AddressSpaceId, ProcessId, ThreadId
+
+_REMEMBERED: Final = 16
+"""So many processes that have ended."""
 
 
 class Census:
@@ -41,6 +45,12 @@ class Census:
         self._abandon: Final = abandon
         self._early: Final[set[ThreadId]] = set()
         """Tasks that appeared before whoever made them said so."""
+        self._made_in: Final[dict[ThreadId, AddressSpace]] = {}
+        """The memory of whoever made a task that has not appeared yet: by then an exec may have replaced it."""
+        self._left: Final[dict[ProcessId, tuple[AddressSpace, Sequence[TrapPatch]]]] = {}
+        """What a process had before its last exec, and the traps that stood there."""
+        self._ended: Final[dict[ProcessId, AddressSpace]] = {}
+        """The memories of those that ended last: a child of which they could not tell may appear still."""
         self._identities: Final = count(1)
 
     def attach(self, pid: ProcessId, listener: Listener, *, slots_allowed: bool = True) -> TracedProcess:
@@ -100,6 +110,7 @@ class Census:
         for process in tuple(self._tracees.processes.values()):
             if event.thread.tid in process.announced:
                 process.announced.discard(event.thread.tid)
+                self._made_in.pop(event.thread.tid, None)
                 self.end_if_empty(process)
 
     def appeared(self, event: events.ThreadAppeared) -> None:
@@ -107,8 +118,8 @@ class Census:
         port = event.thread
         parent = self._tracees.processes.get(event.parent)
         if parent is None:
-            self._tracer.detach(port)
-            self._tracer.forget(port)
+            ended = self._ended.get(event.parent)
+            self._let_go(event.process, port, ended and self._memory_of(event.process, event.parent, ended))
             return
         if port.tid in parent.announced:
             parent.announced.discard(port.tid)
@@ -119,28 +130,53 @@ class Census:
             thread = self.adopt(port, process)
             if event.group_signal:
                 thread.group_stopped, thread.stop = True, StopKind.GROUP
+            self._made_in.pop(port.tid, None)
             self._started(thread)
             return
+        space = self._made_in.pop(port.tid, None) or self._memory_of(event.process, parent.pid, parent.space)
         if event.shares_memory:
-            child = TracedProcess(event.process, parent.space, self._tracer, silent=True)
+            child = TracedProcess(event.process, space, self._tracer, silent=True)
             self._tracees.processes[child.pid] = child
             thread = self.adopt(port, child)
             self._tell_forked(parent, child.pid)
             self._move(thread, Input.APPEARED)
+            if space is not parent.space:  # its parent has left that memory by an exec
+                self._abandon(space)
             self.end_if_empty(parent)
             return
-        child_space = self.new_space(event.process, slots_allowed=False, copied_from=parent.space)
-        self._armory.clean(parent.space, child_space)
-        if self._tracer.fetch(port):
-            leave_slot(self._tracer, port, child_space, parent.space)
-            with contextlib.suppress(
-                TargetGone, SlotsExhausted
-            ):  # killed; or it cannot be helped: what is left is unused
-                give_back(self._tracer, port, parent.space)
-        self._tell_forked(parent, event.process)
+        self._let_go(event.process, port, space, parent)
+        self.end_if_empty(parent)
+
+    def left(self, process: TracedProcess, old: AddressSpace) -> None:
+        """The process runs a new program now."""
+        self._left[process.pid] = old, tuple(old.patches.values())
+
+    def _memory_of(self, child: ProcessId, parent: ProcessId, now: AddressSpace) -> AddressSpace:
+        """Which memory an unannounced child has, or a copy of: an old one, if traps stand where they stood there."""
+        old, standing = self._left.get(parent, (now, ()))
+        memory = self._tracer.memory(child)
+        try:
+            found = [(memory.read(patch.address, len(patch.trap)), patch) for patch in standing]
+        except MemoryFault:
+            return now
+        has_traps = any(there == patch.trap for there, patch in found)
+        return old if has_traps and all(there in (patch.trap, patch.original) for there, patch in found) else now
+
+    def _let_go(
+        self, pid: ProcessId, port: TracedThread, space: AddressSpace | None, parent: TracedProcess | None = None
+    ) -> None:
+        """A child that nobody follows: clean it of what was copied of ``space``, tell of it, and trace it no more."""
+        if space is not None:
+            child_space = self.new_space(pid, slots_allowed=False, copied_from=space)
+            self._armory.clean(space, child_space)
+            if self._tracer.fetch(port):
+                leave_slot(self._tracer, port, child_space, space)
+                with contextlib.suppress(TargetGone, SlotsExhausted):  # killed; or what is left is unused
+                    give_back(self._tracer, port, space)
+        if parent is not None:
+            self._tell_forked(parent, pid)
         self._tracer.detach(port)
         self._tracer.forget(port)
-        self.end_if_empty(parent)
 
     def _started(self, thread: Thread) -> None:
         listener = self._tracees.listeners.get(thread.process.pid)
@@ -163,6 +199,7 @@ class Census:
             self._early.discard(child)
         else:
             thread.process.announced.add(child)
+            self._made_in[child] = thread.process.space
 
     def drop(self, thread: Thread) -> None:
         """The thread is gone, and perhaps its process with it."""
@@ -189,6 +226,10 @@ class Census:
         self._tracees.processes.pop(process.pid, None)
         if not process.silent:
             self._abandon(process.space)
+            self._ended[process.pid] = process.space
+            for pid in tuple(self._ended)[:-_REMEMBERED]:
+                del self._ended[pid]
+                self._left.pop(pid, None)
         for hold in self._keeper.holds.in_process(process.pid):
             self._keeper.holds.drop(hold)
         process.status = status

@@ -125,7 +125,7 @@ class Life(Stage):
                 if other is not leader:
                     self._remove(other)
             process.memory, process.entry, process.architecture = memory, entry, architecture
-            process.areas = {}
+            process.areas = {}  # a child that shares the old memory keeps its own
             leader.registers[:] = [0] * len(leader.registers)
             leader.script.clear()
             leader.group_signal, leader.interrupt_since = 0, None
