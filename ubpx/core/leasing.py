@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, Final
 
-from ubpx._errors import InternalError, MemoryFault, UbpxError, UnknownModule
+from ubpx._errors import InternalError, MemoryFault, TargetGone, UbpxError, UnknownModule
 from ubpx.core import arming, batches, boundaries
 from ubpx.core.clients import Client, ClientState
 from ubpx.core.coordinator import Coordinator
@@ -79,7 +79,7 @@ class Leasing:
             boundaries.check_interruptible(space, place, analysis)
             prospect = batches.Prospect(place.address, analysis, arming.choose(space, analysis, request.strategy))
             fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
-            self._check_still_there(lease, process, place.address)
+            self._check_still_there(lease, process, space, place.address)
             if not fresh:  # a handler has probed it while an area was mapped
                 registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         probepoint = self._grant(lease, space, place.address)
@@ -87,13 +87,24 @@ class Leasing:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
 
-    def _check_still_there(self, lease: Lease, process: TracedProcess, address: VirtAddr) -> None:
-        """Its client may have left while the program was served: then the trap goes again, and this raises."""
-        client, probepoint = lease.client, process.space.registry.at(address)
-        if isinstance(client, Client) and client.state is not ClientState.LIVE:
-            if probepoint is not None:
-                self._disarm_idle(process, [probepoint])
+    def _check_still_there(self, lease: Lease, process: TracedProcess, space: AddressSpace, address: VirtAddr) -> None:
+        """While the program was served its client may have left, or it: then the trap goes again, and this raises."""
+        client = lease.client
+        left = isinstance(client, Client) and client.state is not ClientState.LIVE
+        if not (left or process.ended.is_set() or process.space is not space):
+            return
+        self._take_back(space, [address])
+        if isinstance(client, Client):
             client.check_live()
+        if process.ended.is_set():
+            raise TargetGone(process.pid, process.status)
+        raise MemoryFault(address, len(space.architecture.trap_bytes), "patch")  # an exec has replaced it
+
+    def _take_back(self, space: AddressSpace, addresses: Sequence[VirtAddr]) -> None:
+        """What was armed there for somebody who does not get it, unless others share it."""
+        armed = [space.registry.at(address) for address in addresses]
+        idle = [probepoint for probepoint in armed if probepoint is not None and not probepoint.leases]
+        self._coordinator.batches.disarm(space, idle)
 
     def _grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
         """Let the lease share what was armed there."""
@@ -135,16 +146,16 @@ class Leasing:
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
         prospects = batches.survey(space, fresh, found, request.strategy, assume_boundary=request.assume_boundary)
         try:
-            if not self._coordinator.batches.arm(space, prospects, process.pid) or process.space is not space:
+            if not self._coordinator.batches.arm(space, prospects, process.pid):
                 return None
         except MemoryFault:
-            if process.space is space:
+            if process.space is space and not process.ended.is_set():
                 raise
             return None
-        if client.state is not ClientState.LIVE or any(registry.at(address) is None for address in found.places):
-            armed = (registry.at(place.address) for place in fresh)
-            self._disarm_idle(process, [probepoint for probepoint in armed if probepoint is not None])
-            return None  # the client has left meanwhile, or another one what was to be shared with it
+        stays = process.space is space and not process.ended.is_set() and client.state is ClientState.LIVE
+        if not stays or any(registry.at(address) is None for address in found.places):
+            self._take_back(space, [place.address for place in fresh])
+            return None
         return LeaseGroup(client, self._grant_all(client, process, found, request, handler), found.refused)
 
     def _grant_all(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.unit.core.many_places import NOP, PID, PLACES, ignore, standing
-from ubpx._errors import UsageError
+from ubpx._errors import MemoryFault, TargetGone, UsageError
 from ubpx.core.probepoints import LeaseState
 
 if TYPE_CHECKING:
@@ -98,3 +98,43 @@ def test_a_hold_counts_in_the_middle_of_its_owners_step(wide: World) -> None:
     assert wide.fake.thread(101).condition == "RUNNING"
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_nothing_is_granted_in_a_memory_that_the_process_has_left_meanwhile(
+    wide: World, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """Invariant: the process ends while the program is served, and a child that shares its memory lives on there."""
+    client, arm = wide.client("a"), wide.coordinator.batches.arm
+
+    def arm_and_end(*arguments: Any) -> bool:
+        armed = arm(*arguments)
+        wide.process.ended.set()
+        return armed
+
+    monkeypatch.setattr(wide.coordinator.batches, "arm", arm_and_end)
+    with pytest.raises(TargetGone):
+        client.probe_many(PLACES, ignore) if many else client.probe(PLACES[0], ignore)
+    wide.process.ended.clear()
+    assert standing(wide) == []
+    assert client.leases == ()
+
+
+def test_nothing_is_granted_in_a_memory_that_an_exec_has_replaced_meanwhile(
+    wide: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: the old program's memory, where a child may live on, has no trap of a lease that it never got."""
+    client, arm, old = wide.client("a"), wide.coordinator.batches.arm, wide.process.space
+    stood: list[list[int]] = []
+
+    def arm_and_exec(*arguments: Any) -> bool:
+        armed = arm(*arguments)
+        stood.append(standing(wide))
+        wide.process.space = wide.coordinator._census.new_space(wide.process.pid, slots_allowed=True)
+        return armed
+
+    monkeypatch.setattr(wide.coordinator.batches, "arm", arm_and_exec)
+    with pytest.raises(MemoryFault):
+        client.probe(PLACES[0], ignore)
+    wide.process.space = old
+    assert stood == [PLACES[:1]]
+    assert standing(wide) == []
+    assert client.leases == ()
