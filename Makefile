@@ -34,10 +34,11 @@ torture: ## Run the long tests
 	@cd $(ROOT) && $(BIN)/pytest -m torture -o faulthandler_timeout=1200
 
 .PHONY: soak
-soak: ## Fuzz the wire layer and a live broker for an hour each
+soak: ## Fuzz the wire layer and a live broker for an hour each; a million schedules
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && UBPX_FUZZ_SECONDS=3600 $(BIN)/pytest -s -o faulthandler_timeout=4000 \
 		plugins/froggy/tests/test_fuzz.py tests/real/broker/test_fuzz_live.py
+	@cd $(ROOT) && $(BIN)/python -m ubpx.testing.schedules --seed 1000000 --count 1000000 --jobs 2
 
 .PHONY: bench
 bench: ## Measure the cost of a hit against peers
