@@ -154,6 +154,8 @@ class Census:
     def _memory_of(self, child: ProcessId, parent: ProcessId, now: AddressSpace) -> AddressSpace:
         """Which memory an unannounced child has, or a copy of: an old one, if traps stand where they stood there."""
         old, standing = self._left.get(parent, (now, ()))
+        if not standing:
+            return now
         memory = self._tracer.memory(child)
         try:
             found = [(memory.read(patch.address, len(patch.trap)), patch) for patch in standing]

@@ -15,7 +15,7 @@ import attrs
 from ubpx._errors import MemoryFault, TargetGone
 from ubpx.core import events
 from ubpx.core.ports import Site
-from ubpx.core.values import ProcessId
+from ubpx.core.values import ProcessId, VirtAddr
 from ubpx.testing.script import PC, Condition, FakeProcess, FakeThread, Happening, Stop, describe, siginfo
 from ubpx.testing.simulation import processor
 from ubpx.testing.simulation.choices import Pick
@@ -26,6 +26,8 @@ _SIGTRAP: Final = 5
 _SI_KERNEL: Final = 0x80
 _TRAP_TRACE: Final = 2
 _STOP_SIGNALS: Final = frozenset({19, 20, 21, 22})
+FIRST_CHILD: Final = 1000
+"""Numbers of tasks that are made begin here."""
 _FOREVER: Final = 1 << 60
 
 
@@ -374,6 +376,14 @@ class Kernel(Facts):
                 self._refuse(f"thread {thread.tid} has no signal to replace in a stop of kind {thread.stop}")
             thread.siginfo = info
 
+    def unmap_area(self, thread: Any, address: VirtAddr, size: int) -> None:
+        """What a child has not, since it was made before, there is nothing to unmap of."""
+        process = self._processes[thread.pid]
+        if address in process.areas or process.pid < FIRST_CHILD:
+            super().unmap_area(thread, address, size)
+        else:
+            self._check_injection("unmap_area", thread)
+
     def send_signal(self, thread: Any, signal: int) -> None:
         """It comes before all else, unless the thread is gone."""
         if thread.condition is not Condition.GONE:
@@ -411,4 +421,4 @@ class Kernel(Facts):
         return Happening(what=what, act=act, since=0, scripted=False, **options)
 
 
-__all__ = ["Kernel", "Trapped", "Watcher"]
+__all__ = ["FIRST_CHILD", "Kernel", "Trapped", "Watcher"]

@@ -11,11 +11,9 @@ from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import Condition, FakeProcess, FakeThread
 from ubpx.testing.simulation.choices import Pick
-from ubpx.testing.simulation.kernel import Kernel, Watcher
+from ubpx.testing.simulation.kernel import FIRST_CHILD, Kernel, Watcher
 from ubpx.testing.simulation.memory import SeededMemory
 from ubpx.testing.simulation.program import ENTRY, Body, begin, image
-
-FIRST_CHILD: Final = 1000
 
 
 @attrs.frozen(eq=False)
@@ -103,11 +101,10 @@ class LivingKernel(Kernel):
     def make_process(self, maker: FakeThread, *, shares_memory: bool, waits: bool) -> None:
         """It forks; with ``waits`` by vfork."""
         parent = self._processes[maker.pid]
-        memory = parent.memory if shares_memory else parent.memory.copy(without=parent.areas)
+        memory = parent.memory if shares_memory else parent.memory.copy()
         pid = ProcessId(next(self._ids))
         child = self._processes[pid] = FakeProcess(pid, memory, parent.entry, parent.architecture)
-        if shares_memory:
-            child.areas = parent.areas
+        child.areas = parent.areas if shares_memory else dict(parent.areas)
         if waits:
             child.vfork_parent, maker.waits_for = maker, pid
         self._begin_birth(maker, FakeThread(ThreadId(pid), pid), shares_memory=shares_memory, waits=waits)
