@@ -133,7 +133,10 @@ class Census:
             self._made_in.pop(port.tid, None)
             self._started(thread)
             return
-        space = self._made_in.pop(port.tid, None) or self._memory_of(event.process, parent.pid, parent.space)
+        space = self._made_in.pop(port.tid, None)
+        if space is None:  # one that shares the memory is taken for the new program's: nothing of that may be unmapped
+            shares = event.shares_memory
+            space = parent.space if shares else self._memory_of(event.process, parent.pid, parent.space)
         if event.shares_memory:
             child = TracedProcess(event.process, space, self._tracer, silent=True)
             self._tracees.processes[child.pid] = child
@@ -158,6 +161,8 @@ class Census:
             return now
         memory = self._tracer.memory(child)
         try:
+            if now.patches and all(memory.read(at, len(each.trap)) == each.trap for at, each in now.patches.items()):
+                return now
             found = [(memory.read(patch.address, len(patch.trap)), patch) for patch in standing]
         except MemoryFault:
             return now

@@ -63,8 +63,7 @@ def text_of_child(world: World) -> bytes:
     return world.fake._processes[ProcessId(CHILD)].memory.read(VirtAddr(TEXT), 0x100)
 
 
-@pytest.mark.parametrize("announced", [False, True])
-@pytest.mark.parametrize("shares_memory", [False, True])
+@pytest.mark.parametrize(("shares_memory", "announced"), [(False, False), (False, True), (True, True)])
 def test_a_child_that_appears_after_an_exec_is_cleaned_of_the_old_programs_traps(
     world: World, shares_memory: bool, announced: bool
 ) -> None:
