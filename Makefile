@@ -41,10 +41,11 @@ stress: ## Run programs among thousands of visits, children and failing clients
 	@cd $(ROOT) && $(BIN)/pytest -s -m torture -o faulthandler_timeout=1200 tests/real/stress
 
 .PHONY: soak
-soak: ## Have ten clients come and go for SECONDS (1800): nothing grows
+soak: ## Have ten clients come and go for SECONDS (1800), and a million schedules: nothing grows, nothing goes wrong
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && UBPX_SOAK_SECONDS=$(SECONDS) $(BIN)/pytest -s -o faulthandler_timeout=$$(($(SECONDS) + 600)) \
 		tests/real/stress/test_soak.py
+	@cd $(ROOT) && $(BIN)/python -m ubpx.testing.schedules --seed 1000000 --count 1000000 --jobs 2
 
 .PHONY: fuzz
 fuzz: ## Fuzz the wire layer and a live broker for an hour each

@@ -4,6 +4,7 @@ Everything that can fail comes before the trap's one byte is written; that write
 from which hits count, and it needs no thread stopped.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -170,7 +171,8 @@ class Armory:
             if isinstance(site, EntrySite):
                 del space.sites[pc]
                 patch = space.patches.pop(site.address)
-                traps.remove(space.raw, patch)
+                with contextlib.suppress(MemoryFault):  # being killed: its memory goes first
+                    traps.remove(space.raw, patch)
                 if space.guard is not None:
                     space.guard.fall([(patch.address, patch.original)])
 

@@ -1,7 +1,7 @@
 """Who comes and who goes: tasks that appear, threads that are forgotten, processes that end."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final, Protocol
 
@@ -15,6 +15,7 @@ from ubpx.core.sites import SilentSites, leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp import Architecture, architecture
+from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import AddressSpaceId, Follow, ProcessId, ThreadId
 
 
@@ -37,6 +38,9 @@ class _Nobody:
 
     def expect(self, child: TracedProcess, parent: TracedProcess) -> None:
         pass
+
+_REMEMBERED: Final = 16
+"""So many processes that have ended."""
 
 
 class Census:
@@ -64,6 +68,12 @@ class Census:
         """Who follows children; set by the Coordinator."""
         self._early: Final[set[ThreadId]] = set()
         """Tasks that appeared before whoever made them said so."""
+        self._made_in: Final[dict[ThreadId, AddressSpace]] = {}
+        """The memory of whoever made a task that has not appeared yet: by then an exec may have replaced it."""
+        self._left: Final[dict[ProcessId, tuple[AddressSpace, Sequence[TrapPatch]]]] = {}
+        """What a process had before its last exec, and the traps that stood there."""
+        self._ended: Final[dict[ProcessId, AddressSpace]] = {}
+        """The memories of those that ended last: a child of which they could not tell may appear still."""
         self._identities: Final = count(1)
 
     def attach(
@@ -126,6 +136,7 @@ class Census:
         for process in tuple(self._tracees.processes.values()):
             if event.thread.tid in process.announced:
                 process.announced.discard(event.thread.tid)
+                self._made_in.pop(event.thread.tid, None)
                 self.end_if_empty(process)
 
     def appeared(self, event: events.ThreadAppeared) -> None:
@@ -133,8 +144,8 @@ class Census:
         port = event.thread
         parent = self._tracees.processes.get(event.parent)
         if parent is None:
-            self._tracer.detach(port)
-            self._tracer.forget(port)
+            ended = self._ended.get(event.parent)
+            self._let_go(event.process, port, ended and self._memory_of(event.process, event.parent, ended))
             return
         if port.tid in parent.announced:
             parent.announced.discard(port.tid)
@@ -145,31 +156,65 @@ class Census:
             thread = self.adopt(port, process)
             if event.group_signal:
                 thread.group_stopped, thread.stop = True, StopKind.GROUP
+            self._made_in.pop(port.tid, None)
             self._started(thread)
             return
+        space = self._made_in.pop(port.tid, None)
+        if space is None:  # one that shares the memory is taken for the new program's: nothing of that may be unmapped
+            shares = event.shares_memory
+            space = parent.space if shares else self._memory_of(event.process, parent.pid, parent.space)
         if event.shares_memory:
-            child = TracedProcess(event.process, parent.space, self._tracer, silent=True, follow=parent.follow)
+            child = TracedProcess(event.process, space, self._tracer, silent=True, follow=parent.follow)
             self._tracees.processes[child.pid] = child
             thread = self.adopt(port, child)
             self.followers.expect(child, parent)
             self.tell_forked(parent, child.pid)
             self._move(thread, Input.APPEARED)
+            if space is not parent.space:  # its parent has left that memory by an exec
+                self._abandon(space)
             self.end_if_empty(parent)
             return
-        if self.followers.take(event, parent):
+        if space is parent.space and self.followers.take(event, parent):
             self.end_if_empty(parent)
             return
-        child_space = self.new_space(event.process, slots_allowed=False, copied_from=parent.space)
-        self._armory.clean(parent.space, child_space)
-        if self._tracer.fetch(port):
-            leave_slot(self._tracer, port, child_space, parent.space)
-            # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
-            with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
-                give_back(self._tracer, port, parent.space)
-        self.tell_forked(parent, event.process)
+        self._let_go(event.process, port, space, parent)
+        self.end_if_empty(parent)
+
+    def left(self, process: TracedProcess, old: AddressSpace) -> None:
+        """The process runs a new program now."""
+        self._left[process.pid] = old, tuple(old.patches.values())
+
+    def _memory_of(self, child: ProcessId, parent: ProcessId, now: AddressSpace) -> AddressSpace:
+        """Which memory an unannounced child has, or a copy of: an old one, if traps stand where they stood there."""
+        old, standing = self._left.get(parent, (now, ()))
+        if not standing:
+            return now
+        memory = self._tracer.memory(child)
+        try:
+            if now.patches and all(memory.read(at, len(each.trap)) == each.trap for at, each in now.patches.items()):
+                return now
+            found = [(memory.read(patch.address, len(patch.trap)), patch) for patch in standing]
+        except MemoryFault:
+            return now
+        has_traps = any(there == patch.trap for there, patch in found)
+        return old if has_traps and all(there in (patch.trap, patch.original) for there, patch in found) else now
+
+    def _let_go(
+        self, pid: ProcessId, port: TracedThread, space: AddressSpace | None, parent: TracedProcess | None = None
+    ) -> None:
+        """A child that nobody follows: clean it of what was copied of ``space``, tell of it, and trace it no more."""
+        if space is not None:
+            child_space = self.new_space(pid, slots_allowed=False, copied_from=space)
+            self._armory.clean(space, child_space)
+            if self._tracer.fetch(port):
+                leave_slot(self._tracer, port, child_space, space)
+                # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
+                with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
+                    give_back(self._tracer, port, space)
+        if parent is not None:
+            self.tell_forked(parent, pid)
         self._tracer.detach(port)
         self._tracer.forget(port)
-        self.end_if_empty(parent)
 
     def _started(self, thread: Thread) -> None:
         listener = self._tracees.listeners.get(thread.process.pid)
@@ -193,6 +238,7 @@ class Census:
             self._early.discard(child)
         else:
             thread.process.announced.add(child)
+            self._made_in[child] = thread.process.space
 
     def drop(self, thread: Thread) -> None:
         """The thread is gone, and perhaps its process with it."""
@@ -219,6 +265,10 @@ class Census:
         self._tracees.processes.pop(process.pid, None)
         if not process.silent:
             self._abandon(process.space)
+            self._ended[process.pid] = process.space
+            for pid in tuple(self._ended)[:-_REMEMBERED]:
+                del self._ended[pid]
+                self._left.pop(pid, None)
         for hold in self._keeper.holds.in_process(process.pid):
             self._keeper.holds.drop(hold)
         process.status = status

@@ -20,7 +20,7 @@ from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
 from ubpx.core.reception import HitReception
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
-from ubpx.core.stepping import Action, Input, State, step
+from ubpx.core.stepping import LEAVING, Action, Input, State, step
 from ubpx.core.steps import Steps
 from ubpx.core.turns import Turns
 from ubpx.core.values import Follow, ProcessId, VirtAddr
@@ -178,6 +178,7 @@ class Coordinator:
                 self._turns.ask(thread)
                 self._departure.leave_abandoned()
             case State.STEPPING:
+                thread.tell_port()
                 self._note_vfork(thread)
                 self._steps.take(thread)
             case State.LISTENING if thread.stop is StopKind.GROUP:
@@ -186,6 +187,7 @@ class Coordinator:
                 self.tracer.interrupt(thread.port)
                 self._resume(thread)
             case State.RUNNING:
+                thread.tell_port()
                 self._note_vfork(thread)
                 self._resume(thread)
 
@@ -272,7 +274,7 @@ class Coordinator:
         thread.plan = thread.mask = None
         thread.watches = watchpoints.NOTHING  # the kernel has cleared them
         thread.deferred.clear()
-        thread.pending, thread.group_stopped = 0, False
+        thread.pending, thread.group_stopped, thread.dying = 0, False, False
         # Whoever held the thread held it in the program that is gone: nothing of that may reach the new one.
         thread.leave_site()
         thread.returning = None
@@ -315,6 +317,7 @@ class Coordinator:
         space = self._census.new_space(process.pid, slots_allowed=old.slots_allowed)
         process.space = space
         thread.port.sites = space.sites
+        self._census.left(process, old)
         self._departure.abandon(old)
         if thread.state is State.GONE:
             return False
@@ -332,7 +335,8 @@ class Coordinator:
         try:
             self.armory.remove_entry_trap(thread.process.space)
             self._listeners[thread.process.pid].entered(thread.process)
-            self._move(thread, Input.ARRIVED)
+            if thread.state not in LEAVING:  # killed meanwhile
+                self._move(thread, Input.ARRIVED)
         finally:
             self.tracees.current = before
 

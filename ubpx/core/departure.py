@@ -92,6 +92,7 @@ class Departure:
         """The program has left this memory; children that share it may live on there, and must meet no trap."""
         if self._tracees.sharing(space):
             self._armory.clean(space, space)
+            space.former.update(space.patches)  # a child forked before may appear still, and have them
             space.patches.clear()
             space.dormant.end()
             self._abandoned.append(space)

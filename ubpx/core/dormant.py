@@ -11,6 +11,7 @@ architecture with longer traps arms its probepoints one by one.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Final, Protocol
 
 from ubpx._errors import MemoryFault, UsageError
@@ -62,13 +63,18 @@ class _Block:
                 start = None
 
 
+@cache
+def _mask_of(trap: bytes) -> bytes:
+    """Translates bytes of the program into a mask of what may be traps."""
+    return bytes(255 if bytes((each,)) == trap else 0 for each in range(256))
+
+
 class DormantTraps:
     """All dormant traps of one memory. Changed in the tracer thread alone, read by any."""
 
     def __init__(self, trap: bytes) -> None:
         self._trap: Final = trap
-        self._found: Final = bytes(255 if bytes((each,)) == trap else 0 for each in range(256))
-        """Translates bytes of the program into a mask of what may be traps."""
+        self._found: Final = _mask_of(trap)
         self._blocks: Final[dict[int, _Block]] = {}
         self._sleepers: Final[list[Sleeper | None]] = [None]
         self.tomb: Callable[[VirtAddr], Site | None] = lambda _: None

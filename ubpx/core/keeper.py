@@ -15,14 +15,13 @@ from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
-from ubpx.core.stepping import Input, State
+from ubpx.core.stepping import LEAVING, Input, State
 from ubpx.core.values import Disturbance, ProcessId, ThreadId, VirtAddr
 
 _log = logging.getLogger("ubpx.keeper")
 _WORTH_QUIESCING: Final = 512
 """So many retired slots are worth a stop of all threads."""
 _HIGHEST_SIGNAL: Final = 64
-_LEAVING: Final = frozenset({State.EXITING, State.GONE})
 _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 
 Move = Callable[[Thread, Input], None]
@@ -57,6 +56,9 @@ class Keeper:
             raise UsageError(f"{thread} is no thread of process {process.pid}; see target.threads()")
         hold = Hold(owner, process.pid, thread, self._release_from_anywhere)
         self.holds.take(hold)
+        for each in process.living():
+            if each.stepped_by == owner and thread in (None, each.tid):
+                each.stepped_by = None  # it wants the thread as it stands now, even in the middle of its own step
         try:
             self.refresh_process(process.pid)
         except UbpxError:  # the kernel refused; nobody would have this hold to release
@@ -65,12 +67,17 @@ class Keeper:
         return hold
 
     def await_hold(self, hold: Hold) -> None:
-        """Serve the program until everything that ``hold`` names has stopped; what fails meanwhile ends the hold."""
+        """Serve the program until everything that ``hold`` names has stopped, or nobody has the hold any more.
+
+        What fails meanwhile ends it.
+        """
         process = self._tracees.processes.get(hold.process)
         if process is None:
             return
 
         def stopped() -> bool:
+            if hold.released:  # its client has left meanwhile, or the thread has
+                return True
             held = (each for each in process.living() if hold.thread in (None, each.tid))
             return all(each.state in _STOPPED or each is self._tracees.current for each in held)
 
@@ -185,7 +192,7 @@ class Keeper:
         was = thread.held
         held = self.holds.holds(process.pid, thread.tid, but_for=thread.stepped_by)
         thread.held = thread.wanted or quiesced or held
-        thread.port.held = thread.held or bool(thread.step_clients)
+        thread.tell_port()
         if thread.held and not was and thread is not self._tracees.current:
             if thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is:
                 self._tracer.interrupt(thread.port)
@@ -221,8 +228,7 @@ class Keeper:
         if current is not None and current.process.space is space and self._injectable(current):
             yield current
             return
-        threads = sorted(self._tracees.threads_in(space), key=lambda each: each.pending)  # those that owe none first
-        thread = next((each for each in threads if self._parked_plainly(each)), None)
+        thread = self._some_parked(space)
         if thread is not None:
             yield thread
             return
@@ -233,11 +239,15 @@ class Keeper:
             thread.wanted = False
             self.refresh(thread)
 
+    def _some_parked(self, space: AddressSpace) -> Thread | None:
+        threads = sorted(self._tracees.threads_in(space), key=lambda each: each.pending)  # those that owe none first
+        return next((each for each in threads if self._parked_plainly(each)), None)
+
     def _parked_plainly(self, thread: Thread) -> bool:
         return thread.state is State.PARKED and self._injectable(thread)
 
     def _injectable(self, thread: Thread) -> bool:
-        if self._waits(thread) or thread.state in _LEAVING:
+        if self._waits(thread) or thread.state in LEAVING:
             return False
         if thread.pending:
             if not self._is_somebodys(thread):
@@ -246,6 +256,7 @@ class Keeper:
             thread.pending = 0
         if thread.stop is StopKind.EVENT:
             if not self._tracer.settle(thread.port):
+                thread.dying = True
                 return False
             thread.stop = StopKind.PLAIN
         return True
@@ -263,19 +274,21 @@ class Keeper:
         """Stop some thread for a moment; one that owes a signal takes it first. Raises TargetGone, SlotsExhausted."""
         while candidates := [each for each in self._tracees.threads_in(space) if self._can_stop(each)]:
             thread = self._least_disturbed(candidates)
-            thread.wanted = True
-            if thread.state is State.PARKED:
-                thread.state = State.RUNNING
-                thread.pending, due = 0, thread.pending
-                self._tracer.resume(thread.port, due)
-                self._tracer.interrupt(thread.port)
-            self.refresh(thread)
-            self._run_until(lambda thread=thread: thread.state in _STOPPED)  # type: ignore[misc]
-            if thread.process.space is space and self._parked_plainly(thread):  # it may have exec'd meanwhile
-                return thread
+            try:
+                self._stop_for_a_moment(thread)
+                if thread.process.space is space and self._parked_plainly(thread):  # it may have exec'd meanwhile
+                    return thread
+            except BaseException:
+                thread.wanted = False
+                self.refresh(thread)
+                raise
             thread.wanted = False
             self.refresh(thread)
-        if any(thread.state not in _LEAVING for thread in self._tracees.threads_in(space)):
+            other = self._some_parked(space)  # made by that one, which waits for it now
+            if other is not None:
+                return other
+        left = [thread for thread in self._tracees.threads_in(space) if thread.state not in LEAVING]
+        if left and not any(thread.dying for thread in left):
             raise SlotsExhausted(space.pid, VirtAddr(0), "each of its threads is held, or waits for a vfork child")
         raise TargetGone(space.pid, None)
 
@@ -290,9 +303,20 @@ class Keeper:
                 break  # each look costs a read
         return min(found, key=lambda each: each[0])[1]
 
+    def _stop_for_a_moment(self, thread: Thread) -> None:
+        """Want it stopped; what it owes it takes first."""
+        thread.wanted = True
+        if thread.state is State.PARKED:
+            thread.state = State.RUNNING
+            thread.pending, due = 0, thread.pending
+            self._tracer.resume(thread.port, due)
+            self._tracer.interrupt(thread.port)
+        self.refresh(thread)
+        self._run_until(lambda: thread.state in _STOPPED)
+
     def _can_stop(self, thread: Thread) -> bool:
         """Not on its way out, waiting for a vfork child, or held by somebody."""
-        if thread.state in _LEAVING or self._waits(thread):
+        if thread.state in LEAVING or self._waits(thread):
             return False
         if thread.state is State.PARKED:
             return thread.pending > 0 and not self._is_somebodys(thread)

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, Final
 
-from ubpx._errors import InternalError, MemoryFault, UbpxError, UnknownModule
+from ubpx._errors import InternalError, MemoryFault, TargetGone, UbpxError, UnknownModule
 from ubpx.core import arming, batches, boundaries, footing
-from ubpx.core.clients import Client
+from ubpx.core.clients import Client, ClientState
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.grounds import Mapped
 from ubpx.core.herald import Herald
@@ -101,12 +101,32 @@ class Leasing:
             boundaries.check_interruptible(space, place, analysis)
             prospect = batches.Prospect(place.address, analysis, arming.choose(space, analysis, request.strategy))
             fresh = self._coordinator.batches.arm(space, (prospect,), process.pid)
+            self._check_still_there(lease, process, space, place.address)
             if not fresh:  # a handler has probed it while an area was mapped
                 registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         probepoint = self.grant(lease, space, place.address)
         if fresh and lease.client is not self._itself:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    def _check_still_there(self, lease: Lease, process: TracedProcess, space: AddressSpace, address: VirtAddr) -> None:
+        """While the program was served its client may have left, or it: then the trap goes again, and this raises."""
+        client = lease.client
+        left = isinstance(client, Client) and client.state is not ClientState.LIVE
+        if not (left or process.ended.is_set() or process.space is not space):
+            return
+        self._take_back(space, [address])
+        if isinstance(client, Client):
+            client.check_live()
+        if process.ended.is_set():
+            raise TargetGone(process.pid, process.status)
+        raise MemoryFault(address, len(space.architecture.trap_bytes), "patch")  # an exec has replaced it
+
+    def _take_back(self, space: AddressSpace, addresses: Sequence[VirtAddr]) -> None:
+        """What was armed there for somebody who does not get it, unless others share it."""
+        armed = [space.registry.at(address) for address in addresses]
+        idle = [probepoint for probepoint in armed if probepoint is not None and not probepoint.leases]
+        self._coordinator.batches.disarm(space, idle)
 
     def grant(self, lease: Lease, space: AddressSpace, address: VirtAddr) -> Probepoint:
         """Let the lease share what was armed there."""
@@ -149,11 +169,15 @@ class Leasing:
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
         prospects = batches.survey(space, fresh, found, request.strategy, assume_boundary=request.assume_boundary)
         try:
-            if not self._coordinator.batches.arm(space, prospects, process.pid) or process.space is not space:
+            if not self._coordinator.batches.arm(space, prospects, process.pid):
                 return None
         except MemoryFault:
-            if process.space is space:
+            if process.space is space and not process.ended.is_set():
                 raise
+            return None
+        stays = process.space is space and not process.ended.is_set() and client.state is ClientState.LIVE
+        if not stays or any(registry.at(address) is None for address in found.places):
+            self._take_back(space, [place.address for place in fresh])
             return None
         return LeaseGroup(client, self._grant_all(client, process, found, request, handler), found.refused)
 

@@ -16,7 +16,7 @@ from ubpx.core.probepoints import Lease
 from ubpx.core.registers import WordRegisters, put
 from ubpx.core.sites import Answer, ProbeSite, run_handlers
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, Tracees
-from ubpx.core.stepping import Input, State
+from ubpx.core.stepping import LEAVING, Input
 from ubpx.core.steps import Steps
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy
 from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
@@ -109,7 +109,7 @@ class HitReception:
             if isinstance(site, ProbeSite):
                 self._settle_hit(thread, site, answers)
             self._do_what_waited()
-            if thread.state is not State.GONE:
+            if thread.state not in LEAVING:  # killed meanwhile
                 self._move(thread, Input.ARRIVED)
         finally:
             self._tracees.current = before

@@ -251,6 +251,7 @@ class Thread:
     __slots__ = (
         "arrival",
         "deferred",
+        "dying",
         "frames",
         "group_stopped",
         "held",
@@ -286,6 +287,8 @@ class Thread:
         """Of the handlers that run, outermost first, those that it comes back from to a probed instruction."""
         self.watches: tuple[Watched | None, ...] = NOTHING
         """What its debug registers watch."""
+        self.dying = False
+        """Found killed when it was to make a system call for us; its exit follows, unless an exec takes its tid."""
         self.held = False
         """Somebody keeps it stopped, or wants to."""
         self.pending = 0
@@ -316,6 +319,10 @@ class Thread:
     def tid(self) -> ThreadId:
         """As the tracer numbers it."""
         return self.port.tid
+
+    def tell_port(self) -> None:
+        """Whether an arrival may end in going on at once: not if it is held, or comes instead of a step's end."""
+        self.port.held = self.held or bool(self.step_clients) or self.state is State.STEPPING
 
     def leave_site(self) -> None:
         """It goes on from where it arrived."""

@@ -7,7 +7,7 @@ Rule 3: an action that lets the thread go does so by ``PROCEED``, which looks at
         first: a hold parks it, an unfinished step is taken, a group-stop keeps it listening.
 Rule 4: a signal that arrives while a copy is being stepped waits for the step's end, unless the
         copy itself raised it; then the step is cancelled and the program sees its own address.
-Rule 5: nothing outlives EXITING but GONE.
+Rule 5: nothing outlives EXITING but GONE, and an exec that takes the exiting leader's tid.
 """
 
 from collections.abc import Mapping
@@ -33,6 +33,10 @@ class State(StrEnum):
     EXITING = "EXITING"
     """On its way out."""
     GONE = "GONE"
+
+
+LEAVING: Final = frozenset({State.EXITING, State.GONE})
+"""It does nothing of the program's any more."""
 
 
 class Input(StrEnum):
@@ -132,6 +136,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Input], Action]] = {
     (State.PARKED, Input.EXECED): Action.RENEW,  # another thread's exec took this one's tid
     (State.LISTENING, Input.EXECED): Action.RENEW,
     (State.EXITING, Input.EXECED): Action.RENEW,
+    (State.EXITING, Input.EXITING): Action.SEE_OFF,  # a leader whose tid an exec took, killed before that was told
     (State.EXITING, Input.GONE): Action.FORGET,
     **{(state, event): action for state in _EVERY_STATE for event, action in _ANYWHERE.items()},
 }

@@ -257,6 +257,9 @@ class Steps:
             return
         self._leave_slot(thread)
         thread.plan = None
+        deferred, thread.deferred = thread.deferred, []
+        for number, _ in deferred:  # from a stop that may be no signal's own none could be delivered
+            self._tracer.send_signal(thread.port, number)
         self._give_back_signals(thread)
 
     def _leave_slot(self, thread: Thread) -> None:

@@ -30,6 +30,8 @@ class Turns:
         self._keeper: Final = keeper
         self._move: Final = move
         self._run_until: Final = run_until
+        self._served: Final[list[Thread]] = []
+        """Threads whose own events are not over, while others take turns: they stand still."""
 
     def needs(self, thread: Thread) -> bool:
         """Whether the thread must wait for a turn before it steps: its instruction has a trap of ours in it."""
@@ -42,10 +44,14 @@ class Turns:
         space.waiting.append(thread)
         if not space.taking_turns:
             current, self._tracees.current = self._tracees.current, None
+            if current is not None:
+                self._served.append(current)
             try:
                 self._take_all(space)
             finally:
                 self._tracees.current = current
+                if current is not None:
+                    self._served.pop()
 
     def _take_all(self, space: AddressSpace) -> None:
         space.taking_turns = True
@@ -68,7 +74,7 @@ class Turns:
     def _cannot_slip_past(self, thread: Thread, space: AddressSpace) -> bool:
         if thread.state in _STOPPED or thread in space.waiting or thread.process.pid in space.vforked:
             return True
-        if thread.vfork_child is not None:
+        if thread.vfork_child is not None or thread in self._served:
             return True
         return bool(space.vforked) and self._tracer.cannot_run(thread.port)
 

@@ -1,6 +1,7 @@
 """For tests of ubpx and of packages that extend it: a tracer without processes.
 
-``FakeTracer`` drives the core by script; ``FakeMemory`` is a memory without a process;
+``FakeTracer`` drives the core by script, ``SeededTracer`` by whatever a seed picks; ``FakeMemory`` is a
+memory without a process;
 ``check_tracer`` checks that a tracer, fake or real, does what the core relies on. Nothing here
 needs a test framework.
 """
@@ -11,7 +12,9 @@ from ubpx.testing.fake import FakeTracer
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.scenario import ConformingProgram, Scenario
 from ubpx.testing.script import FakeProcess, FakeThread
+from ubpx.testing.simulation.seeded import SeededTracer
 
 __all__ = [
-    "CHECKS", "ConformingProgram", "FakeMemory", "FakeProcess", "FakeThread", "FakeTracer", "Scenario", "check_tracer",
+    "CHECKS", "ConformingProgram", "FakeMemory", "FakeProcess", "FakeThread", "FakeTracer", "Scenario", "SeededTracer",
+    "check_tracer",
 ]  # fmt: skip

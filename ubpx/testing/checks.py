@@ -323,6 +323,7 @@ def _killed(traced: Traced) -> None:
     tracer.fetch(thread)
     tracer.store(thread)
     tracer.interrupt(thread)
+    tracer.listen(thread)
     while isinstance(event := tracer.wait(), events.Doorbell | events.Interrupted):
         continue
     if isinstance(event, events.ThreadExiting):

@@ -201,8 +201,7 @@ class FakeTracer(Life):
         """It runs on alone."""
         if not self._check_stopped("detach", thread):
             return
-        if signal and thread.stop is not Stop.SIGNAL:
-            self._refuse(f"signal {signal} would be lost: thread {thread.tid} is in a stop of kind {thread.stop}")
+        self._check_delivery(thread, signal)
         if thread.overtaken in thread.script:
             self._refuse(f"thread {thread.tid} is left with a trap that nobody will answer for: it will die of it")
         self._note("detach", thread, signal)

@@ -125,7 +125,7 @@ class Life(Stage):
                 if other is not leader:
                     self._remove(other)
             process.memory, process.entry, process.architecture = memory, entry, architecture
-            process.areas = {}
+            process.areas = {}  # a child that shares the old memory keeps its own
             leader.registers[:] = [0] * len(leader.registers)
             leader.script.clear()
             leader.group_signal, leader.interrupt_since = 0, None
@@ -145,8 +145,13 @@ class Life(Stage):
             return
         self._die(thread, status)
         leader = process.threads.get(ThreadId(process.pid))
-        if leader is not None and len(process.threads) == 1 and leader.condition is Condition.BLOCKED:
+        waits = leader is not None and leader.condition is Condition.BLOCKED and leader.exit_status is not None
+        if leader is not None and waits and len(process.threads) == 1 and not self._is_replaced(process):
             self._die(leader, leader.exit_status or 0)
+
+    def _is_replaced(self, process: FakeProcess) -> bool:  # noqa: ARG002 - for who knows of an exec under way
+        """Whether another thread is about to take the zombie leader's place, by an exec."""
+        return False
 
     def _die(self, thread: FakeThread, status: int) -> None:
         self._remove(thread)

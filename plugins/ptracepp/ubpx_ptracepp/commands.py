@@ -1,11 +1,13 @@
 """What is asked of one stopped thread, or told to it: each is a request or two, and nothing is remembered."""
 
 import ctypes
+import errno
 import signal
 import struct
 from collections.abc import Sequence
 from typing import Final
 
+from ubpx import PtraceFailed
 from ubpx.core.values import VirtAddr, Watched
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.injection import set_signal_mask, signal_mask
@@ -74,8 +76,12 @@ class ThreadCommands:
             set_signal_mask(thread.tid, mask)
 
     def listen(self, thread: PtraceThread) -> None:
-        """Stay in the group-stop."""
-        request(PTRACE_LISTEN, thread.tid)
+        """Stay in the group-stop; one that was killed meanwhile stands at its exit, which follows."""
+        try:
+            request(PTRACE_LISTEN, thread.tid)
+        except PtraceFailed as error:
+            if error.error.errno != errno.EIO:
+                raise
 
     def interrupt(self, thread: PtraceThread) -> None:
         """Ask it to stop."""

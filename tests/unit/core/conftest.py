@@ -258,7 +258,8 @@ def world(caplog: pytest.LogCaptureFixture) -> Iterator[World]:
     before = made.memory.image()
     yield made
     made.close()
-    assert [record.getMessage() for record in caplog.records if record.name == "ubpx.loop"] == []
+    records = [*caplog.get_records("setup"), *caplog.get_records("call"), *caplog.records]
+    assert [record.getMessage() for record in records if record.name == "ubpx.loop"] == []
     if made.fake._processes[ProcessId(PID)].threads:
         after = made.fake._processes[ProcessId(PID)].memory.image()
         assert after.keys() == before.keys(), "slot areas are unmapped"

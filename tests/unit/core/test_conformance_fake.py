@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import attrs
 import pytest
 
 from ubpx.core.ports import Tracer
 from ubpx.core.values import ProcessId, VirtAddr
-from ubpx.testing import CHECKS, FakeMemory, FakeTracer, check_tracer
+from ubpx.testing import CHECKS, FakeMemory, FakeTracer, SeededTracer, check_tracer
+from ubpx.testing.simulation.choices import seeded
 
 PID, TEXT, DATA = 100, 0x40_1000, 0x60_0000
 
@@ -25,8 +27,8 @@ def soon(condition: Callable[[], bool]) -> bool:
 class FakeProgram:
     """One scripted process (a ``ubpx.testing.ConformingProgram``)."""
 
-    def __init__(self) -> None:
-        self.fake = FakeTracer()
+    def __init__(self, fake: FakeTracer) -> None:
+        self.fake = fake
         self.tracer: Tracer = self.fake
         self.pid = ProcessId(PID)
         self.site, self.behind = VirtAddr(TEXT), VirtAddr(TEXT + 4)
@@ -36,6 +38,7 @@ class FakeProgram:
         self.memory.map(DATA, bytes(64))
         self.fake.process(PID, self.memory)
         self.thread = self.fake.thread(PID)
+        self.thread["rip"] = TEXT + 16
         self._before = self.memory.image()
 
     def call(self) -> None:
@@ -64,12 +67,15 @@ class FakeProgram:
         return running and self.memory.image() == self._before
 
 
+@attrs.frozen
 class FakeScenario:
-    """Makes them."""
+    """Makes them, each with a tracer of its own."""
+
+    make: Callable[[], FakeTracer]
 
     @contextmanager
     def start(self) -> Iterator[FakeProgram]:
-        program = FakeProgram()
+        program = FakeProgram(self.make())
         yield program
         assert program.fake.failure is None
 
@@ -77,4 +83,11 @@ class FakeScenario:
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_fake_tracer_conforms(check: str) -> None:
     """Invariant: what tests of the core rely on is what the kernel does."""
-    check_tracer(FakeScenario(), check)
+    check_tracer(FakeScenario(FakeTracer), check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_seeded_tracer_conforms_whatever_it_picks(check: str) -> None:
+    """Invariant: each order that it may choose is one of the kernel's."""
+    for seed in range(8):
+        check_tracer(FakeScenario(lambda seed=seed: SeededTracer(seeded(seed))), check)  # type: ignore[misc]

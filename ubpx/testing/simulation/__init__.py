@@ -1,0 +1,1 @@
+"""A seeded kernel that drives the real coordinator: which thing comes next follows from one integer alone."""
