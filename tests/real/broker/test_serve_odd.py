@@ -245,6 +245,7 @@ def test_a_broker_that_does_not_answer_is_told_of_and_not_waited_for(
     assert "does not answer" in listing.as_text(list(found.values()))
 
 
+@pytest.mark.torture
 def test_a_broker_that_stands_still_is_told_of(
     start_broker: Callable[..., BrokerProcess], target_program: StartProgram, run_ubpx: RunUbpx
 ) -> None:
