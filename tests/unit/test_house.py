@@ -44,10 +44,10 @@ def modules() -> list[str]:
     return names
 
 
-# Each module is imported in a fork of its own of an interpreter that has loaded none of ours.
+# Each module is imported in a fork of its own of an interpreter that has loaded what is slow, and none of ours.
 IMPORT_ALONE = """
 import importlib, os, sys
-import attrs, click, pluggy
+import asyncio, attrs, capstone, click, elftools.elf.elffile, msgspec, pluggy, rich.console, unicorn
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:
