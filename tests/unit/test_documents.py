@@ -30,6 +30,7 @@ NOT_WRITTEN_YET = "native"
 # one that is removed or renamed breaks plugins: keep it, and warn (warn_on_impl_args).
 SIGNATURES = {
     "ubpx_diagnose": ("pid",),
+    "ubpx_diagnose_traced": ("pid",),
     "ubpx_commands": (),
     "ubpx_sinks": (),
     "ubpx_process_attached": ("client", "process"),

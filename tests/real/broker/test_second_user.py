@@ -59,6 +59,7 @@ CALLS: Final[dict[type, Callable[[Handles], Any]]] = {
     m.Probepoints: lambda h: m.Probepoints(h.target),
     m.Holds: lambda h: m.Holds(h.target),
     m.Stops: lambda h: m.Stops(h.target),
+    m.Slots: lambda h: m.Slots(h.target),
     m.Resume: lambda h: m.Resume(h.target),
     m.Wait: lambda h: m.Wait(h.target, 0.0),
     m.OpenClient: lambda h: m.OpenClient(h.target, "newcomer"),
