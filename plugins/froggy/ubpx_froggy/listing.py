@@ -14,11 +14,10 @@ from ubpx.core.values import Finding, Severity
 from ubpx_froggy import directory
 from ubpx_froggy.client.link import Link
 from ubpx_froggy.messages import Overview, SlotUseInfo, TargetOverview
+from ubpx_froggy.wire import WireError
 
 PATIENCE_S: Final = 10.0
 """How long a broker may take to answer: one that stands still must not keep the others from being shown."""
-
-NO_SLOTS: Final = SlotUseInfo(0, 0, 0)
 
 _decode: Final = msgspec.msgpack.Decoder(list[TargetOverview]).decode
 
@@ -57,7 +56,7 @@ def _ask(path: str) -> BrokerListing:
 def _ask_one_of_many(pid: int, path: str) -> BrokerListing:
     try:
         return _ask(path)
-    except (NoBroker, BrokerGone, PermissionRefused, UsageError) as error:
+    except (NoBroker, BrokerGone, PermissionRefused, UsageError, WireError) as error:
         return BrokerListing(pid=pid, socket=path, problem=str(error))
 
 
@@ -70,7 +69,7 @@ def findings(path: Path, pid: int) -> Sequence[Finding]:
     return [
         Finding(severity=Severity.FINE, what=described(each.slots), remedy="")
         for each in listed.targets
-        if each.pid == pid
+        if each.pid == pid and each.slots is not None
     ]
 
 
@@ -102,7 +101,7 @@ def _target_as_dict(target: TargetOverview) -> dict[str, Any]:
             for each in target.probepoints
         ],
         "holds": [msgspec.structs.asdict(each) for each in target.holds],
-        "slots": msgspec.structs.asdict(target.slots),
+        "slots": None if target.slots is None else msgspec.structs.asdict(target.slots),
     }
 
 
@@ -131,7 +130,7 @@ def _lines(broker: BrokerListing) -> Iterator[str]:
         for hold in target.holds:
             what = "the process" if hold.thread is None else f"thread {hold.thread}"
             yield f"    hold of {what} by {hold.client!r}"
-        if target.slots != NO_SLOTS:
+        if target.slots is not None:
             yield f"    {described(target.slots)}"
 
 

@@ -551,7 +551,8 @@ class TargetOverview(_Info, frozen=True):
     clients: list[ClientOverview]
     probepoints: list[ProbepointOverview]
     holds: list[HoldOverview]
-    slots: SlotUseInfo
+    slots: SlotUseInfo | None = None
+    """None where the broker does not say."""
 
 
 def as_raw(value: object) -> msgspec.Raw:
