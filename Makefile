@@ -8,6 +8,8 @@ PYTHON ?=
 export PYTHON
 # For how long `make soak` runs.
 SECONDS ?= 1800
+# So many tests run side by side.
+JOBS ?= $(shell nproc)
 # What runs is what .venv has installed, never the checkout.
 unexport PYTHONPATH PYTHONHOME
 
@@ -28,7 +30,8 @@ demo: ## Two clients share one probepoint of a running program
 .PHONY: test
 test: ## Run all tests but the long ones
 	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/pytest
+	@cd $(ROOT) && $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not torture and not alone"
+	@cd $(ROOT) && $(BIN)/pytest -m "alone and not torture"
 
 .PHONY: torture
 torture: ## Run the long tests

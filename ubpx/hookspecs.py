@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from ubpx.core.ports import ClientApi, ProcessView, Refusal, Sink, Tracer
-from ubpx.core.values import Diagnosis, Place, ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import Diagnosis, Finding, Place, ProcessId, ThreadId, VirtAddr
 
 if TYPE_CHECKING:
     import click
@@ -413,6 +413,19 @@ class AskHooks:
         Arguments: ``pid`` is the process's, any number; None asks about the machine.
         Returns: a Diagnosis, or None to let another plugin answer; the first answer counts. Of a tracer
             it says what its attaching would.
+        Raises: any error of ubpx's own tree ends the command as it is; anything else becomes PluginFailed.
+        Since: 0.1.
+        """
+
+    @hookspec(firstresult=True)
+    def ubpx_diagnose_traced(self, pid: ProcessId) -> "Sequence[Finding] | None":
+        """Say what is known of a process that somebody traces on behalf of others.
+
+        When: at ``ubpx doctor -p``, for a process that ``ubpx_find_broker`` finds traced.
+        Where: in the main thread; the process is not touched, but its broker may be asked.
+        Arguments: ``pid`` is the process's.
+        Returns: findings, or None to let another plugin answer; the first answer counts. They are shown behind those
+            of ``ubpx_diagnose``, and none should be a REFUSAL.
         Raises: any error of ubpx's own tree ends the command as it is; anything else becomes PluginFailed.
         Since: 0.1.
         """

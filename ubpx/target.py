@@ -28,7 +28,7 @@ from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import Healed, TracedProcess
-from ubpx.core.values import Follow, Place, ProcessId, ThreadId
+from ubpx.core.values import Follow, Place, ProcessId, SlotUse, ThreadId
 from ubpx.exits import exit_status
 
 if TYPE_CHECKING:
@@ -407,6 +407,11 @@ class Target:
     def stops(self) -> int:
         """How often threads of the process have stopped for the tracer so far."""
         return self._process.stops
+
+    @property
+    def slots(self) -> SlotUse:
+        """How many out-of-line slots of the program are leased, retired, and free."""
+        return self._process.space.slots.use
 
     @property
     def memory(self) -> Memory:

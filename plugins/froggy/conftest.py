@@ -27,6 +27,7 @@ def load(name: str, root: Path) -> ModuleType:
 
 
 load("tests.real.loops", ROOT)
+pytest_report_to_serializable: Final = load("tests.real.reports", ROOT).pytest_report_to_serializable
 load("tests.parsing", HERE)
 _fake: Final = load("tests.fake_broker", HERE)
 broker = _fake.broker

@@ -53,6 +53,7 @@ way = _brokers.way
 pytest_generate_tests = _brokers.pytest_generate_tests
 load("real.loops")
 load("real.families")
+pytest_report_to_serializable: Final = load("real.reports").pytest_report_to_serializable
 
 
 def build(name: str, *flags: str) -> Path:

@@ -137,7 +137,10 @@ def test_a_fault_that_it_cannot_find_is_said(options: tuple[str, ...], message: 
     assert message in outcome.stderr
 
 
-@pytest.mark.parametrize("name", ["zzz", "form-zz", "form-99999999", "-5", "", "form-", "9" * 5000])
+ALL_READ = pytest.param("form-99999999", marks=pytest.mark.torture)  # who says so must have seen every form
+
+
+@pytest.mark.parametrize("name", ["zzz", "form-zz", ALL_READ, "-5", "", "form-", "9" * 5000])
 def test_a_name_that_no_case_has_is_said(name: str) -> None:
     """Invariant: one line says what to give; nothing is run."""
     command = [sys.executable, "-m", "ubpx.testing.differential", "--only", name]

@@ -88,7 +88,7 @@ def test_child_reports_its_true_status_after_detach(
 def test_child_that_ends_while_we_let_go(target_program: StartProgram, how: str | signal.Signals, status: int) -> None:
     """Invariant: a child that ends in the midst of a detach keeps its status, and the detach raises nothing."""
     chance = random.Random(status)
-    for _ in range(50):
+    for _ in range(25):
         program = target_program("echo", 3)
         assert program.popen is not None
         target = ubpx.attach(program.pid)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import Program, StartProgram
 
+pytestmark = pytest.mark.alone
+
 
 def visit(program: Program, turn: int) -> int:
     """Attach, let two clients see some hits, and leave; the number of hits."""

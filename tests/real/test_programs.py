@@ -75,9 +75,11 @@ def test_exec_runs_untraced(target_program: StartProgram, who: str) -> None:
     assert program.tell("q").wait() == 5
 
 
-def test_the_checks_notice_a_changed_byte(target_program: StartProgram) -> None:
+def test_the_checks_notice_a_changed_byte(target_program: StartProgram, eventually: Callable[..., bool]) -> None:
     """Invariant: one byte of text that differs from its file is found, and found again to be right."""
     program = target_program("echo")
+    call = Path(f"/proc/{program.pid}/syscall")
+    assert eventually(lambda: call.read_text().startswith("0 0x0 "))  # it reads, and is not on its way there
     maps = program.maps()
     with Path(f"/proc/{program.pid}/mem").open("r+b", buffering=0) as memory:
         text = next(line for line in Path(f"/proc/{program.pid}/maps").read_text().splitlines() if " r-xp " in line)

@@ -31,7 +31,7 @@ EVERY = [
 @pytest.mark.parametrize(("symbol", "strategy"), EVERY)
 def test_signals_under_load(target_program: StartProgram, symbol: str, strategy: ubpx.Strategy) -> None:
     """Invariant: no signal is lost, doubled, overtaken or shown at an address of ours, and no hit counts twice."""
-    program = target_program("signals", 4, 5_000, symbol)
+    program = target_program("signals", 4, 1_500 if strategy == ubpx.Strategy.INLINE else 5_000, symbol)
     maps = program.maps()
     with ubpx.attach(program.pid) as target:
         lease = target.client("one").probe(symbol, lambda _: None, strategy=strategy)

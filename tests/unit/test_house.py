@@ -44,10 +44,10 @@ def modules() -> list[str]:
     return names
 
 
-# Each module is imported in a fork of its own of an interpreter that has loaded none of ours.
+# Each module is imported in a fork of its own of an interpreter that has loaded what is slow, and none of ours.
 IMPORT_ALONE = """
 import importlib, os, sys
-import attrs, click, pluggy
+import asyncio, attrs, capstone, click, elftools.elf.elffile, msgspec, pluggy, rich.console, unicorn
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:
@@ -71,6 +71,19 @@ def test_every_module_imports_alone_without_a_warning() -> None:
 
     assert problems("ubpx.nosuch").startswith("ubpx.nosuch: ModuleNotFoundError")
     assert problems(*modules()) == ""
+
+
+OTHER_CLOCKS = re.compile(r"\btime\.time\b|^from time import .*\btime\b|CLOCK_REALTIME|datetime", re.MULTILINE)
+
+
+def test_no_wait_is_measured_by_a_clock_that_jumps() -> None:
+    """Invariant: the time of day is read by what stamps a hit, and by nothing else."""
+    packages = [directory / package for package, directory in PACKAGES.items()]
+    files = [file for package in packages for file in package.rglob("*.py")]
+    found = {str(file.relative_to(ROOT)) for file in files if OTHER_CLOCKS.search(file.read_text())}
+    froggy = "plugins/froggy/ubpx_froggy"
+    assert found == {"ubpx/cli/trace/run.py", f"{froggy}/broker/handlers.py", f"{froggy}/client/handling.py"}
+    assert len(files) > 200
 
 
 # A line that breaks the contract, by the file that it is planted in.

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -23,7 +24,11 @@ def diagnose(pid: int | None) -> Diagnosis:
         if found is None:
             raise NoTracer
         path: str | None = plugins.ask("ubpx_find_broker", pid=ProcessId(pid))
-        return found if path is None else by_broker(found, pid, path)
+        if path is None:
+            return found
+        known: Sequence[Finding] = plugins.ask("ubpx_diagnose_traced", pid=ProcessId(pid)) or ()
+        found = by_broker(found, pid, path)
+        return attrs.evolve(found, findings=(*found.findings, *known))
     if found is None:
         found = Diagnosis(subject="any process", findings=(refusal(NoTracer()),))
     return attrs.evolve(found, findings=(python(), decoder(), *found.findings))

@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from ubpx.core.ubp.plans import SlotCode
-from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
+from ubpx.core.values import PAGE_SIZE, MappedRange, SlotUse, VirtAddr
 
 REACH: Final = 0x7FFF_0000
 """How far a 32-bit displacement goes, less a margin for the length of a slot and an area."""
@@ -106,6 +106,14 @@ class SlotTable:
     def areas(self) -> tuple[SlotArea, ...]:
         """All that the program has mapped for us, ascending."""
         return tuple(self._areas)
+
+    @property
+    def use(self) -> SlotUse:
+        """Of the moment; from any thread."""
+        areas, retired = self.areas, self.retired_count
+        used = sum(len(area.used) for area in areas)
+        free = sum(area.size // area.slot_size for area in areas) - used
+        return SlotUse(leased=max(used - retired, 0), retired=retired, free=free)
 
     def add_area(self, area: SlotArea) -> None:
         """The program has mapped another one."""

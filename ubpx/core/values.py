@@ -121,6 +121,19 @@ def parse_maps(text: str) -> tuple[MappedRange, ...]:
     return tuple(ranges)
 
 
+@attrs.frozen(kw_only=True)
+class SlotUse:
+    """How many slots of a program are what."""
+
+    leased: int
+    """They serve probepoints."""
+    retired: int
+    """Nobody leases them, and a thread may still be in one, where it waits in a system call for instance. None of them
+    is used for anything else before all threads have been seen outside."""
+    free: int
+    """Mapped, and nothing is in them."""
+
+
 @attrs.frozen
 class Watched:
     """What one hardware debug register watches."""

@@ -29,6 +29,7 @@ from tests.fake_broker import (
     lease_info,
 )
 from tests.real.loops import out, run
+from ubpx.core.values import SlotUse
 from ubpx_froggy import aio
 from ubpx_froggy import messages as m
 from ubpx_froggy.aio import link as link_module
@@ -364,8 +365,17 @@ def test_what_is_asked_wrongly_is_not_sent(broker: FakeBroker) -> None:
         broker.control.asked.get(timeout=PATIENCE_S)
         assert isinstance(broker.control.asked.get(timeout=PATIENCE_S).call, m.OpenClient)
         assert broker.control.asked.empty()
-        broker.script.update({m.Stops: 12, m.Step: None, m.Resume: None, m.ReadRegisters: {"rip": 2**64 - 1}})
+        broker.script.update(
+            {
+                m.Stops: 12,
+                m.Slots: m.SlotUseInfo(3, 2, 1),
+                m.Step: None,
+                m.Resume: None,
+                m.ReadRegisters: {"rip": 2**64 - 1},
+            }
+        )
         assert await target.stops() == 12
+        assert await target.slots() == SlotUse(leased=3, retired=2, free=1)
         assert await target.registers(7) == {"rip": 2**64 - 1}
         await target.resume()
         await client.step(7, {"rax": -1}, signal=0)

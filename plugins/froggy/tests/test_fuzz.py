@@ -14,7 +14,7 @@ import pytest
 from ubpx_froggy import wire
 
 FUZZ: Final[dict[str, Any]] = runpy.run_path(str(Path(__file__).with_name("fuzz_wire.py")))
-SECONDS: Final = float(os.environ.get("UBPX_FUZZ_SECONDS", "20"))
+SECONDS: Final = float(os.environ.get("UBPX_FUZZ_SECONDS", "6"))
 
 
 def test_nothing_but_a_wire_error_comes_of_any_stream() -> None:

@@ -10,9 +10,11 @@ import attrs
 import msgspec
 
 from ubpx import BrokerGone, NoBroker, PermissionRefused, UsageError
+from ubpx.core.values import Finding, Severity
 from ubpx_froggy import directory
 from ubpx_froggy.client.link import Link
-from ubpx_froggy.messages import Overview, TargetOverview
+from ubpx_froggy.messages import Overview, SlotUseInfo, TargetOverview
+from ubpx_froggy.wire import WireError
 
 PATIENCE_S: Final = 10.0
 """How long a broker may take to answer: one that stands still must not keep the others from being shown."""
@@ -54,8 +56,21 @@ def _ask(path: str) -> BrokerListing:
 def _ask_one_of_many(pid: int, path: str) -> BrokerListing:
     try:
         return _ask(path)
-    except (NoBroker, BrokerGone, PermissionRefused, UsageError) as error:
+    except (NoBroker, BrokerGone, PermissionRefused, UsageError, WireError) as error:
         return BrokerListing(pid=pid, socket=path, problem=str(error))
+
+
+def findings(path: Path, pid: int) -> Sequence[Finding]:
+    """What the broker at ``path`` says of a process that it traces, for ``ubpx doctor``."""
+    listed = _ask_one_of_many(0, str(path))
+    if listed.problem is not None:
+        what, _, remedy = listed.problem.rpartition("; ")
+        return [Finding(severity=Severity.WARNING, what=f"its broker does not answer: {what}", remedy=remedy)]
+    return [
+        Finding(severity=Severity.FINE, what=described(each.slots), remedy="")
+        for each in listed.targets
+        if each.pid == pid and each.slots is not None
+    ]
 
 
 def as_json_text(brokers: Sequence[BrokerListing]) -> str:
@@ -86,6 +101,7 @@ def _target_as_dict(target: TargetOverview) -> dict[str, Any]:
             for each in target.probepoints
         ],
         "holds": [msgspec.structs.asdict(each) for each in target.holds],
+        "slots": None if target.slots is None else msgspec.structs.asdict(target.slots),
     }
 
 
@@ -114,6 +130,14 @@ def _lines(broker: BrokerListing) -> Iterator[str]:
         for hold in target.holds:
             what = "the process" if hold.thread is None else f"thread {hold.thread}"
             yield f"    hold of {what} by {hold.client!r}"
+        if target.slots is not None:
+            yield f"    {described(target.slots)}"
+
+
+def described(slots: SlotUseInfo) -> str:
+    """For people."""
+    retired = f"{slots.retired} retired (nobody leases them, and a thread may still be in one)"
+    return f"slots: {slots.leased} leased, {retired if slots.retired else '0 retired'}, {slots.free} free"
 
 
 def _printable(line: str) -> str:

@@ -151,6 +151,12 @@ class Stops(_Message, tag="stops", frozen=True):
     target: Handle
 
 
+class Slots(_Message, tag="slots", frozen=True):
+    """Gives ``SlotUseInfo``."""
+
+    target: Handle
+
+
 class Resume(_Message, tag="resume", frozen=True):
     """Start a program that stands at its entry point. Gives nil."""
 
@@ -277,8 +283,8 @@ class Catch(_Message, tag="catch", frozen=True):
 
 Call = (
     Overview | Join | Attach | Leave | Threads | ReadRegisters | ReadMemory | WriteMemory | Mappings | Clients
-    | Probepoints | Holds | Stops | Resume | Wait | OpenClient | CloseClient | Probe | ProbeMany | Watch | Leases
-    | ReadLeases | Release | TakeHold | ReleaseHold | Step | Catch
+    | Probepoints | Holds | Stops | Slots | Resume | Wait | OpenClient | CloseClient | Probe | ProbeMany | Watch
+    | Leases | ReadLeases | Release | TakeHold | ReleaseHold | Step | Catch
 )  # fmt: skip
 
 
@@ -525,6 +531,15 @@ class ClientOverview(_Info, frozen=True):
     leases: int
 
 
+class SlotUseInfo(_Info, frozen=True):
+    """How many slots of a program are what."""
+
+    leased: int
+    retired: int
+    """Nobody leases them, and a thread may still be in one."""
+    free: int
+
+
 class LeaseOverview(_Info, frozen=True):
     """A lease, for ``ubpx list``."""
 
@@ -556,6 +571,8 @@ class TargetOverview(_Info, frozen=True):
     clients: list[ClientOverview]
     probepoints: list[ProbepointOverview]
     holds: list[HoldOverview]
+    slots: SlotUseInfo | None = None
+    """None where the broker does not say."""
 
 
 def as_raw(value: object) -> msgspec.Raw:

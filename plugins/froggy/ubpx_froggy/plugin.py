@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ubpx.core.values import ProcessId
+from ubpx.core.values import Finding, ProcessId
 from ubpx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ class FroggyPlugin:
 
         found = find_broker(pid)
         return None if found is None else str(found.socket)
+
+    @hookimpl
+    def ubpx_diagnose_traced(self, pid: ProcessId) -> Sequence[Finding] | None:
+        """By asking the broker that traces it."""
+        from ubpx_froggy.directory import find_broker
+        from ubpx_froggy.listing import findings
+
+        found = find_broker(pid)
+        return None if found is None else findings(found.socket, pid)
 
     @hookimpl
     def ubpx_commands(self) -> "Sequence[click.Command]":

@@ -33,6 +33,7 @@ GIVES: Final[dict[type, Any]] = {
     m.Probepoints: list[m.ProbepointInfo],
     m.Holds: list[m.HoldInfo],
     m.Stops: int,
+    m.Slots: m.SlotUseInfo,
     m.Resume: None,
     m.Wait: int | None,
     m.OpenClient: m.ClientInfo,

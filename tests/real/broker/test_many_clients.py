@@ -77,7 +77,7 @@ def test_every_client_process_counts_what_the_program_counts(
     target_program: StartProgram, clients_of: Callable[..., Any]
 ) -> None:
     """Invariant: clients of every kind, each in its own process, share one hot probepoint and miss nothing."""
-    exactness(target_program, clients_of, {"sync": 6, "notify": 3, "count": 1}, seconds=3)
+    exactness(target_program, clients_of, {"sync": 6, "notify": 3, "count": 1}, seconds=1)
 
 
 @pytest.mark.torture

@@ -256,11 +256,11 @@ def test_what_is_kept_stopped_too_long_runs_on(
 
 def test_stopping_again_and_again_is_no_long_stop(peers: Peers, start_broker: StartBroker, program: Program) -> None:
     """Invariant: the time is that of one hold: a debugger that stops often, each time shortly, stays."""
-    broker = start_broker("-p", str(program.pid), "--max-stop", "2", "--deadline", "60")
+    broker = start_broker("-p", str(program.pid), "--max-stop", "1", "--deadline", "60")
     peer = peers(broker)
     peer.probe("busy", name="stops", mode="count")
     [thread] = [tid for tid in peer.ask(m.Threads(peer.target)) if tid != program.pid]
-    until = time.monotonic() + 5
+    until = time.monotonic() + 2.5
     rounds = 0
     while time.monotonic() < until:
         hold = peer.ask(m.TakeHold(peer.client, thread)).hold
@@ -269,7 +269,7 @@ def test_stopping_again_and_again_is_no_long_stop(peers: Peers, start_broker: St
         rounds += 1
     assert rounds > 3
     peer.ask(m.TakeHold(peer.client, thread))
-    evicted_for_stopping(peer, 2)
+    evicted_for_stopping(peer, 1)
     assert program.answer(1) == 2
 
 

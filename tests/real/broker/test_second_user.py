@@ -59,6 +59,7 @@ CALLS: Final[dict[type, Callable[[Handles], Any]]] = {
     m.Probepoints: lambda h: m.Probepoints(h.target),
     m.Holds: lambda h: m.Holds(h.target),
     m.Stops: lambda h: m.Stops(h.target),
+    m.Slots: lambda h: m.Slots(h.target),
     m.Resume: lambda h: m.Resume(h.target),
     m.Wait: lambda h: m.Wait(h.target, 0.0),
     m.OpenClient: lambda h: m.OpenClient(h.target, "newcomer"),
@@ -154,30 +155,26 @@ def guessed(handles: Handles) -> Handles:
     return attrs.evolve(handles, target=target, client=client, lease=lease, hold=hold)
 
 
-@pytest.mark.parametrize("call", EVERY_CALL, ids=lambda call: call.__name__)
-def test_the_second_user_is_refused(
-    call: type, peers: Peers, broker: BrokerProcess, program: Program, owner: Owner
-) -> None:
+def test_the_second_user_is_refused(peers: Peers, broker: BrokerProcess, program: Program, owner: Owner) -> None:
     """Invariant: nothing is given and nothing is changed, whether B makes handles up or has got hold of A's."""
-    assert program.answer(1) == 2
-    before = owner.state()
-    assert before[:2] == ("ARMED", 1)
     second = peers.elsewhere(B).peer(broker.path)
     second.open_channel()
-    for handles in (guessed(owner.handles), owner.handles):
-        if call is m.Overview:
-            assert second.ask(CALLS[call](handles)) == []
-            continue
-        with pytest.raises((ubpx.PermissionRefused, ubpx.UsageError)) as refusal:
-            second.ask(CALLS[call](handles))
-        if call in {m.Join, m.Attach}:
-            assert isinstance(refusal.value, ubpx.PermissionRefused)
-            assert f"user {A}" in str(refusal.value)
-        else:
-            assert "of this connection has that handle" in str(refusal.value)
-    assert owner.state() == before
-    assert program.answer(2) == 3
-    assert owner.state()[1] == 2
+    for number, call in enumerate(EVERY_CALL):
+        assert program.answer(1) == 2
+        before = owner.state()
+        assert before[:2] == ("ARMED", number + 1)
+        for handles in (guessed(owner.handles), owner.handles):
+            if call is m.Overview:
+                assert second.ask(CALLS[call](handles)) == []
+                continue
+            with pytest.raises((ubpx.PermissionRefused, ubpx.UsageError)) as refusal:
+                second.ask(CALLS[call](handles))
+            if call in {m.Join, m.Attach}:
+                assert isinstance(refusal.value, ubpx.PermissionRefused)
+                assert f"user {A}" in str(refusal.value)
+            else:
+                assert "of this connection has that handle" in str(refusal.value), call
+        assert owner.state() == before, call
 
 
 def test_every_request_is_tried() -> None:
@@ -186,14 +183,20 @@ def test_every_request_is_tried() -> None:
     assert set(EVERY_CALL) >= CHANGING
 
 
-@pytest.mark.parametrize("call", EVERY_CALL, ids=lambda call: call.__name__)
-def test_the_first_user_may(call: type, program: Program, owner: Owner) -> None:
+def test_the_first_user_may(peers: Peers, broker: BrokerProcess, program: Program) -> None:
     """Invariant: what is refused to B is not refused to A, so the refusals are not for another reason."""
-    owner.ask(CALLS[call](owner.handles))
-    if call is m.TakeHold:
-        assert program.is_stopped()
+    looks = peers(broker)
+    looks.target = looks.ask(m.Attach(program.pid)).target
+    for call in EVERY_CALL:
+        owner = Owner(peers, broker, program)
+        owner.ask(CALLS[call](owner.handles))
+        if call is m.TakeHold:
+            assert program.is_stopped()
+        else:
+            assert program.answer(1) == 2, call
         owner.child.end()
-    assert program.answer(1) == 2
+        looks.until_gone("first")
+        assert program.answer(1) == 2, call
 
 
 def test_the_second_user_mixes_nothing_of_the_first_into_its_own(
@@ -313,22 +316,20 @@ def try_channel(path: str, token: bytes) -> str:
 # Read-only ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", EVERY_CALL, ids=lambda call: call.__name__)
-def test_who_joins_to_read_can_read_alone(
-    call: type, peers: Peers, broker: BrokerProcess, program: Program, owner: Owner
-) -> None:
+def test_who_joins_to_read_can_read_alone(peers: Peers, broker: BrokerProcess, program: Program, owner: Owner) -> None:
     """Invariant: with read_only what looks and reads is given, to A itself too, and what changes is refused."""
     before = owner.state()
     reader = peers.elsewhere(A).peer(broker.path)
-    target = reader.ask(m.Join(program.pid, read_only=True)).target
-    handles = attrs.evolve(owner.handles, target=target)
-    if call in CHANGING:
-        expected = ubpx.PermissionRefused if call in {m.WriteMemory, m.Resume, m.OpenClient} else ubpx.UsageError
-        with pytest.raises(expected):
+    for call in EVERY_CALL:
+        target = reader.ask(m.Join(program.pid, read_only=True)).target
+        handles = attrs.evolve(owner.handles, target=target)
+        if call in CHANGING:
+            expected = ubpx.PermissionRefused if call in {m.WriteMemory, m.Resume, m.OpenClient} else ubpx.UsageError
+            with pytest.raises(expected):
+                reader.ask(CALLS[call](handles))
+        else:
             reader.ask(CALLS[call](handles))
-    else:
-        reader.ask(CALLS[call](handles))
-    assert owner.state() == before
+        assert owner.state() == before, call
     assert program.answer(1) == 2
 
 

@@ -192,13 +192,14 @@ def test_what_was_handed_to_another_process_is_none_of_ours(
 
 
 class Mute:
-    """What has announced itself as a broker, takes connections, and says so much and no more."""
+    """What has announced itself as a broker, takes connections, and says so much at once, so much when asked."""
 
-    def __init__(self, path: Path, says: bytes) -> None:
+    def __init__(self, path: Path, says: bytes, answers: bytes) -> None:
         self._listening: Final = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
         self._listening.listen()
         self._says: Final = says
+        self._answers: Final = answers
         self._taken: Final[list[socket.socket]] = []
         self._thread: Final = threading.Thread(target=self._run)
         self._thread.start()
@@ -209,6 +210,10 @@ class Mute:
                 taken, _ = self._listening.accept()
                 self._taken.append(taken)
                 taken.sendall(self._says)
+                heard = b""
+                while self._answers and b"overview" not in heard and (part := taken.recv(4096)):
+                    heard += part
+                taken.sendall(self._answers)
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -218,9 +223,19 @@ class Mute:
             each.close()
 
 
-@pytest.mark.parametrize("says", [b"", wire.pack(m.Welcome(1, "mute", 1, bytes(16)))], ids=["nothing", "welcome"])
+WELCOME: Final = wire.pack(m.Welcome(1, "mute", 1, bytes(16)))
+
+
+SPEECHES: Final = {
+    "nothing": (b"", b"", " 2 s"),
+    "welcome": (WELCOME, b"", " 2 s"),
+    "nonsense": (WELCOME, wire.pack(m.Reply(1, m.as_raw([[4711]]))), "malformed message"),
+}
+
+
+@pytest.mark.parametrize("speech", SPEECHES)
 def test_a_broker_that_does_not_answer_is_told_of_and_not_waited_for(
-    says: bytes,
+    speech: str,
     place: Path,
     start_broker: Callable[..., BrokerProcess],
     program: Program,
@@ -230,7 +245,8 @@ def test_a_broker_that_does_not_answer_is_told_of_and_not_waited_for(
     monkeypatch.setattr(listing, "PATIENCE_S", 2.0)
     monkeypatch.setattr(dialling, "PATIENCE_S", 2.0)
     broker = start_broker("-p", str(program.pid))
-    mute = Mute(place / "mute", says)
+    says, answers, told = SPEECHES[speech]
+    mute = Mute(place / "mute", says, answers)
     try:
         announce(open_directory(for_everybody=False), str(place / "mute"))
         began = time.monotonic()
@@ -241,10 +257,11 @@ def test_a_broker_that_does_not_answer_is_told_of_and_not_waited_for(
     assert [each.pid for each in found[broker.pid].targets] == [program.pid]
     problem = found[os.getpid()].problem
     assert problem is not None
-    assert " 2 s" in problem
+    assert told in problem
     assert "does not answer" in listing.as_text(list(found.values()))
 
 
+@pytest.mark.torture
 def test_a_broker_that_stands_still_is_told_of(
     start_broker: Callable[..., BrokerProcess], target_program: StartProgram, run_ubpx: RunUbpx
 ) -> None:

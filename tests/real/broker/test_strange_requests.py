@@ -199,6 +199,7 @@ OTHERS: Final[dict[type, Callable[[Scene], Any]]] = {
     m.Probepoints: lambda s: m.Probepoints(s.target),
     m.Holds: lambda s: m.Holds(s.target),
     m.Stops: lambda s: m.Stops(s.target),
+    m.Slots: lambda s: m.Slots(s.target),
     m.Resume: lambda s: m.Resume(s.target),
     m.Wait: lambda s: m.Wait(s.target, 0.0),
     m.OpenClient: lambda s: m.OpenClient(s.target, "guest"),

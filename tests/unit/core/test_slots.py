@@ -4,7 +4,7 @@ import pytest
 
 from ubpx.core.slots import AREA_SIZE, REACH, SlotArea, SlotTable, choose_hole
 from ubpx.core.ubp.plans import SlotCode
-from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
+from ubpx.core.values import PAGE_SIZE, MappedRange, SlotUse, VirtAddr
 
 LIMIT = 0x7FFF_FFFF_F000
 AREA = VirtAddr(0x7000_0000)
@@ -119,6 +119,21 @@ def test_slot_outlives_its_last_lease_while_a_thread_is_inside(table: SlotTable)
     assert table.free_retired([]) == 1
     assert table.code_at(busy.slot) is None
     assert table.code_at(leased.slot) is leased
+
+
+def test_the_use_of_slots_adds_up(table: SlotTable) -> None:
+    """Invariant: each slot of an area is leased, retired or free, and is one of them alone."""
+    codes = [code_for(0x40_1000 + 16 * number, AREA + SLOT_SIZE * number) for number in range(3)]
+    for code in codes:
+        table.occupy(code)
+    assert table.use == SlotUse(leased=3, retired=0, free=1)
+    table.retire(codes[0])
+    table.retire(codes[1])
+    assert table.use == SlotUse(leased=1, retired=2, free=1)
+    table.revive(codes[0])
+    assert table.use == SlotUse(leased=2, retired=1, free=1)
+    assert table.free_retired([]) == 1
+    assert table.use == SlotUse(leased=2, retired=0, free=2)
 
 
 def test_two_retired_copies_of_one_instruction_are_both_freed(table: SlotTable) -> None:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from ubpx import UbpxError
-from ubpx.core.values import ThreadId
+from ubpx.core.values import SlotUse, ThreadId
 from ubpx_froggy.aio.clients import AsyncClient
 from ubpx_froggy.aio.desk import AsyncDesk
 from ubpx_froggy.aio.hits import AsyncSurroundings
@@ -17,7 +17,15 @@ from ubpx_froggy.aio.link import AsyncLink
 from ubpx_froggy.aio.probepoints import AsyncProbepoint
 from ubpx_froggy.aio.process import AsyncMemory, AsyncProcess
 from ubpx_froggy.aio.turns import outside
-from ubpx_froggy.client.facts import KnownTarget, read_number, read_registers, read_status, read_tids
+from ubpx_froggy.client.facts import (
+    KnownTarget,
+    read_number,
+    read_registers,
+    read_slots,
+    read_status,
+    read_tids,
+    slot_use,
+)
 from ubpx_froggy.client.hooks import DETACHED
 from ubpx_froggy.client.leases import parted
 from ubpx_froggy.client.standing import ClientState, ForeignClient, read_clients
@@ -27,6 +35,7 @@ from ubpx_froggy.messages import (
     NamedClient,
     Registers,
     Resume,
+    Slots,
     Stops,
     TargetInfo,
     Threads,
@@ -60,6 +69,10 @@ class AsyncTarget(KnownTarget[AsyncLink]):
         """How often threads of the process have stopped for the tracer so far."""
         stops: int = await self._link.request(Stops(self._info.target), read_number)
         return stops
+
+    async def slots(self) -> SlotUse:
+        """How many out-of-line slots of the program are leased, retired, and free."""
+        return slot_use(await self._link.request(Slots(self._info.target), read_slots))
 
     # Clients and what they have -------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import time
 from typing import Any, Final, Protocol
 
@@ -105,11 +105,11 @@ class SyncHandler:
             self._seat.strikes = 0
             return None
         if isinstance(answer, Answer):
-            self._seat.strikes = 0
-            if answer.registers:
-                for name, value in answer.registers.items():
-                    hit.regs[name] = value
-            return verdict_of(answer)
+            with _understood(self._seat, self._entry.described):
+                if answer.registers:
+                    for name, value in answer.registers.items():
+                        hit.regs[name] = value
+                return verdict_of(answer)
         return _unusual(self._seat, answer, Verdict.HOLD, self._entry.described)
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
@@ -160,8 +160,8 @@ class HookCaller:
         if name == ATTACHED and answer is not Unanswered.LATE:
             self.attached.set()
         if answer is None or isinstance(answer, Answer):
-            self._seat.strikes = 0
-            return verdict_of(answer) if waits and answer is not None else None
+            with _understood(self._seat, lambda: name):
+                return verdict_of(answer) if waits and answer is not None else None
         return _unusual(self._seat, answer, Verdict.HOLD if waits else None, lambda: name)
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
@@ -197,6 +197,17 @@ def verdict_of(answer: Answer) -> Verdict | None:
         return Verdict(answer.verdict)
     except ValueError:
         raise UsageError(f"verdict {answer.verdict} is none; answer 0 to 3, or nil") from None
+
+
+@contextlib.contextmanager
+def _understood(seat: Absent, where: Callable[[], str]) -> Iterator[None]:
+    """A prompt answer is made sense of: a success, or a failure in the same row as those that come late."""
+    try:
+        yield
+    except UsageError as mistake:
+        seat.failed(f"UsageError: {mistake}", where())
+        raise
+    seat.strikes = 0
 
 
 def _unusual(

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from ubpx import Probepoint
+from ubpx import Probepoint, Target
 from ubpx_froggy.broker.hosted import BROKER, Hosted
 from ubpx_froggy.messages import (
     ClientOverview,
     HoldOverview,
     LeaseOverview,
     ProbepointOverview,
+    SlotUseInfo,
     TargetOverview,
 )
 
@@ -23,7 +24,14 @@ def overview_of(hosted: Hosted) -> TargetOverview:
         clients=_clients(hosted),
         probepoints=[_probepoint(each) for each in target.probepoints()] if running else [],
         holds=[HoldOverview(hold.owner, hold.thread) for hold in target.holds()] if running else [],
+        slots=slot_use_of(target),
     )
+
+
+def slot_use_of(target: Target) -> SlotUseInfo:
+    """As it travels."""
+    use = target.slots
+    return SlotUseInfo(use.leased, use.retired, use.free)
 
 
 def _clients(hosted: Hosted) -> list[ClientOverview]:

@@ -17,7 +17,7 @@ from ubpx_froggy.broker.guests import Guest
 from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.hosted import BROKER, Hosted
 from ubpx_froggy.broker.layouts import layouts_from
-from ubpx_froggy.broker.overview import overview_of
+from ubpx_froggy.broker.overview import overview_of, slot_use_of
 from ubpx_froggy.broker.seats import member_with
 
 LONGEST_NAME: Final = 256
@@ -49,6 +49,7 @@ class Service:
             m.Probepoints: self._probepoints,
             m.Holds: self._holds,
             m.Stops: lambda guest, call: self._target(guest, call).stops,
+            m.Slots: lambda guest, call: slot_use_of(self._target(guest, call)),
             m.Resume: lambda guest, call: self._target(guest, call, Right.CHANGE).resume(),
             m.Wait: _wait_elsewhere,
             m.OpenClient: self._open_client,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ubpx import BrokerGone, ClientQuarantined, TargetGone, UsageError
+from ubpx.core.values import SlotUse
 from ubpx_froggy.client import checks
 from ubpx_froggy.client.conversation import Ending, decoder
 from ubpx_froggy.client.handling import Handling
@@ -21,6 +22,7 @@ from ubpx_froggy.messages import (
     ProbepointInfo,
     ReadRegisters,
     Registers,
+    SlotUseInfo,
     TargetInfo,
     WatchpointInfo,
 )
@@ -37,6 +39,12 @@ read_number: Final = decoder(int)
 read_status: Final = decoder(int | None)
 read_tids: Final = decoder(list[int])
 read_registers: Final = decoder(Registers)
+read_slots: Final = decoder(SlotUseInfo)
+
+
+def slot_use(info: SlotUseInfo) -> SlotUse:
+    """As ``ubpx.Target`` gives it."""
+    return SlotUse(leased=info.leased, retired=info.retired, free=info.free)
 
 
 class KnownLink(Facts, Protocol):

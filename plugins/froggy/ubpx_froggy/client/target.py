@@ -9,10 +9,18 @@ from typing import Any, Final, Self
 
 from ubpx import UbpxError
 from ubpx.core.ports import Memory
-from ubpx.core.values import ThreadId
+from ubpx.core.values import SlotUse, ThreadId
 from ubpx_froggy.client.clients import RemoteClient
 from ubpx_froggy.client.desk import RemoteDesk
-from ubpx_froggy.client.facts import KnownTarget, read_number, read_registers, read_status, read_tids
+from ubpx_froggy.client.facts import (
+    KnownTarget,
+    read_number,
+    read_registers,
+    read_slots,
+    read_status,
+    read_tids,
+    slot_use,
+)
 from ubpx_froggy.client.handling import Handling
 from ubpx_froggy.client.hits import Surroundings
 from ubpx_froggy.client.holds import RemoteHold
@@ -28,6 +36,7 @@ from ubpx_froggy.messages import (
     NamedClient,
     Registers,
     Resume,
+    Slots,
     Stops,
     TargetInfo,
     Threads,
@@ -60,6 +69,11 @@ class RemoteTarget(KnownTarget[Link]):
         """How often threads of the process have stopped for the tracer so far."""
         stops: int = self._link.request(Stops(self._info.target), read_number)
         return stops
+
+    @property
+    def slots(self) -> SlotUse:
+        """How many out-of-line slots of the program are leased, retired, and free."""
+        return slot_use(self._link.request(Slots(self._info.target), read_slots))
 
     @property
     def memory(self) -> Memory:
