@@ -39,6 +39,7 @@ class _Nobody:
     def expect(self, child: TracedProcess, parent: TracedProcess) -> None:
         pass
 
+
 _REMEMBERED: Final = 16
 """So many processes that have ended."""
 
