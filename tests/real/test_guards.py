@@ -161,7 +161,7 @@ def test_tracers_killed_anywhere(threads: int) -> None:
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTS))
-def test_the_tool_finds_planted_faults(plant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_finds_planted_faults(plant: str) -> None:
     """Invariant: with what saves programs broken, the tool says so, by its exit status too."""
     options = ["--json", "--threads", "2", "--kills", KILLS[plant], "--plant", plant]
     done = subprocess.run(
