@@ -152,9 +152,10 @@ class Armory:
         except MemoryFault as error:
             raise SlotsExhausted(pid, analysis.insn.address, "the program has unmapped its slots") from error
 
-    def set_entry_trap(self, space: AddressSpace, address: VirtAddr) -> None:
-        """Stop the new program where its libraries are mapped."""
-        self._protect(space, 1)
+    def set_entry_trap(self, space: AddressSpace, address: VirtAddr, *, guarded: bool) -> None:
+        """Stop the new program where its libraries are mapped; ``guarded``: it survives our death until then, too."""
+        if guarded:
+            self._protect(space, 1)
         trap = space.architecture.trap_bytes
         original = space.raw.read(address, len(trap))
         reported_pc = VirtAddr(address + len(trap))

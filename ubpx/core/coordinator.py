@@ -325,7 +325,9 @@ class Coordinator:
         if not process.follow.execs:
             process.failure = LeftAtExec(process.pid, process.follow)
             return False
-        self.armory.set_entry_trap(space, self.tracer.entry_point(process.pid))
+        # A guard is mapped by a system call, which would take the place of the exec's own end where calls are told.
+        guarded = not process.reports_syscalls
+        self.armory.set_entry_trap(space, self.tracer.entry_point(process.pid), guarded=guarded)
         return True
 
     def _entered(self, port: TracedThread) -> None:

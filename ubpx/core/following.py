@@ -78,9 +78,12 @@ class Following:
         return None if owner is None or owner.space is not parent.space else self._tracees.listeners.get(owner.pid)
 
     def children_are_seen(self, thread: Thread) -> bool:
-        """Before an exec counts, what the process has made is seen with the memory of then; False: it ends instead."""
+        """Before an exec counts, what is to be followed is seen with the memory of then; False: the process ends instead.
+
+        What is let go is cleaned by what its parent's memory was (see ``Census``), whenever it is seen.
+        """
         process, was = thread.process, thread.state
-        if process.announced:
+        if process.announced and process.follow.forks:
             before, self._tracees.current = self._tracees.current, None
             try:
                 self._run_until(lambda: not process.announced or process.ended.is_set())
@@ -118,6 +121,6 @@ class Following:
         heir.settle(child, None)
         self._tracees.current = own
         with contextlib.suppress(UbpxError):  # killed meanwhile: its end follows
-            self._armory.set_entry_trap(space, self._tracer.entry_point(child.pid))
+            self._armory.set_entry_trap(space, self._tracer.entry_point(child.pid), guarded=not child.reports_syscalls)
         self._move(own, Input.APPEARED)
         return True

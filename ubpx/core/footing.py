@@ -100,7 +100,13 @@ def changed(space: AddressSpace, mapped: Mapped) -> dict[Probepoint, Footing]:
     What looks amended must do so twice: the program may be in the midst of writing something else.
     """
     found = ((each, footing(space, each, mapped)) for each in space.registry)
-    wrong: dict[Probepoint, Footing] = {each: what for each, what in found if what is not Footing.STANDS}
+    wrong: dict[Probepoint, Footing] = {
+        each: what
+        for each, what in found
+        if what is not Footing.STANDS
+        # Mapped, and not to be read: the process is being killed, and its end says the rest.
+        and not (what is Footing.UNMAPPED and mapped.at(each.address) is not None)
+    }
     former, space.changes.suspected = space.changes.suspected, {}
     for each in [each for each, what in wrong.items() if what is Footing.AMENDED]:
         there = _read(space.raw, each.address, each.analysis.insn.length) or b""

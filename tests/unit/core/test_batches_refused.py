@@ -237,7 +237,7 @@ def test_the_temporary_trap_of_a_new_program_is_left_alone(world: World) -> None
     """Invariant: while a program stands before its entry point, nobody probes that very place, in a batch either."""
     client = world.attach().client("a")
     space = world.process.space
-    world.loop.run(lambda: world.coordinator.armory.set_entry_trap(space, VirtAddr(FUNCTION)))
+    world.loop.run(lambda: world.coordinator.armory.set_entry_trap(space, VirtAddr(FUNCTION), guarded=True))
     with pytest.raises(ForeignTrap):
         client.probe_many([LEA, FUNCTION], ignore)
     assert not world.trap_stands(LEA)
