@@ -78,7 +78,7 @@ class Following:
         return None if owner is None or owner.space is not parent.space else self._tracees.listeners.get(owner.pid)
 
     def children_are_seen(self, thread: Thread) -> bool:
-        """Before an exec counts, what is to be followed is seen with the memory of then; False: the process ends instead.
+        """Before an exec counts, what is to be followed is seen with the memory of then; False: the process has ended.
 
         What is let go is cleaned by what its parent's memory was (see ``Census``), whenever it is seen.
         """
