@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import UbpxError
+from ubpx._errors import UbpxError, UsageError
 from ubpx.target import attach
 from ubpx.testing.kill_plants import PLANTS
 from ubpx.testing.kill_program import KillProgram, compile_program
@@ -62,9 +62,18 @@ class Outcome:
 
 
 def kill_tracers(
-    kills: int, threads: int, *, seed: int = 0, plant: str | None = None, tell: Callable[[str], object] = lambda _: None
+    kills: int,
+    threads: int,
+    *,
+    seed: int = 0,
+    at: str | None = None,
+    plant: str | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Outcome:
-    """Kill so many tracers of a program with so many threads. Raises UsageError, NoTracer."""
+    """Kill so many tracers of a program with so many threads; ``at`` is part of the names of all points to do it at.
+
+    Raises UsageError, NoTracer.
+    """
     chance = random.Random(seed)  # noqa: S311 - to be the same again
     outcome = Outcome(threads)
     package = load_tracer()
@@ -74,7 +83,11 @@ def kill_tracers(
         path = compile_program(Path(directory))
         with KillProgram(path, threads) as program:
             points = _in_child(lambda: counted(program.pid, seed)) or {}
-        plans = _plans(kills, points, chance)
+        if at is not None:
+            points = {name: count for name, count in points.items() if at in name}
+            if not points:
+                raise UsageError(f"no point is named like {at!r}; --json lists those at which tracers were killed")
+        plans = _plans(kills, points, chance, at_any_time=at is None)
         while outcome.total("kills") < kills:
             with KillProgram(path, threads) as program:
                 for plan in plans:
@@ -83,11 +96,11 @@ def kill_tracers(
     return outcome
 
 
-def _plans(kills: int, points: Mapping[str, int], chance: random.Random) -> Iterator[Plan]:
-    """Half at random times; the others go round all points, each at a random passage."""
+def _plans(kills: int, points: Mapping[str, int], chance: random.Random, *, at_any_time: bool) -> Iterator[Plan]:
+    """Half at random times, if that is wanted; the others go round all points, each at a random passage."""
     names: list[str] = []
     for number in range(kills):
-        if number % 2 == 0:
+        if at_any_time and number % 2 == 0:
             yield Plan()
             continue
         if not names:
@@ -167,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--kills", type=_positive, default=100, metavar="N", help="how many tracers are killed")
     parser.add_argument("--threads", type=_positive, default=4, metavar="T", help="how many threads are probed, to 63")
+    parser.add_argument("--at", metavar="TEXT", help="kill only at points that are named so, in part")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="which points, and when")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     faults = ", ".join(sorted(PLANTS))
@@ -202,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         outcome = kill_tracers(
-            options.kills, options.threads, seed=options.seed, plant=options.plant,
+            options.kills, options.threads, seed=options.seed, at=options.at, plant=options.plant,
             tell=lambda what: sys.stderr.write(f"kills: {what}\n"),
         )  # fmt: skip
     except UbpxError as error:
