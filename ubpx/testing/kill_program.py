@@ -15,7 +15,10 @@ from ubpx._errors import UsageError
 from ubpx.core.values import MappedRange, parse_maps
 
 _SOURCE: Final = Path(__file__).with_name("kills.c")
-_COUNTS: Final = struct.Struct("<66Q")
+_COUNTS: Final = struct.Struct("<67Q")
+_MASKED: Final = 66
+_MASK_PERIOD: Final = 64
+"""After so many rounds a thread looks at its mask."""
 _SIZE: Final = 4096
 _PATIENCE_S: Final = 20.0
 _PAUSE_S: Final = 0.002
@@ -74,6 +77,12 @@ class KillProgram:
             now = self._words()
             yield all(now[2 + number] > begun[2 + number] for number in range(self._threads))
 
+    def _has_looked(self, begun: Sequence[int]) -> Iterator[bool]:
+        """Whether every thread that looks at its mask has done so since."""
+        while True:
+            now = self._words()
+            yield all(now[2 + number] > begun[2 + number] + _MASK_PERIOD for number in range(self._threads - 1))
+
     def complaint(self) -> str | None:
         """What is wrong with the running program; None: it is alive, gets on in every thread, and finds no fault."""
         advances = self._await(self.advancing().__next__)
@@ -88,6 +97,12 @@ class KillProgram:
 
     def scar(self) -> str | None:
         """What of a tracer is left in the program; None: nothing."""
+        begun = self._words()
+        self._await(self._has_looked(begun).__next__)
+        half = self._words()
+        self._await(self._has_looked(half).__next__)
+        if self._words()[_MASKED] != half[_MASKED]:
+            return "a thread has its signals blocked"
         for stat in Path(f"/proc/{self.pid}/task").glob("*/status"):
             with contextlib.suppress(OSError):  # one of its brief threads
                 fields = dict(line.split(":\t", 1) for line in stat.read_text().splitlines() if ":\t" in line)
