@@ -60,9 +60,10 @@ class Healer:
             if not inside:
                 return
             for thread in inside:
-                self._tracer.step(thread.port)
-                thread.state = State.STEPPING
-            self._run_until(lambda: all(each.state is not State.STEPPING for each in inside))  # noqa: B023 - at once
+                thread.state = State.RUNNING
+                self._tracer.resume(thread.port)
+                self._tracer.interrupt(thread.port)
+            self._run_until(lambda: all(each.state is not State.RUNNING for each in inside))  # noqa: B023 - at once
 
     def _stopped(self, space: AddressSpace) -> Iterator[Thread]:
         for thread in self._tracees.threads_in(space):

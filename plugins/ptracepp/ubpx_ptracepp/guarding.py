@@ -93,7 +93,7 @@ class Guards:
         if before.is_handler:
             memory.patch(address + layout.ACTION_AT, layout.our_action(abi, address, before).pack(abi))
             self._processes.calls(thread, [self._set_action(address + layout.ACTION_AT, 0)])
-        return GuardTable(memory, address, before)
+        return GuardTable(pid, memory, address, before)
 
     def _extend(self, thread: PtraceThread, table: GuardTable, rows: int, find_place: FindPlace) -> None:
         """Room for so many more traps, and for as many again as there were."""
@@ -133,7 +133,7 @@ class Guards:
         if not undone and mask not in table.masks_without_trap:  # one that another thread's repair has come before
             return False
         table.masks_without_trap.add(mask)
-        if undone:
+        if undone and thread.pid == table.pid:  # a child that shares the memory has actions of its own, not for long
             with contextlib.suppress(TargetGone):  # killed: its exit follows
                 self._processes.calls(thread, [self._set_action(table.address + layout.ACTION_AT, 0)])
         set_signal_mask(thread.tid, mask | SIGTRAP_BIT)

@@ -7,7 +7,7 @@ from typing import Final
 import attrs
 
 from ubpx import MemoryFault
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import ProcessId, VirtAddr
 from ubpx_ptracepp.guard import layout
 from ubpx_ptracepp.memory import ProcessMemory
 
@@ -28,7 +28,9 @@ class _Rows:
 class GuardTable:
     """One program's guard (a ``ports.Guard``). Owned by the ProcessTable; changed in the tracer thread."""
 
-    def __init__(self, memory: ProcessMemory, address: VirtAddr, before: layout.Action) -> None:
+    def __init__(self, pid: ProcessId, memory: ProcessMemory, address: VirtAddr, before: layout.Action) -> None:
+        self.pid: Final = pid
+        """Whose memory it is; children may share it."""
         self.address: Final = address
         self.before: Final = before
         """The program's own action for SIGTRAP."""
