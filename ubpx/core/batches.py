@@ -202,7 +202,8 @@ class Batches:
             ours = [each for each in probepoints if each.address not in foreign]
             gone = {patch.address for patch in traps.remove_all(space.raw, self._groups(ours, mappings))} | foreign
             self._bury(space, probepoints)
-            lost = [each for each in probepoints if each.address in gone and not _is_dying(space, each, mappings)]
+            dying = bool(gone) and footing.is_dying(space, Mapped(mappings))  # then a child may have a copy
+            lost = [] if dying else [probepoint for probepoint in probepoints if probepoint.address in gone]
             for each in lost:
                 space.former.pop(each.address, None)
                 space.changes.lost[each.address] = each
@@ -298,15 +299,6 @@ class Batches:
     def _retire(self, space: AddressSpace, codes: Mapping[VirtAddr, SlotCode]) -> None:
         for code in codes.values():
             space.slots.retire(code)
-
-
-def _is_dying(space: AddressSpace, probepoint: Probepoint, mappings: Sequence[MappedRange]) -> bool:
-    """Mapped, or nothing is, and not to be read: the process is being killed, and a child may have a copy."""
-    try:
-        space.raw.read(probepoint.address, 1)
-    except MemoryFault:
-        return not mappings or Mapped(mappings).at(probepoint.address) is not None
-    return False
 
 
 def _neighbours(prospects: Sequence[Prospect], number: int) -> tuple[VirtAddr, VirtAddr, int]:

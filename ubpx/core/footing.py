@@ -25,6 +25,8 @@ from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
 
 _CONTEXT: Final = 32
 """Bytes on either side of a trap in moved code that must be the same: there no file tells what it is."""
+_ENOUGH: Final = 32
+"""Mappings of which one can be read in a process that lives: a file may have been cut off, but not all of them."""
 _MOST_PAGES: Final = 1 << 15
 """Of memory without a file: in so many moved code is looked for."""
 
@@ -100,13 +102,9 @@ def changed(space: AddressSpace, mapped: Mapped) -> dict[Probepoint, Footing]:
     What looks amended must do so twice: the program may be in the midst of writing something else.
     """
     found = ((each, footing(space, each, mapped)) for each in space.registry)
-    wrong: dict[Probepoint, Footing] = {
-        each: what
-        for each, what in found
-        if what is not Footing.STANDS
-        # Mapped, and not to be read: the process is being killed, and its end says the rest.
-        and not (what is Footing.UNMAPPED and mapped.at(each.address) is not None)
-    }
+    wrong: dict[Probepoint, Footing] = {each: what for each, what in found if what is not Footing.STANDS}
+    if Footing.UNMAPPED in wrong.values() and is_dying(space, mapped):
+        return {}  # its end says the rest
     former, space.changes.suspected = space.changes.suspected, {}
     for each in [each for each, what in wrong.items() if what is Footing.AMENDED]:
         there = _read(space.raw, each.address, each.analysis.insn.length) or b""
@@ -114,6 +112,12 @@ def changed(space: AddressSpace, mapped: Mapped) -> dict[Probepoint, Footing]:
             space.changes.suspected[each.address] = there
             del wrong[each]
     return wrong
+
+
+def is_dying(space: AddressSpace, mapped: Mapped) -> bool:
+    """Whether the process is being killed: its memory goes before it does, and nothing that is mapped can be read."""
+    some = mapped.ranges[:_ENOUGH]
+    return all(_read(space.raw, each.start, 1) is None for each in some if "r" in each.permissions)
 
 
 def foreign(space: AddressSpace, probepoints: Sequence[Probepoint], mapped: Mapped) -> frozenset[VirtAddr]:
