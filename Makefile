@@ -31,7 +31,7 @@ demo: ## Two clients share one probepoint of a running program
 test: ## Run all tests but the long ones
 	@$(SETUP) --dev --debian
 	@cd $(ROOT) && $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not torture and not alone"
-	@cd $(ROOT) && $(BIN)/pytest -m "alone and not torture"
+	@cd $(ROOT) && $(BIN)/pytest -m "alone and not torture" -o faulthandler_timeout=240
 
 .PHONY: torture
 torture: ## Run the long tests
