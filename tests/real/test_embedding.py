@@ -215,3 +215,37 @@ def test_doorbell_ends_with_its_program(eventually: Callable[..., bool]) -> None
     assert host.returncode == -signal.SIGKILL
     doorbell = Path(f"/proc/{int(host.stdout)}/cmdline")
     assert eventually(lambda: not doorbell.exists() or b"ubpx-doorbell" not in doorbell.read_bytes())
+
+
+def test_doorbell_maps_no_file() -> None:
+    """Invariant: no lock of a library's mappings, which other processes may hold, keeps a ring from being heard."""
+    script = (
+        "import ubpx_ptracepp.doorbell as d\n"
+        "from pathlib import Path\n"
+        "doorbell = d.Doorbell()\n"
+        "proc = Path(f'/proc/{doorbell.pid}')\n"
+        "assert '.so' not in (proc / 'maps').read_text(), (proc / 'maps').read_text()\n"
+        "assert (proc / 'cmdline').read_bytes() == b'ubpx-doorbell\\0'\n"
+        "doorbell.close()\n"
+        "assert not proc.exists()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
+
+
+def test_doorbell_where_no_program_runs_without_a_file() -> None:
+    """Invariant: a system that refuses to run an anonymous file has a doorbell all the same."""
+    script = (
+        "import os, signal, ubpx_ptracepp.doorbell as d\n"
+        "spawn = os.posix_spawn\n"
+        "def refuse(path, *args, **options):\n"
+        "    if path.startswith('/proc/'): raise PermissionError(13, 'refused')\n"
+        "    return spawn(path, *args, **options)\n"
+        "os.posix_spawn = refuse\n"
+        "doorbell = d.Doorbell()\n"
+        "assert os.readlink(f'/proc/{doorbell.pid}/exe').startswith('/')\n"
+        "doorbell.ring()\n"
+        "assert os.waitid(os.P_ALL, 0, d.WAIT_THREAD | os.WSTOPPED | os.WEXITED).si_pid == doorbell.pid\n"
+        "doorbell.rearm()\n"
+        "doorbell.close()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == 0
