@@ -72,7 +72,7 @@ class Guards:
             action = layout.our_action(abi, address)
             memory.patch(address + layout.ACTION_AT, action.pack(abi))
             code = layout.image(abi)
-            memory.patch(address + layout.ACTION_AT + 32, code[layout.ACTION_AT + 32 :])
+            memory.patch(address + layout.ACTION_AT + layout.ACTION_ROOM, code[layout.ACTION_AT + layout.ACTION_ROOM :])
             memory.patch(address, code[: layout.ACTION_AT])  # the magic last: from here on it can be found
             gate = _gate(abi, address)
             protect = ("mprotect", (address, PAGE_SIZE, _READ | _EXECUTE))
@@ -89,7 +89,7 @@ class Guards:
                 self._set_action(address + layout.ACTION_AT, address + layout.BEFORE_AT),
             ],
         )
-        before = layout.unpack_action(memory.read(address + layout.BEFORE_AT, 32), abi)
+        before = layout.unpack_action(memory.read(address + layout.BEFORE_AT, layout.ACTION_ROOM), abi)
         if before.is_handler:
             memory.patch(address + layout.ACTION_AT, layout.our_action(abi, address, before).pack(abi))
             self._processes.calls(thread, [self._set_action(address + layout.ACTION_AT, 0)])
@@ -192,7 +192,7 @@ class Guards:
         calls = [self._set_action(at + layout.BEFORE_AT, at + layout.FOUND_AT)]
         calls += [("munmap", (start, size)) for start, size in mapped.items()]
         self._processes.calls(thread, calls, gate=gate)
-        found = layout.unpack_action(memory.read(at + layout.FOUND_AT, 32), abi)
+        found = layout.unpack_action(memory.read(at + layout.FOUND_AT, layout.ACTION_ROOM), abi)
         if found.handler not in (layout.our_action(abi, at).handler, layout.SIG_DFL):  # it set another one meanwhile
             self._processes.calls(thread, [self._set_action(at + layout.FOUND_AT, 0)], gate=gate)
         self._processes.enter_by(pid, None)
