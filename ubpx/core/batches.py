@@ -198,11 +198,12 @@ class Batches:
         """Take out those traps that still are ours; those in whose place something else stands, and stays."""
         mappings = self._reception.tracer.mappings(space.pid) if probepoints else ()
         with space.memory.writing:
-            foreign = footing.foreign(space, probepoints, Mapped(mappings)) if mappings else frozenset()
+            mapped = Mapped(mappings)
+            foreign = footing.foreign(space, probepoints, mapped) if mappings else frozenset()
             ours = [each for each in probepoints if each.address not in foreign]
             gone = {patch.address for patch in traps.remove_all(space.raw, self._groups(ours, mappings))} | foreign
             self._bury(space, probepoints)
-            dying = bool(gone) and footing.is_dying(space, Mapped(mappings))  # then a child may have a copy
+            dying = bool(gone) and footing.is_dying(space, mapped)  # then a child may have a copy
             lost = [] if dying else [probepoint for probepoint in probepoints if probepoint.address in gone]
             for each in lost:
                 space.former.pop(each.address, None)

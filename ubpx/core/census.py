@@ -205,17 +205,20 @@ class Census:
     ) -> None:
         """A child that nobody follows: clean it of what was copied of ``space``, tell of it, and trace it no more."""
         if space is not None:
-            child_space = self.new_space(pid, slots_allowed=False, copied_from=space)
-            self._armory.clean(space, child_space)
-            if self._tracer.fetch(port):
-                leave_slot(self._tracer, port, child_space, space)
-                # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
-                with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
-                    give_back(self._tracer, port, space)
+            self.clean_copy(port, space, self.new_space(pid, slots_allowed=False, copied_from=space))
         if parent is not None:
             self.tell_forked(parent, pid)
         self._tracer.detach(port)
         self._tracer.forget(port)
+
+    def clean_copy(self, port: TracedThread, space: AddressSpace, copy: AddressSpace) -> None:
+        """Have a forked child's copy of ``space``, and its one thread, be without anything of ours."""
+        self._armory.clean(space, copy)
+        if self._tracer.fetch(port):
+            leave_slot(self._tracer, port, copy, space)
+            # Killed; forked before there was anything of ours; or it cannot be helped: what is left is unused.
+            with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):
+                give_back(self._tracer, port, space)
 
     def _started(self, thread: Thread) -> None:
         listener = self._tracees.listeners.get(thread.process.pid)

@@ -8,14 +8,13 @@ from its exec on.
 import contextlib
 from typing import Final
 
-from ubpx._errors import MemoryFault, SlotsExhausted, TargetGone, UbpxError
+from ubpx._errors import MemoryFault, UbpxError
 from ubpx.core import events
 from ubpx.core.arming import Armory
 from ubpx.core.census import Census
-from ubpx.core.keeper import Move, RunUntil, give_back
+from ubpx.core.keeper import Move, RunUntil
 from ubpx.core.listener import Listener
 from ubpx.core.ports import Tracer
-from ubpx.core.sites import leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 
@@ -62,11 +61,7 @@ class Following:
     def _furnish(self, thread: Thread, space: AddressSpace, heir: Listener) -> None:
         child = thread.process
         with contextlib.suppress(MemoryFault):  # killed meanwhile: its end follows
-            self._armory.clean(space, child.space)
-            if self._tracer.fetch(thread.port):
-                leave_slot(self._tracer, thread.port, child.space, space)
-                with contextlib.suppress(TargetGone, MemoryFault, SlotsExhausted):  # as for one that is let go
-                    give_back(self._tracer, thread.port, space)
+            self._census.clean_copy(thread.port, space, child.space)
         heir.settle(child, space)
 
     def _listener_of(self, parent: TracedProcess) -> Listener | None:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -62,9 +62,9 @@ class KillProgram:
     def _words(self) -> Sequence[int]:
         return _COUNTS.unpack_from(self._counts)
 
-    def _await(self, reached: object) -> bool:
+    def _await(self, reached: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + _PATIENCE_S
-        while not (reached() if callable(reached) else False):
+        while not reached():
             if time.monotonic() > deadline or self._popen.poll() is not None:
                 return False
             time.sleep(_PAUSE_S)
