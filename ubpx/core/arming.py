@@ -5,7 +5,7 @@ from which hits count, and it needs no thread stopped.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -74,6 +74,8 @@ def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None)
     """The best strategy that instruction, target and client allow; raises StrategyRefused, InsnRefused."""
     address = analysis.insn.address
     allowed = [each for each in analysis.strategies if space.slots_allowed or each not in SLOTTED]
+    if forced is Strategy.JUMP and Strategy.BOOST in allowed:
+        forced = Strategy.BOOST  # until the jump stands
     if forced is not None:
         if forced not in allowed:
             reason = analysis.refusals.get(forced, "the instruction does not allow it")
@@ -120,6 +122,15 @@ def enlist(space: AddressSpace, probepoint: Probepoint, reception: Reception) ->
     space.patches[probepoint.address] = probepoint.patch
 
 
+def sites_of(space: AddressSpace, probepoint: Probepoint) -> Iterator[ProbeSite]:
+    """That of its trap, and of the trap that its jump leads to, or led to."""
+    code = probepoint.slot_code
+    for pc in (probepoint.patch.reported_pc, code.entered if code is not None else None):
+        site = space.sites.get(pc) if pc is not None else None
+        if isinstance(site, ProbeSite) and site.probepoint is probepoint:
+            yield site
+
+
 class Armory:
     """Arms and disarms probepoints in any of a session's spaces. Owned by the Coordinator."""
 
@@ -130,8 +141,7 @@ class Armory:
 
     def refresh(self, space: AddressSpace, probepoint: Probepoint) -> None:
         """The probepoint's leases have changed."""
-        site = space.sites.get(probepoint.patch.reported_pc)
-        if isinstance(site, ProbeSite) and site.probepoint is probepoint:
+        for site in sites_of(space, probepoint):
             site.leases = probepoint.leases
 
     def occupy_slot(self, space: AddressSpace, analysis: InsnAnalysis, pid: ProcessId) -> SlotCode:
@@ -183,7 +193,9 @@ class Armory:
         ours = [
             each for each in (*space.patches.values(), *space.former.values()) if not space.dormant.knows(each.address)
         ]
-        traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))  # the child does not run: nobody writes
+        jumped = [[patch] for patch in space.registry.jumped.values()]
+        traps.remove_all(child.raw, jumped)  # the child does not run: nobody writes
+        traps.remove_all(child.raw, traps.spans(ours, apart=lambda _: False))
         for probepoint in space.changes.lost.values():
             if looks_ours(child.raw, probepoint):  # forked before the program put something else there
                 traps.remove(child.raw, probepoint.patch)

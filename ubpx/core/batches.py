@@ -23,7 +23,7 @@ from ubpx.core import arming, boundaries, footing
 from ubpx.core.grounds import Mapped
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Probepoint
-from ubpx.core.sites import ProbeSite, Reception, TombSite
+from ubpx.core.sites import Reception, TombSite
 from ubpx.core.slots import AREA_SIZE, slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
@@ -41,6 +41,9 @@ MapArea = Callable[[AddressSpace, Sequence[VirtAddr], int], None]
 The program is served meanwhile.
 """
 
+
+TakeOutJumps = Callable[[AddressSpace, Sequence[Probepoint]], None]
+"""Has traps stand in place of the jumps of these."""
 
 _CANNOT_BE_PROBED: Final = (AddressRefused, InsnRefused, ForeignTrap, StrategyRefused)
 """What may be wrong with a place itself."""
@@ -141,7 +144,10 @@ def _read_code(space: AddressSpace, places: Sequence[Place]) -> Iterator[tuple[P
 class Batches:
     """Arms and disarms any number of probepoints in any of a session's spaces. Owned by the Coordinator."""
 
-    def __init__(self, reception: Reception, map_area: MapArea, protect: arming.Protect) -> None:
+    def __init__(
+        self, reception: Reception, map_area: MapArea, protect: arming.Protect, take_out_jumps: TakeOutJumps
+    ) -> None:
+        self._take_out_jumps: Final = take_out_jumps
         self._reception: Final = reception
         self._map_area: Final = map_area
         self._protect: Final = protect
@@ -196,6 +202,7 @@ class Batches:
 
     def disarm(self, space: AddressSpace, probepoints: Sequence[Probepoint]) -> list[Probepoint]:
         """Take out those traps that still are ours; those in whose place something else stands, and stays."""
+        self._take_out_jumps(space, probepoints)
         mappings = self._reception.tracer.mappings(space.pid) if probepoints else ()
         with space.memory.writing:
             mapped = Mapped(mappings)
@@ -225,8 +232,7 @@ class Batches:
             space.registry.remove(probepoint)
             space.changes.amended.discard(patch.address)
             space.patches.pop(patch.address, None)
-            site = space.sites.get(patch.reported_pc)
-            if isinstance(site, ProbeSite):
+            for site in arming.sites_of(space, probepoint):
                 site.leases = ()  # a thread that has arrived already, and waits for its turn, meets nobody
             if space.dormant.knows(patch.address):
                 space.sites.pop(patch.reported_pc, None)  # that of a dormant trap is made when somebody meets it

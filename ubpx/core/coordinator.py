@@ -15,6 +15,7 @@ from ubpx.core.census import Census
 from ubpx.core.departure import Departure
 from ubpx.core.following import Following
 from ubpx.core.healing import Healer
+from ubpx.core.jumps import Jumps
 from ubpx.core.keeper import Keeper
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
@@ -39,7 +40,10 @@ class Coordinator:
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
         )
         self.armory: Final = self.reception.armory
-        self.batches: Final = Batches(self.reception, self.keeper.map_area, self.keeper.protect)
+        self.jumps: Final = Jumps(tracer, self.tracees, self.keeper, self.reception)
+        self.batches: Final = Batches(
+            self.reception, self.keeper.map_area, self.keeper.protect, self.jumps.take_out
+        )  # fmt: skip
         self._listeners: Final[dict[ProcessId, Listener]] = self.tracees.listeners
         self._census: Final = Census(
             tracer, self.tracees, self.keeper, self.armory,
@@ -97,6 +101,7 @@ class Coordinator:
             listener = self._listeners.get(process.pid)
             if listener is not None and len(process.space.registry):
                 listener.look_at_text(process, serve=True)
+        self.jumps.look()
 
     # What is asked about --------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class Footing(Enum):
 
 def footing(space: AddressSpace, probepoint: Probepoint, mapped: Mapped | None = None) -> Footing:
     """What stands there now; ``mapped``: where what is mapped is to be compared too."""
-    insn, patch = probepoint.analysis.insn, probepoint.patch
+    insn, patch = probepoint.analysis.insn, probepoint.standing
     size = len(patch.trap)
     same = mapped is None or space.grounds.is_same(insn.address, mapped)
     there = _read(space.raw, insn.address, insn.length) or _read(space.raw, insn.address, size)
@@ -64,7 +64,7 @@ def footing(space: AddressSpace, probepoint: Probepoint, mapped: Mapped | None =
 
 def _is_amended(space: AddressSpace, probepoint: Probepoint, rest: bytes) -> bool:
     """Whether the same instruction stands there with other operands."""
-    insn, patch = probepoint.analysis.insn, probepoint.patch
+    insn, patch = probepoint.analysis.insn, probepoint.standing
     if len(rest) != insn.length - len(patch.trap):
         return True  # its end is not mapped any more
     return not _is_filler(space, rest) and _are_alike(space, insn.raw, patch.original + rest, insn.address)
@@ -140,7 +140,7 @@ def _is_doubtful(space: AddressSpace, page: int, mapped: Mapped) -> bool:
 
 def looks_ours(memory: Memory, probepoint: Probepoint) -> bool:
     """Whether the trap stands in a copy of the memory, by the instruction's other bytes; False if it has none."""
-    insn, patch = probepoint.analysis.insn, probepoint.patch
+    insn, patch = probepoint.analysis.insn, probepoint.standing
     rest = insn.raw[len(patch.trap) :]
     return bool(rest) and _read(memory, insn.address, insn.length) == patch.trap + rest
 
@@ -159,8 +159,8 @@ def take_out_moved(space: AddressSpace, probepoints: Iterable[Probepoint], mappe
             continue
         for at in _candidates(probepoint.address, ground, mapped):
             if _has_moved_to(space, probepoint, ground, at):
-                reported_pc = VirtAddr(at + len(probepoint.patch.trap))
-                patch = attrs.evolve(probepoint.patch, address=at, reported_pc=reported_pc)
+                reported_pc = VirtAddr(at + len(probepoint.standing.trap))
+                patch = attrs.evolve(probepoint.standing, address=at, reported_pc=reported_pc)
                 if _remove(space.raw, patch):
                     space.changes.moved.add(at)
 
@@ -187,7 +187,7 @@ def _may_be_from(mapped: MappedRange, ground: Ground) -> bool:
 
 
 def _has_moved_to(space: AddressSpace, probepoint: Probepoint, ground: Ground, at: VirtAddr) -> bool:
-    insn, patch = probepoint.analysis.insn, probepoint.patch
+    insn, patch = probepoint.analysis.insn, probepoint.standing
     if at in space.patches or at in space.dormant or _read(space.raw, at, len(patch.trap)) != patch.trap:
         return False
     if ground.inode:

@@ -6,7 +6,8 @@ written, and written to that program alone.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Final
 
 from ubpx._errors import InsnRefused, MemoryFault, SlotsExhausted, TargetGone
@@ -105,7 +106,9 @@ class Healer:
             if original != trap
         ]
         standing, overwritten = 0, 0
+        slots = _Slots(space, remains.areas)
         with space.memory.writing:
+            standing += sum(self._restore_jump(space, slots, patch, dict(remains.traps)) for patch in patches)
             for patch in patches:
                 with contextlib.suppress(MemoryFault):
                     match traps.remove(space.raw, patch):
@@ -114,6 +117,29 @@ class Healer:
                         case traps.Removal.OVERWRITTEN:
                             overwritten += 1
         return standing, overwritten
+
+    def _restore_jump(
+        self, space: AddressSpace, slots: "_Slots", patch: TrapPatch, originals: Mapping[VirtAddr, bytes]
+    ) -> bool:
+        """If a jump to the trap in its slot stands in place of the trap: the program's own bytes."""
+        jump_size = space.architecture.jump_size
+        address = patch.address
+        try:
+            there = space.raw.read(address, jump_size)
+            target = space.architecture.jump_target(there, address)
+            if target is None or not slots.is_for(target, address):
+                return False
+            own = (originals.get(VirtAddr(address + at), b"") for at in range(jump_size))
+            known = b"".join(takewhile(bool, own))
+            behind = space.raw.read(address + len(known), space.architecture.longest_insn)
+            insn = space.architecture.analyze(known + behind, address).insn
+            size = min(insn.length, jump_size)
+            if size > len(known):
+                return False
+            space.raw.patch(address, known[:size])
+        except (InsnRefused, MemoryFault):
+            return False
+        return True
 
     def _put_right_stack(self, thread: Thread, slots: "_Slots", mappings: Sequence[MappedRange]) -> bool:
         """Whatever would bring the thread back to a slot: a signal's frame, a return address."""
@@ -152,6 +178,14 @@ class _Slots:
     def may_hold(self, address: int) -> bool:
         """Quickly: whether it is worth asking ``code_at``."""
         return self._low <= address < self._high
+
+    def is_for(self, target: int, origin: VirtAddr) -> bool:
+        """Whether a slot of the instruction at ``origin`` is where a jump leads."""
+        area = next((area for area in self.areas if target in area), None)
+        if area is None:
+            return False
+        end = target - (target - area.start) % area.slot_size + area.slot_size
+        return self._space.raw.read(end - ORIGIN_SIZE, ORIGIN_SIZE) == origin.to_bytes(ORIGIN_SIZE, "little")
 
     def code_at(self, address: int) -> SlotCode | None:
         """The slot's copy, if its bytes are those of a copy of what stands where it says that it comes from."""

@@ -236,5 +236,5 @@ def _prospect(space: AddressSpace, probepoint: Probepoint) -> batches.Prospect:
     slotless = None
     if not any(lease.forced for lease in probepoint.leases):
         slotless = arming.choose(space, probepoint.analysis, None).without_slots
-    choice = arming.Choice(strategy=probepoint.strategy, why=probepoint.why, without_slots=slotless)
+    choice = arming.Choice(strategy=probepoint.armed_by, why=probepoint.why, without_slots=slotless)
     return batches.Prospect(probepoint.address, probepoint.analysis, choice)

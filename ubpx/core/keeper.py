@@ -13,10 +13,10 @@ from ubpx.core.grounds import Mapped
 from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
-from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
+from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole, page_within
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import LEAVING, Input, State
-from ubpx.core.values import Disturbance, ProcessId, ThreadId, VirtAddr
+from ubpx.core.values import PAGE_SIZE, Disturbance, ProcessId, ThreadId, VirtAddr
 
 _log = logging.getLogger("ubpx.keeper")
 _WORTH_QUIESCING: Final = 512
@@ -207,10 +207,30 @@ class Keeper:
         self._run_until(lambda: self._is_quiet(space))
         self._run_until(lambda: self._end_is_clear(space))
 
+    @contextmanager
+    def quiet(self, space: AddressSpace) -> Iterator[None]:
+        """No thread of the space runs meanwhile; one whose handlers or event we are in is stopped as it is."""
+        if space.quiesced:
+            yield
+            return
+        space.quiesced = True
+        try:
+            for thread in self._tracees.threads_in(space):
+                self.refresh(thread)
+            self._run_until(lambda: self._is_quiet(space))
+            yield
+        finally:
+            space.quiesced = False
+            for thread in self._tracees.threads_in(space):
+                self.refresh(thread)
+
     def _is_quiet(self, space: AddressSpace) -> bool:
         """All stopped, and no child on its way that would have to be cleaned."""
         announced = any(process.announced for process in self._tracees.sharing(space))
-        return not announced and all(thread.state in _STOPPED for thread in self._tracees.threads_in(space))
+        return not announced and all(
+            thread.state in _STOPPED or thread is self._tracees.current or self._is_served(thread)
+            for thread in self._tracees.threads_in(space)
+        )
 
     def _end_is_clear(self, space: AddressSpace) -> bool:
         """A process whose threads all are exiting must be seen to its end."""
@@ -324,7 +344,7 @@ class Keeper:
 
     def _reclaim(self, space: AddressSpace) -> bool:
         """Free the retired slots that no thread is in; False where the threads cannot all be stopped now."""
-        if self.serving() is not None or self._tracees.current is not None:
+        if self.serving() is not None or self._tracees.current is not None or space.quiesced:
             return False
         space.quiesced = True
         try:
@@ -383,6 +403,16 @@ class Keeper:
                 if self._tracer.map_area(thread.port, place, size):
                     break  # else another thread of the program took the place meanwhile
         space.slots.add_area(SlotArea(place, size, space.architecture.slot_size))
+
+    def map_page(self, space: AddressSpace, starts: range, reach: Sequence[VirtAddr]) -> None:
+        """Let the program map a page in which a slot can begin at one of ``starts``; raises SlotsExhausted."""
+        size, limit = space.architecture.slot_size, space.architecture.address_limit
+        with self.stopped_thread(space) as thread:
+            pid = thread.process.pid
+            place = page_within(self._tracer.mappings(pid), starts, reach, slot_size=size, limit=limit)
+            if place is None or not self._tracer.map_area(thread.port, place, PAGE_SIZE):
+                raise SlotsExhausted(pid, VirtAddr(starts.start), "something else is mapped where its jump can lead")
+        space.slots.add_area(SlotArea(place, PAGE_SIZE, size))
 
 
 def give_back(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, Final
 
-from ubpx._errors import InternalError, MemoryFault, TargetGone, UbpxError, UnknownModule
+from ubpx._errors import (
+    InternalError,
+    MemoryFault,
+    StrategyRefused,
+    TargetGone,
+    UbpxError,
+    UnknownModule,
+    UsageError,
+)
 from ubpx.core import arming, batches, boundaries, footing
 from ubpx.core.clients import Client, ClientState
 from ubpx.core.coordinator import Coordinator
@@ -16,6 +24,7 @@ from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
 from ubpx.core.requests import Request, Requests
 from ubpx.core.spaces import AddressSpace, TracedProcess
+from ubpx.core.ubp.plans import Strategy
 from ubpx.core.values import PAGE_SIZE, Place, VirtAddr
 
 Resolve = Callable[[str | int, TracedProcess], Place]
@@ -91,6 +100,7 @@ class Leasing:
         space, registry = process.space, process.space.registry
         space.dormant.wake(place.address)
         self._settle(process, (place.address,))
+        self._coordinator.jumps.make_way(space, place.address, request.strategy)
         registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = registry.at(place.address) is None
         if fresh:
@@ -105,9 +115,23 @@ class Leasing:
             if not fresh:  # a handler has probed it while an area was mapped
                 registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         probepoint = self.grant(lease, space, place.address)
+        if request.strategy is Strategy.JUMP:
+            self._have_jump(lease, process, probepoint)
         if fresh and lease.client is not self._itself:
             probepoint.told = True
             self._herald.tell("ubpx_probepoint_armed", address=place.address)
+
+    def _have_jump(self, lease: Lease, process: TracedProcess, probepoint: Probepoint) -> None:
+        """Or take everything back, and raise StrategyRefused."""
+        space, jumps = process.space, self._coordinator.jumps
+        if probepoint.jump is None:
+            jumps.make(space, (probepoint,))
+        if probepoint.jump is None:
+            if space.registry.withdraw(lease, LeaseState.RELEASED):
+                self._take_back(space, [probepoint.address])
+            self._coordinator.armory.refresh(space, probepoint)
+            reason = f"{probepoint.analysis.insn}: {probepoint.jumpless or 'a thread stands in it'}"
+            raise StrategyRefused(probepoint.address, Strategy.JUMP, probepoint.analysis.strategies, reason)
 
     def _check_still_there(self, lease: Lease, process: TracedProcess, space: AddressSpace, address: VirtAddr) -> None:
         """While the program was served its client may have left, or it: then the trap goes again, and this raises."""
@@ -163,8 +187,11 @@ class Leasing:
         space, registry = process.space, process.space.registry
         found = batches.sort_out(wanted, self._resolve_many(wanted, process), skip_refused=request.skip_refused)
         self._settle(process, found.places)
+        if request.strategy is Strategy.JUMP:
+            raise UsageError("many places at once get no jumps; leave strategy= out, and those that are hot get theirs")
         for address in found.places:
             space.dormant.wake(address)
+            self._coordinator.jumps.make_way(space, address, request.strategy)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
         prospects = batches.survey(space, fresh, found, request.strategy, assume_boundary=request.assume_boundary)

@@ -163,6 +163,14 @@ class Site(Protocol):
     watchful: int
     """For the tracer alone: at so many more arrivals it looks whether the thread had blocked traps; begins as 3."""
 
+    @property
+    def in_slot(self) -> bool:
+        """The trap lies in a slot, where a jump from the program leads: a thread goes on from there as it is.
+
+        Before it does it may stop there once more, for something else.
+        """
+        ...
+
     def make_safe(self, thread: TracedThread) -> bool:
         """Set the thread's registers so that it can go on; False: this trap is not ours.
 
@@ -242,6 +250,11 @@ class Remains(Protocol):
 
 class Tracer(Protocol):
     """What stops and starts threads. All methods but ``ring`` belong to the session's tracer thread."""
+
+    @property
+    def can_jump(self) -> bool:
+        """Whether threads that jump to a trap in a slot arrive at it: programs run for real."""
+        ...
 
     @property
     def can_guard(self) -> bool:

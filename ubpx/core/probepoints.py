@@ -204,8 +204,8 @@ class Probepoint:
     jump borrows its neighbours').
     """
 
-    __slots__ = ("_leases", "address", "analysis", "patch", "relied_on", "slot_code", "space", "strategy",
-                 "told", "why")  # fmt: skip
+    __slots__ = ("_leases", "address", "analysis", "armed_by", "jump", "jumpless", "patch", "relied_on", "seen_hits",
+                 "slot_code", "space", "told", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -222,19 +222,36 @@ class Probepoint:
         self.address: Final = analysis.insn.address
         self.analysis: Final = analysis
         self.patch: Final = patch
-        self.strategy: Final = strategy
-        self.why: Final = why
+        self.armed_by: Final = strategy
+        """The strategy that it was armed with, and goes back to when its jump is taken out."""
+        self.why = why
         """Why this strategy, for people."""
         self.slot_code = slot_code
-        self.relied_on: Final = relied_on
+        self.relied_on = relied_on
+        self.jump: TrapPatch | None = None
+        """The jump that stands in place of its trap."""
+        self.jumpless: str | None = None
+        """Why it gets none, if that was found."""
+        self.seen_hits = 0
+        """Hits of its leases when it was last looked whether it should have a jump."""
         self.told = False
         """Whether client plugins were told that it is armed, and so will be told when it is not."""
         self._leases: list[Lease] = []
 
     @property
+    def strategy(self) -> Strategy:
+        """How threads get past it now."""
+        return self.armed_by if self.jump is None else Strategy.JUMP
+
+    @property
+    def standing(self) -> TrapPatch:
+        """What is written there now: its trap, or a jump to one."""
+        return self.patch if self.jump is None else self.jump
+
+    @property
     def owned(self) -> range:
         """The addresses of the bytes that we wrote."""
-        return range(self.address, self.address + len(self.patch.trap))
+        return range(self.address, self.address + len(self.standing.trap))
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -267,6 +284,8 @@ class Registry:
     """By the address of each owned byte but the first."""
     _relying: dict[int, list[Probepoint]] = attrs.field(factory=dict, init=False)
     """By the address of each byte that is relied on."""
+    jumped: dict[VirtAddr, TrapPatch] = attrs.field(factory=dict, init=False)
+    """Jumps that stand, or stood last at their addresses: a child forked meanwhile may still have them."""
 
     def __iter__(self) -> Iterator[Probepoint]:
         return iter(tuple(self._by_address.values()))
@@ -296,15 +315,15 @@ class Registry:
         probepoint = self.at(address)
         if probepoint is None:
             in_the_way = [self._behind[address]] if address in self._behind else self._relying.get(address, ())
-            for other in in_the_way:
+            for other in (each for each in in_the_way if each.jump is None):  # jumps make way
                 raise ProbepointBusy(address, next(iter(other.clients), "nobody any more"))
             return
         for lease in probepoint.leases:
             if lease.exclusive or exclusive:
                 raise ProbepointBusy(address, lease.client.name)
-        if strategy is not None and strategy is not probepoint.strategy:
+        if strategy not in (None, Strategy.JUMP, probepoint.strategy):
             reason = f"shared with {', '.join(dict.fromkeys(probepoint.clients))} by {probepoint.strategy}"
-            raise StrategyRefused(address, strategy, [probepoint.strategy], reason)
+            raise StrategyRefused(address, str(strategy), [probepoint.strategy], reason)
 
     def add(self, probepoint: Probepoint) -> None:
         """Take a probepoint that has just been armed."""
@@ -323,6 +342,19 @@ class Registry:
             self._relying[byte].remove(probepoint)
             if not self._relying[byte]:
                 del self._relying[byte]
+
+    def change_jump(self, probepoint: Probepoint, jump: TrapPatch | None, relied_on: range) -> None:
+        """A jump to its trap is about to stand in place of it, or stands no more."""
+        self.remove(probepoint)
+        probepoint.jump, probepoint.relied_on = jump, relied_on
+        self.add(probepoint)
+        if jump is not None:
+            self.jumped[probepoint.address] = jump
+
+    def jumps_near(self, addresses: range) -> tuple[Probepoint, ...]:
+        """Those whose jumps have a byte of these, or rely on one, ascending."""
+        near = {*self.owning(addresses), *self.relying_on(addresses)}
+        return tuple(sorted((each for each in near if each.jump is not None), key=_address))
 
     def grant(self, lease: Lease, probepoint: Probepoint) -> None:
         """Let ``lease`` share ``probepoint``."""

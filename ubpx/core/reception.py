@@ -127,7 +127,7 @@ class HitReception:
         thread.written = [(lease.client.name, writes) for lease, _, writes in answers if writes]
         registers = self._merge(thread, site.probepoint.address, answers)
         self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
-        if registers or thread.tid in site.unlanded:
+        if registers or site.in_slot or thread.tid in site.unlanded:
             self._land(thread, site, registers)
         self._plan_step(thread, site, registers)
 
@@ -249,14 +249,18 @@ class HitReception:
             return  # a step that somebody asked for is one at the new place
         if thread.plan is not None:
             return  # it runs itself this time, and how is planned already
-        if probepoint.strategy is Strategy.BOOST and Strategy.STEP not in probepoint.analysis.strategies:
+        if (
+            probepoint.strategy in (Strategy.BOOST, Strategy.JUMP)
+            and Strategy.STEP not in probepoint.analysis.strategies
+        ):
             return  # a step that somebody asked for runs the copy as it is
-        if not (probepoint.slot or in_place):
+        slot = probepoint.slot if site.onward == probepoint.slot else None
+        if not (slot or in_place):
             if thread.step_clients:
                 self.tracer.fetch(thread.port)
                 self._steps.stepped(thread)  # emulation has done the instruction
         elif in_place or probepoint.strategy is Strategy.STEP or thread.step_clients:
-            self._plan(thread, probepoint.analysis, probepoint.slot or probepoint.address)
+            self._plan(thread, probepoint.analysis, slot or probepoint.address)
 
     def _plan(self, thread: Thread, analysis: InsnAnalysis, slot: VirtAddr) -> None:
         space = thread.process.space

@@ -125,6 +125,7 @@ class ProbeSite:
     __slots__ = ("_emulates", "_emulator", "_overwritten", "_own_trap_bit", "_own_trap_place", "_pc", "_steps",
                  "certain", "landing", "landing_word", "leases", "onward", "probepoint", "reception", "space",
                  "turned_back", "unlanded", "wary", "watchful")  # fmt: skip
+    in_slot = False
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
@@ -358,10 +359,33 @@ def probe_site(probepoint: Probepoint, space: AddressSpace, reception: Reception
     return kind(probepoint, space, reception)
 
 
+class JumpSite(ProbeSite):
+    """The trap in a probepoint's slot, where its jump leads. Behind it the thread runs on to the copy as it is."""
+
+    __slots__ = ()
+    in_slot = True
+
+    def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
+        super().__init__(probepoint, space, reception)
+        self.landing = None
+        self.certain = False
+
+    def make_safe(self, thread: TracedThread) -> bool:  # noqa: ARG002 - as any site's
+        """It is."""
+        return True
+
+    def arrive(self, thread: TracedThread) -> bool:
+        """A program that steps itself must see one step from the instruction to the next."""
+        if thread.words[self._own_trap_place] & self._own_trap_bit:
+            self.unlanded.add(thread.tid)
+        return super().arrive(thread)
+
+
 class TombSite:
     """Where a trap was taken out: a thread that had run into it before is sent back to try again."""
 
     __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception", "watchful")
+    in_slot = False
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address
@@ -395,6 +419,7 @@ class EntrySite:
     """The temporary trap at a new program's entry point, where its libraries are mapped."""
 
     __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
+    in_slot = False
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address

@@ -86,6 +86,7 @@ class _WaitingSite:
     """A dormant trap without a slot for its copy: the thread is sent back, and a slot made meanwhile."""
 
     __slots__ = ("_refill", "address", "certain", "landing", "landing_word", "reception", "space", "watchful")
+    in_slot = False
 
     def __init__(
         self, address: VirtAddr, space: AddressSpace, reception: Reception, refill: Callable[[], None]

@@ -7,7 +7,7 @@ no thread's PC lies in it.
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -93,6 +93,8 @@ class SlotArea:
 class SlotTable:
     """All slots of one address space."""
 
+    _when_vacated: Callable[[SlotCode], object] = lambda _code: None
+    """Called when a slot holds nothing any more."""
     _areas: list[SlotArea] = attrs.field(factory=list, init=False)
     """Ascending."""
     _roomy: list[SlotArea] = attrs.field(factory=list, init=False)
@@ -101,6 +103,8 @@ class SlotTable:
     """By the original instruction's address: it may have had several copies."""
     retired_count: int = attrs.field(default=0, init=False)
     """How many slots wait for proof that no thread is in them."""
+    jump_pages: int = attrs.field(default=0, init=False)
+    """How many areas are pages that were mapped for jumps which few addresses can be the targets of."""
 
     @property
     def areas(self) -> tuple[SlotArea, ...]:
@@ -138,6 +142,17 @@ class SlotTable:
                 return area.free()
         return None
 
+    def find_free_within(self, starts: range, reach: Sequence[VirtAddr]) -> VirtAddr | None:
+        """The first free slot that begins at one of ``starts``, within 2 GiB of all of ``reach``."""
+        for area in self._roomy:
+            if not all(_within(area.start, area.size, address) for address in reach):
+                continue
+            first = max(area.start, area.start - (area.start - starts.start) // area.slot_size * area.slot_size)
+            for slot in range(first, min(starts.stop, area.start + area.size), area.slot_size):
+                if slot >= starts.start and slot not in area.used:
+                    return VirtAddr(slot)
+        return None
+
     def room(self, reach: Sequence[VirtAddr]) -> int:
         """How many free slots lie within 2 GiB of all of ``reach``."""
         near = (a for a in self._roomy if all(_within(a.start, a.size, address) for address in reach))
@@ -156,6 +171,7 @@ class SlotTable:
         if area.full and not area.forsaken:
             self._roomy.append(area)
         area.vacate(code.slot)
+        self._when_vacated(code)
 
     def retire(self, code: SlotCode) -> None:
         """Nobody leases the slot any more; a thread may still be in it."""
@@ -237,6 +253,24 @@ def choose_hole(
             place = min(max(middle // PAGE_SIZE * PAGE_SIZE, first), last)
             choices.append((way, abs(place - middle), VirtAddr(place)))
     return min(choices)[2] if choices else None
+
+
+def page_within(
+    mappings: Sequence[MappedRange], starts: range, reach: Sequence[VirtAddr], *, slot_size: int, limit: int
+) -> VirtAddr | None:
+    """A page that can be mapped and in which a slot can begin at one of ``starts``; None: there is none.
+
+    What ``choose_hole`` says of places that are in somebody's way goes for it, too.
+    """
+    found = []
+    for hole, way in _holes(mappings, limit // _MARGIN * _MARGIN):
+        page = max(hole.start, starts.start - PAGE_SIZE + slot_size)
+        page = -(-page // PAGE_SIZE) * PAGE_SIZE
+        slot = max(page, -(-starts.start // slot_size) * slot_size)
+        fits = page + PAGE_SIZE <= hole.stop and slot < starts.stop and slot + slot_size <= page + PAGE_SIZE
+        if fits and all(_within(page, PAGE_SIZE, address) for address in reach):
+            found.append((way, VirtAddr(page)))
+    return min(found)[1] if found else None
 
 
 def _holes(mappings: Sequence[MappedRange], highest: int) -> Iterator[tuple[range, _Way]]:

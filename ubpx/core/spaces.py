@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -88,6 +88,8 @@ class HidingMemory:
     def __init__(self, raw: Memory, patches: StandingTraps, dormant: DormantTraps) -> None:
         self.writing: Final = threading.RLock()
         """Held while clients write, and while traps are written together with what stands between them."""
+        self.make_way: Callable[[range], None] = lambda _addresses: None
+        """Called before somebody writes there: what relies on these bytes does so no more."""
         self._raw = raw
         self._patches = patches
         self._dormant = dormant
@@ -116,6 +118,7 @@ class HidingMemory:
     def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
         check_bytes(data)
+        self.make_way(range(address, address + len(data)))
         with self.writing:
             self._refuse_patched(address, len(data))
             self._raw.write(address, data)
@@ -123,6 +126,7 @@ class HidingMemory:
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
         check_bytes(data)
+        self.make_way(range(address, address + len(data)))
         with self.writing:
             self._refuse_patched(address, len(data))
             self._raw.patch(address, data)
@@ -175,7 +179,7 @@ class AddressSpace:
             word_size=architecture.word_size,
         )
         self.registry: Final = Registry()
-        self.slots: Final = SlotTable()
+        self.slots: Final = SlotTable(lambda code: self.sites.pop(code.entered or 0, None))
         self.slots_allowed: Final = slots_allowed
         self.patches: Final = StandingTraps()
         """Traps that stand now."""

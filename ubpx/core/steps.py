@@ -61,6 +61,7 @@ class Steps:
         code = space.slots.code_at(pc)
         if code is None:
             return
+        pc = self._to_copy(thread, code, pc)
         analysis = self._analysis_of(space, code)
         registers = WordRegisters(thread.port.words, space.layout)
         if pc == code.slot and analysis is not None and not analysis.restarts:
@@ -70,6 +71,14 @@ class Steps:
         self._apply(thread, space.architecture.leave_slot(code, registers))
         if returns and analysis is not None and (pc == code.slot or restarted is not None):
             self._expect_return(thread, code.origin, restarted or {})
+
+    def _to_copy(self, thread: Thread, code: SlotCode, pc: VirtAddr) -> VirtAddr:
+        """One that came to the slot by a jump, and was counted, stands before the copy as if it had come by a trap."""
+        if pc != code.entered:
+            return pc
+        thread.port.words[thread.process.space.layout.pc] = code.slot
+        self._tracer.store(thread.port)
+        return code.slot
 
     def _expect_return(self, thread: Thread, origin: VirtAddr, changes: Mapping[str, int]) -> None:
         """The instruction begins again at ``origin`` when the signal has been dealt with: that is no new arrival."""
@@ -91,6 +100,8 @@ class Steps:
         space = thread.process.space
         pc = thread.port.words[space.layout.pc]
         code = space.slots.code_at(pc)
+        if code is not None and code.entry is not None and pc == code.slot + code.entry:
+            return True  # the step over the jump; the instruction is not done yet
         if code is None or code.cushion is None or pc <= code.slot + code.cushion:
             return False
         self._leave_slot(thread)
@@ -198,7 +209,15 @@ class Steps:
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
         if code is None and (pc in space.patches or pc in space.dormant):
+            jump = space.patches.get(pc)
+            if jump is not None and jump is space.registry.jumped.get(
+                pc
+            ):  # a step over the jump would not be an arrival
+                thread.port.words[space.layout.pc] = jump.reported_pc - 1
+                self._tracer.store(thread.port)
             return
+        if code is not None:
+            pc = self._to_copy(thread, code, pc)
         analysis = self._analysis_of(space, code) if code is not None else self._analysis_at(space, pc)
         if analysis is None or analysis.waits or (code is not None and Strategy.STEP not in analysis.strategies):
             return

@@ -88,6 +88,8 @@ class Traced:
 class StubSite:
     """A site that keeps what it is asked, in order, with the thread's stops at that time."""
 
+    in_slot = False
+
     def __init__(self, traced: Traced, answers: Sequence[bool], *, landing: VirtAddr | None, ours: bool = True) -> None:
         self.landing = landing
         self.landing_word: Any = None

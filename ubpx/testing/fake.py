@@ -324,6 +324,11 @@ class FakeTracer(Life):
         process.memory.unmap(address, size)
 
     @property
+    def can_jump(self) -> bool:
+        """Its threads go where the script says."""
+        return False
+
+    @property
     def can_guard(self) -> bool:
         """Nobody kills it."""
         return False

@@ -14,8 +14,9 @@ from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_SYSCALL, shares_memory
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "go", "held", "interrupted", "limit", "pid", "reported", "resumed_wait", "rewound",
-                 "sites", "stepping", "stops", "tid", "trap_unblocked", "watching", "words")  # fmt: skip
+    __slots__ = ("buffer", "call", "entered_with", "go", "held", "interrupted", "limit", "pid", "reported",
+                 "resumed_wait", "rewound", "sites", "stepping", "stops", "tid", "trap_unblocked", "watching",
+                 "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -43,6 +44,8 @@ class PtraceThread:
         """That call has been entered again."""
         self.call = -1
         """The number of the system call that it is in, as its entry was reported; -1: none was."""
+        self.entered_with = b""
+        """Its registers when it stopped last at a trap that a jump leads to."""
         self.rewound = False
         """It stands before a system call whose entry has been reported."""
 

@@ -89,6 +89,11 @@ class PtraceTracer(Stops):
         """In all of its architectures."""
         return True
 
+    @property
+    def can_jump(self) -> bool:
+        """They do."""
+        return True
+
     def architecture_of(self, pid: ProcessId) -> str:
         """Of its present program."""
         return self._processes.abi(pid).name
@@ -164,7 +169,7 @@ class PtraceTracer(Stops):
             site = thread.sites[words[RIP]]
         except KeyError:
             site = None
-        if site is None or not (site.certain or self._is_breakpoint(tid)):
+        if site is None or not (site.certain or (site.in_slot and self._has_moved(thread)) or self._is_breakpoint(tid)):
             self._consume(tid, thread)
             return
         landing = site.landing_word
@@ -186,6 +191,12 @@ class PtraceTracer(Stops):
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
             self._classify(tid, thread, status)
+
+    def _has_moved(self, thread: PtraceThread) -> bool:
+        """Since it last stopped at a trap in a slot; if no register is another, it may not have run at all."""
+        registers = bytes(thread.buffer)
+        moved, thread.entered_with = registers != thread.entered_with, registers
+        return moved
 
     def _is_breakpoint(self, tid: int) -> bool:
         info = self._trap_info

@@ -92,6 +92,14 @@ class SlotCode:
     cushion: int | None = None
     """Offset in the slot of an instruction that the program has not: where the processor gives a program that steps
     itself no trap behind the copy, it gives one behind this, and that is one too many."""
+    entry: int | None = None
+    """Offset in the slot of a trap, with a jump to the copy behind it: where a jump from the program leads. None: the
+    copy cannot be reached by one."""
+
+    @property
+    def entered(self) -> VirtAddr | None:
+        """The PC that a thread shows after it came by a jump; from there it goes on to the copy."""
+        return None if self.entry is None else VirtAddr(self.slot + self.entry + 1)
 
     def to_origin(self, pc: VirtAddr) -> VirtAddr | None:
         """The program's own address for a PC in the slot; None for a PC that is no boundary."""
@@ -287,6 +295,26 @@ class Architecture(Protocol):
 
         One code serves BOOST and STEP. Raises InsnRefused if ``slot`` is out of reach.
         """
+        ...
+
+    @property
+    def jump_size(self) -> int:
+        """Bytes of the longest jump that ``jump`` makes."""
+        ...
+
+    def jump_target(self, code: bytes, address: VirtAddr) -> VirtAddr | None:
+        """Where a jump like that leads that ``code`` at ``address`` begins with; None: it is none."""
+        ...
+
+    def jump_targets(self, analysis: InsnAnalysis, following: bytes) -> range:
+        """Where a jump can lead that is written over the instruction's own bytes, with ``following`` behind them.
+
+        Raises InsnRefused where there must be none.
+        """
+        ...
+
+    def jump(self, analysis: InsnAnalysis, target: VirtAddr, following: bytes) -> TrapPatch:
+        """A jump to one of ``jump_targets``; ``reported_pc`` is that of a trap there."""
         ...
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:

@@ -30,6 +30,7 @@ from ubpx.core.ubp.plans import (
 )
 from ubpx.core.ubp.x86 import RESUME_FLAG, TRAP, TRAP_FLAG, InsnClass, branch_target, insn_class, is_repeated_string
 from ubpx.core.ubp.x86_emulation import make_emulator
+from ubpx.core.ubp.x86_jumps import JUMP_SIZE, jump, jump_target, targets
 from ubpx.core.ubp.x86_operands import Mode, operand_address
 from ubpx.core.ubp.x86_refusals import refusal, undecodable
 from ubpx.core.ubp.x86_slots import COUNTED_REFUSAL, make_slot, reach
@@ -60,7 +61,7 @@ _STRATEGIES: Final[Mapping[InsnClass, tuple[Strategy, ...]]] = {
 
 _REFUSALS: Final[Mapping[Strategy, str]] = {
     Strategy.EMULATE: "ubpx does not emulate this instruction",
-    Strategy.JUMP: "compiled stubs are not part of this version",
+    Strategy.JUMP: "only a place that threads come by often has a jump, later",
 }
 _CALL_REFUSAL: Final = "a call in a slot pushes the slot's address, which only a step can put right"
 _WAITS_REFUSAL: Final = "it may wait in the kernel, for a thread that is held meanwhile or for a signal kept back"
@@ -127,6 +128,7 @@ class X86:
     trap_bytes: ClassVar[bytes] = TRAP
     longest_insn: ClassVar[int] = LONGEST_INSN
     slot_size: ClassVar[int] = 64
+    jump_size: ClassVar[int] = JUMP_SIZE
     own_trap_flag: ClassVar[tuple[str, int]] = ("eflags", TRAP_FLAG)
     moved_flag: ClassVar[tuple[str, int]] = ("eflags", RESUME_FLAG)
 
@@ -188,6 +190,18 @@ class X86:
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
         """See Architecture. Raises UsageError for what no slot can hold (loop, jrcxz)."""
         return make_slot(parse(analysis.insn.raw, self.mode.bits), analysis.insn, slot)
+
+    def jump_target(self, code: bytes, address: VirtAddr) -> VirtAddr | None:
+        """See Architecture."""
+        return jump_target(code, address, self.mode.bits)
+
+    def jump_targets(self, analysis: InsnAnalysis, following: bytes) -> range:
+        """See Architecture."""
+        return targets(parse(analysis.insn.raw, self.mode.bits), analysis.insn, following)
+
+    def jump(self, analysis: InsnAnalysis, target: VirtAddr, following: bytes) -> TrapPatch:
+        """See Architecture."""
+        return jump(analysis.insn, target, following)
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
         """See Architecture. Raises UsageError for what no slot can hold (loop, jrcxz)."""

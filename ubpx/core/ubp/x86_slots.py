@@ -3,7 +3,7 @@
 from ubpx._errors import InsnRefused, UsageError
 from ubpx.core.ubp.encoding import ADDRESS_SIZE, Encoding
 from ubpx.core.ubp.plans import SlotCode
-from ubpx.core.ubp.x86 import RELATIVE, InsnClass, branch_target, insn_class, relative
+from ubpx.core.ubp.x86 import RELATIVE, TRAP, InsnClass, branch_target, insn_class, is_repeated_string, relative
 from ubpx.core.values import Insn, VirtAddr
 
 NEVER_FALLS_THROUGH = frozenset({InsnClass.JUMP, InsnClass.LEAVES, InsnClass.SYSENTER})
@@ -11,6 +11,11 @@ COUNTED_REFUSAL = "its 8-bit displacement does not reach the program from a slot
 _DISPLACEMENT_SIZE = 4
 _NO_OWN_TRAP = frozenset({InsnClass.SYSTEM_CALL, InsnClass.STACK_SEGMENT, InsnClass.KERNEL_EMULATED})
 """Behind these a program that steps itself gets its trap one instruction later, or may do."""
+ENTERED = frozenset(
+    {InsnClass.PLAIN, InsnClass.NOP, InsnClass.JUMP, InsnClass.BRANCH, InsnClass.LEAVES, InsnClass.UNWIND_FRAME}
+    | {InsnClass.PUSH_REGISTER, InsnClass.PUSH_IMMEDIATE, InsnClass.POP_REGISTER, InsnClass.PUSH_FLAGS}
+)
+"""Those whose copies a jump from the program may lead to: they run anywhere, at once, and begin once."""
 _NOP = b"\x90"
 _LEA_RCX = b"\x48\x8d\x0d"
 
@@ -32,7 +37,13 @@ def make_slot(encoding: Encoding, insn: Insn, slot: VirtAddr) -> SlotCode:
     if kind not in NEVER_FALLS_THROUGH:
         places.append((len(code), insn.end))
         code += b"\xe9" + _reaching(insn, slot, insn.end, slot + len(code) + 5, encoding.bits)
-    return SlotCode(origin=insn.address, slot=slot, code=code, places=tuple(places), link=link, cushion=cushion)
+    entry = None
+    if kind in ENTERED and not is_repeated_string(encoding):
+        entry = len(code)
+        code += TRAP + b"\xeb" + (-(len(code) + 3)).to_bytes(1, "little", signed=True)
+    return SlotCode(
+        origin=insn.address, slot=slot, code=code, places=tuple(places), link=link, cushion=cushion, entry=entry
+    )
 
 
 def check_copied(encoding: Encoding, insn: Insn) -> InsnClass:
