@@ -103,7 +103,7 @@ class Healer:
         patches = [
             TrapPatch(address=address, trap=trap, original=original, reported_pc=VirtAddr(address + len(trap)))
             for address, original in dict(remains.traps).items()
-            if original != trap
+            if original != trap and not any(start <= address < start + size for start, size in remains.areas)
         ]
         standing, overwritten = 0, 0
         slots = _Slots(space, remains.areas)
@@ -201,4 +201,6 @@ class _Slots:
             code = architecture.slot_code(analysis, slot)
         except (InsnRefused, MemoryFault, TargetGone):
             return None
+        if code.entry is not None and code.entry < len(image):  # a program that met a trap has opened the way
+            image = image[: code.entry] + architecture.trap_bytes + image[code.entry + len(architecture.trap_bytes) :]
         return code if slot_image(code, area.slot_size, architecture.trap_bytes) == image else None

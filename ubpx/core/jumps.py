@@ -78,7 +78,7 @@ class Jumps:
                 wanted.append(each)
         if not wanted:
             return
-        self._keeper.protect(space, space.architecture.jump_size * len(wanted))
+        self._keeper.protect(space, (space.architecture.jump_size + 1) * len(wanted))
         with self._keeper.quiet(space):
             for each in wanted:
                 if space.registry.at(each.address) is each and each.leases and each.jump is None:
@@ -117,10 +117,8 @@ class Jumps:
         former, probepoint.slot_code = probepoint.slot_code, plan.code
         if former is not None and former is not plan.code:
             space.slots.retire(former)
-        if space.guard is not None:  # for whoever heals: in the program itself nobody needs to know
-            tail = [(VirtAddr(address + at), jump.original[at : at + 1]) for at in range(1, len(jump.original))]
-            space.guard.stand(tail)
-            space.guard.fall(tail)
+        if space.guard is not None:  # it opens the way through the slot; the jump is for whoever heals
+            space.guard.stand([*_tail(jump), (VirtAddr(jump.reported_pc - 1), space.architecture.nop_bytes)])
         space.registry.change_jump(probepoint, jump, plan.relied_on)
         site = JumpSite(probepoint, space, self._reception)
         site.leases = probepoint.leases
@@ -160,6 +158,8 @@ class Jumps:
             code = space.architecture.slot_code(analysis, self._find_slot(space, probepoint, targets, entry))
         target = VirtAddr(code.slot + (code.entry or 0))
         jump = space.architecture.jump(analysis, target, following)
+        if space.architecture.trap_bytes in jump.trap:  # whoever looks for traps that were left would take it for one
+            raise InsnRefused(address, insn, "its jump would look like a trap")
         return _Plan(code, jump, range(address + size, address + longest), fresh)
 
     def _find_slot(self, space: AddressSpace, probepoint: Probepoint, targets: range, entry: int) -> VirtAddr:
@@ -217,6 +217,8 @@ class Jumps:
                         if space.vforked:
                             space.raw.patch(each.address, trap)
                         space.raw.patch(each.address, trap + jump.original[len(trap) :])
+                if space.guard is not None:
+                    space.guard.fall(_tail(jump))
                 space.registry.change_jump(each, None, range(0))
                 space.patches[each.address] = each.patch
             site = probe_site(each, space, self._reception)
@@ -224,6 +226,11 @@ class Jumps:
             space.sites[each.patch.reported_pc] = site
             each.jumpless = why
             each.why = f"its jump was taken out: {why}" if why else "the best there is"
+
+
+def _tail(jump: TrapPatch) -> list[tuple[VirtAddr, bytes]]:
+    """Its bytes but the first: where, and what the program has there."""
+    return [(VirtAddr(jump.address + at), jump.original[at : at + 1]) for at in range(1, len(jump.original))]
 
 
 def _has_become_hot(probepoint: Probepoint) -> bool:

@@ -18,7 +18,7 @@ from ubpx.core.proofs import Proofs
 from ubpx.core.registers import RegisterLayout
 from ubpx.core.slots import SlotTable
 from ubpx.core.stepping import Debts, State
-from ubpx.core.ubp.plans import Architecture, StepPlan, TrapPatch
+from ubpx.core.ubp.plans import Architecture, SlotCode, StepPlan, TrapPatch
 from ubpx.core.values import PAGE_SIZE, AddressSpaceId, Follow, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.core.watchpoints import NOTHING, WatchTable
 
@@ -179,7 +179,7 @@ class AddressSpace:
             word_size=architecture.word_size,
         )
         self.registry: Final = Registry()
-        self.slots: Final = SlotTable(lambda code: self.sites.pop(code.entered or 0, None))
+        self.slots: Final = SlotTable(self._slot_is_vacated)
         self.slots_allowed: Final = slots_allowed
         self.patches: Final = StandingTraps()
         """Traps that stand now."""
@@ -212,6 +212,11 @@ class AddressSpace:
         """Whose it is."""
         self.vforked: Final[set[ProcessId]] = set()
         """Children that a thread waits for, and that therefore must run."""
+
+    def _slot_is_vacated(self, code: SlotCode) -> None:
+        """No jump leads there any more."""
+        if code.entered is not None and self.sites.pop(code.entered, None) is not None and self.guard is not None:
+            self.guard.forget([VirtAddr(code.entered - len(self.architecture.trap_bytes))])
 
 
 class StopKind(StrEnum):

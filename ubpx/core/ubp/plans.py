@@ -269,6 +269,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def nop_bytes(self) -> bytes:
+        """An instruction as long as a trap that does nothing."""
+        ...
+
+    @property
     def longest_insn(self) -> int:
         """In bytes; ``analyze`` never needs more."""
         ...

@@ -126,6 +126,7 @@ class X86:
 
     mode: ClassVar[Mode]
     trap_bytes: ClassVar[bytes] = TRAP
+    nop_bytes: ClassVar[bytes] = b"\x90"
     longest_insn: ClassVar[int] = LONGEST_INSN
     slot_size: ClassVar[int] = 64
     jump_size: ClassVar[int] = JUMP_SIZE
