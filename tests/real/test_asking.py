@@ -174,7 +174,7 @@ def test_a_held_signal_may_be_dropped(target_program: StartProgram, eventually: 
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", ["BOOST", "STEP", "INLINE", None])
+@pytest.mark.parametrize("strategy", ["JUMP", "BOOST", "STEP", "INLINE", None])
 def test_stepping_on_from_a_hit(
     target_program: StartProgram, eventually: Callable[..., bool], strategy: str | None
 ) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.real.conftest import StartProgram
 
-EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+EVERY = [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
 @pytest.mark.parametrize("strategy", EVERY)

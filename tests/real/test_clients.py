@@ -84,7 +84,9 @@ def test_hit_tells_where_and_what(echo: Program) -> None:
         assert seen == [(address, address, echo.pid, echo.pid, 77, 77, own, lease)]
 
 
-@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 @pytest.mark.contract("hit-5", "hit-6")
 def test_register_writes_apply_once_after_all_handlers(echo: Program, strategy: ubpx.Strategy | None) -> None:
     """Invariant: later handlers read the values at arrival; the program goes on with what was written."""

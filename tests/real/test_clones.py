@@ -47,7 +47,9 @@ def test_unusual_children_alone(target_program: StartProgram, sort: str) -> None
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 @pytest.mark.parametrize("sort", SORTS)
 def test_unusual_children(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: no child dies of a trap or loses its true parent, and none is counted.

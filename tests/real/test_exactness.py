@@ -11,11 +11,12 @@ import ubpx
 if TYPE_CHECKING:
     from tests.real.conftest import StartProgram
 
-BOTH = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
+BOTH = [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP]
 FORCED = [*BOTH, ubpx.Strategy.INLINE]
 STOPS_PER_HIT = {
     ubpx.Strategy.EMULATE: 1,
     ubpx.Strategy.BOOST: 1,
+    ubpx.Strategy.JUMP: 1,
     ubpx.Strategy.STEP: 2,
     ubpx.Strategy.INLINE: 2,
 }

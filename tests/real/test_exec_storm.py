@@ -14,7 +14,7 @@ import ubpx
 if TYPE_CHECKING:
     from tests.real.conftest import StartProgram
 
-EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+EVERY = [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
 def storm(target_program: StartProgram, times: int, strategy: ubpx.Strategy) -> None:

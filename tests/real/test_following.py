@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.real.conftest import Program, StartProgram
 
 PLACE = "probed_family"
-EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+EVERY = [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 FORKED = {"tree": 3, "threads": 8, "daemon": 3}
 """Families in which nobody execs, and how large they are made."""
 EXECED = {"exec": 4, "hop": 4, "chain": 6, "spawn": 4, "vfork": 4}

@@ -30,7 +30,7 @@ FINDING = {
     "half-healed": ["--kills", "1"],
 }
 """By fault: the kills that find it."""
-STRATEGIES = [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+STRATEGIES = [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 
 
 def trace_and_die(program: Program, symbol: str, strategy: ubpx.Strategy | None = None, *, hits: int = 0) -> None:

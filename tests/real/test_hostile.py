@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SYMBOLS = ("probed_lea", "probed_push", "probed_call", "probed_string", "probed_rep")
 TELLING_SEEDS = (116, 135, 143)
 """With these something in the tracer thread went wrong once."""
-STRATEGIES = (None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE, None)
+STRATEGIES = (None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE, None)
 
 
 def look_around(hit: ubpx.Hit) -> None:
@@ -123,7 +123,7 @@ def test_what_is_ours_is_taken_away(target_program: StartProgram, caplog: pytest
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 @pytest.mark.parametrize("signals", [2_000, pytest.param(50_000, marks=pytest.mark.torture)])
 def test_flood_of_signals(target_program: StartProgram, strategy: ubpx.Strategy, signals: int) -> None:
     """Invariant: each signal comes, real-time ones in order; each call counts once, in the other target too."""

@@ -28,7 +28,7 @@ FUNCTIONS: Final = (
     "probed_jecxz", "probed_pusha", "probed_inc", "probed_leave", "probed_ret_4", "probed_pushf", "probed_pic",
     "probed_thunk_call", "probed_thunk", "probed_indirect", "probed_vsyscall", "probed_gs",
 )  # fmt: skip
-STRATEGIES: Final = (None, "BOOST", "STEP", "INLINE")
+STRATEGIES: Final = (None, "JUMP", "BOOST", "STEP", "INLINE")
 UBPX: Final = str(Path(sys.executable).with_name("ubpx"))
 BITS_32: Final = 0xFFFF_FFFF
 
@@ -64,7 +64,9 @@ def test_counts_are_exact_and_nothing_else_changes(target_program: StartProgram,
 
 
 @pytest.mark.parametrize("sort", ["load", "store", "divide"])
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 def test_a_fault_is_the_programs_own(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: an instruction that faults in a slot shows its own eip, si_addr and registers, and may run again."""
     program = target_program("i386_faults", sort, 50, flags=NARROW)
@@ -114,7 +116,7 @@ def test_a_hit_shows_the_registers_of_i386(target_program: StartProgram) -> None
 
 
 @pytest.mark.over_both
-@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST])
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST])
 def test_written_registers_are_in_force(target_program: StartProgram, strategy: ubpx.Strategy | None) -> None:
     """Invariant: a handler may have the program skip its function: pc, stack and result as it says."""
     program = target_program("i386", 2, 50, "probed_nop", flags=NARROW)
@@ -149,7 +151,9 @@ def test_slots_lie_where_32_bits_reach(target_program: StartProgram) -> None:
     program.assert_untouched(maps)
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 def test_children_of_every_sort_are_harmless(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: every forked, vforked, spawned and cloned child ends as it should; only the parent's calls count."""
     program = target_program("children", 3, 3, flags=NARROW)

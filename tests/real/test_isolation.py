@@ -28,7 +28,7 @@ def fail(_: ubpx.Hit) -> NoReturn:
     raise RuntimeError("this client is ill")
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 @pytest.mark.contract("lease-8")
 def test_handler_that_raises_harms_no_other(echo: Program, strategy: ubpx.Strategy) -> None:
     """Invariant: the others see the hit in which one raises; it counts as a hit and an error of that one."""

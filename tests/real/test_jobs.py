@@ -12,7 +12,7 @@ import ubpx
 if TYPE_CHECKING:
     from tests.real.conftest import StartProgram
 
-EVERY = [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+EVERY = [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
 SORTS = {"shell": (8, -signal.SIGTERM), "session": (2, -signal.SIGTERM), "orphan": (1, -signal.SIGHUP)}
 """What happens in eight rounds: how many stops, and how the job ends."""
 

@@ -45,7 +45,9 @@ def test_signals_under_load(target_program: StartProgram, symbol: str, strategy:
 
 
 @pytest.mark.parametrize("sort", ["load", "store", "divide"])
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 def test_fault_is_the_programs_own(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a probed instruction that faults shows its own address and registers, and may run again."""
     program = target_program("faults", sort, 200)
@@ -84,7 +86,7 @@ def test_repeated_string_instruction_is_one_hit(
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: the program's own int3, raise(SIGTRAP) and trap flag reach its own handler, ours do not."""
     program = target_program("own_trap", 300)
@@ -96,7 +98,7 @@ def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strateg
 
 
 @pytest.mark.parametrize("sort", ["blocked", "ignored"])
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_blocked_and_ignored_sigtrap_stay_so(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a thread that blocks or ignores SIGTRAP does so afterwards, and its handler is still its own.
 
@@ -180,7 +182,9 @@ def test_attach_to_a_stopped_program(target_program: StartProgram, eventually: C
         assert program.answer(1) == 2
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 def test_a_fault_that_is_answered_by_siglongjmp(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: a handler that jumps out of a faulting copy leaves no step behind: each arrival counts once."""
     program = target_program("jumps", "fault", 200)
@@ -193,7 +197,9 @@ def test_a_fault_that_is_answered_by_siglongjmp(target_program: StartProgram, st
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
+@pytest.mark.parametrize(
+    "strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
+)
 def test_a_timer_whose_handler_jumps(target_program: StartProgram, strategy: ubpx.Strategy | None) -> None:
     """Invariant: a siglongjmp out of a handler amid steps and slots loses no hit and brings none that was not."""
     program = target_program("jumps", "timer", 300)

@@ -108,7 +108,7 @@ def test_an_instruction_is_watched_without_a_trap(writer: Program) -> None:
     assert writer.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", ["BOOST", "STEP", "INLINE"])
+@pytest.mark.parametrize("strategy", ["JUMP", "BOOST", "STEP", "INLINE"])
 def test_a_probe_on_the_watched_store(writer: Program, strategy: str) -> None:
     """Invariant: a store that runs in a slot, or is stepped, is noticed as often as it is made."""
     with ubpx.attach(writer.pid) as target:
