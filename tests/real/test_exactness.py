@@ -84,7 +84,7 @@ def test_two_clients_count_every_call_in_place(target_program: StartProgram, sym
     assert_exact(target_program, symbol, ubpx.Strategy.INLINE, threads=4, calls=500)
 
 
-@pytest.mark.parametrize("strategy", BOTH)
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_rip_relative_instruction_runs_once_per_hit(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: an instruction that counts itself in the program's memory ran exactly as often as it was hit."""
     assert_exact(target_program, "probed_rip", strategy, threads=4, calls=5_000)
@@ -123,7 +123,8 @@ def test_forced_strategy_is_exact_or_refused(
         return
     assert refused.strategy == strategy
     assert strategy not in refused.allowed
-    assert symbol not in {"probed_lea", "probed_rip", "probed_load", "probed_redzone"}, refused
+    prefixed = set() if strategy is ubpx.Strategy.JUMP else {"probed_rip"}  # a branch may skip the prefix
+    assert symbol not in {"probed_lea", "probed_load", "probed_redzone"} | prefixed, refused
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ FINDING = {
     "no-guard": ["--kills", "2"],
     "no-rows": ["--kills", "6", "--at", "PtraceTracer.wait: PTRACE_CONT"],
     "no-frame": ["--kills", "6", "--at", "Injector._run: PTRACE_SYSCALL"],
-    "half-healed": ["--kills", "1"],
+    "half-healed": ["--kills", "4"],
 }
 """By fault: the kills that find it."""
 STRATEGIES = [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
@@ -79,6 +79,8 @@ def test_a_program_survives_its_killed_tracer(
     target_program: StartProgram, symbol: str, strategy: ubpx.Strategy | None, hits: int
 ) -> None:
     """Invariant: it makes all of its calls, and every result is right; healed, it is as before."""
+    if (symbol, strategy) == ("probed_push", ubpx.Strategy.JUMP):
+        symbol = "probed_load"  # no jump is as short as a push
     program = target_program("hot_calls", symbol, 3, 20_000)
     maps = maps_of(program.pid)
     trace_and_die(program, symbol, strategy, hits=hits)

@@ -116,7 +116,7 @@ def test_a_hit_shows_the_registers_of_i386(target_program: StartProgram) -> None
 
 
 @pytest.mark.over_both
-@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST])
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST])
 def test_written_registers_are_in_force(target_program: StartProgram, strategy: ubpx.Strategy | None) -> None:
     """Invariant: a handler may have the program skip its function: pc, stack and result as it says."""
     program = target_program("i386", 2, 50, "probed_nop", flags=NARROW)
@@ -151,9 +151,7 @@ def test_slots_lie_where_32_bits_reach(target_program: StartProgram) -> None:
     program.assert_untouched(maps)
 
 
-@pytest.mark.parametrize(
-    "strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
-)
+@pytest.mark.parametrize("strategy", [ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
 def test_children_of_every_sort_are_harmless(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
     """Invariant: every forked, vforked, spawned and cloned child ends as it should; only the parent's calls count."""
     program = target_program("children", 3, 3, flags=NARROW)

@@ -192,5 +192,5 @@ def test_tracer_thread_survives_a_storm_of_failures(echo: Program, eventually: C
         assert min(hits) == 3
         # Threads may arrive while a remote client's third answer is due: they are counted, and wait for it.
         assert max(hits) <= 3 if way == "attach" else 3 + len(target.threads())
-        assert list(target.probepoints()) == []
+        assert eventually(lambda: not list(target.probepoints())), "a jump is taken out while all threads are stopped"
         assert echo.answer(1) == 2

@@ -197,9 +197,7 @@ def test_a_fault_that_is_answered_by_siglongjmp(target_program: StartProgram, st
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize(
-    "strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE]
-)
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.BOOST, ubpx.Strategy.STEP, ubpx.Strategy.INLINE])
 def test_a_timer_whose_handler_jumps(target_program: StartProgram, strategy: ubpx.Strategy | None) -> None:
     """Invariant: a siglongjmp out of a handler amid steps and slots loses no hit and brings none that was not."""
     program = target_program("jumps", "timer", 300)

@@ -25,6 +25,8 @@ HOT: Final = 500
 """Hits between two looks that are worth a stop of all threads."""
 MOST_PAGES: Final = 256
 """So many pages may be mapped in one program for jumps that only few addresses can be the targets of."""
+_ANYWHERE: Final = 1 << 31
+"""A jump with more targets than this can lead to any area."""
 _MOST_AT_ONCE: Final = 64
 """Jumps that are made during one stop."""
 _PROMOTED: Final = frozenset({Strategy.BOOST, Strategy.EMULATE})
@@ -73,7 +75,7 @@ class Jumps:
         """Have these jump, as far as they can; ``jumpless`` says why one does not. Raises TargetGone."""
         wanted = []
         for each in probepoints:
-            each.jumpless = self._refusal(space, each)
+            each.jumpless = self._refusal(space, each) or self._obstacle(space, each)
             if each.jumpless is None:
                 wanted.append(each)
         if not wanted:
@@ -102,6 +104,24 @@ class Jumps:
             return "all code around it is probed"
         if not self._may(space):
             return "children share the memory, or slots are forbidden"
+        return None
+
+    def _obstacle(self, space: AddressSpace, probepoint: Probepoint) -> str | None:
+        """Why it cannot jump where it is, found without stopping anybody."""
+        try:
+            targets, _ = self._targets(space, probepoint)
+            entry = self._entry(space, probepoint)
+        except (InsnRefused, MemoryFault) as error:
+            return str(getattr(error, "reason", "its code is not mapped any more"))
+        code, reach = probepoint.slot_code, probepoint.analysis.reach
+        starts = range(targets.start - entry, targets.stop - entry)
+        if (code is not None and code.slot in starts) or len(starts) > _ANYWHERE:
+            return None
+        if space.slots.find_free_within(starts, reach) is None:
+            if space.slots.jump_pages >= MOST_PAGES:
+                return f"the {MOST_PAGES} pages for jumps are taken"
+            if self._keeper.page_for(space, starts, reach) is None:
+                return "something else is mapped where its jump can lead"
         return None
 
     def _make(self, space: AddressSpace, probepoint: Probepoint) -> None:
@@ -134,8 +154,8 @@ class Jumps:
             if thread.state is State.PARKED and self._tracer.fetch(thread.port):
                 yield thread.port.words[space.layout.pc]
 
-    def _plan(self, space: AddressSpace, probepoint: Probepoint) -> _Plan:
-        """Raises InsnRefused, SlotsExhausted, MemoryFault."""
+    def _targets(self, space: AddressSpace, probepoint: Probepoint) -> tuple[range, bytes]:
+        """Where its jump can lead, and with which bytes behind it; raises InsnRefused, MemoryFault."""
         analysis, address = probepoint.analysis, probepoint.address
         insn = analysis.insn
         longest = space.architecture.jump_size
@@ -146,27 +166,36 @@ class Jumps:
         if space.patches.overlapping(behind.start, len(behind)) or space.dormant.first_in(behind.start, len(behind)):
             raise InsnRefused(address, insn, "a neighbour is probed")
         following = space.raw.read(address + size, longest - size) if size < longest else b""
-        targets = space.architecture.jump_targets(analysis, following)
+        return space.architecture.jump_targets(analysis, following), following
+
+    def _entry(self, space: AddressSpace, probepoint: Probepoint) -> int:
+        """Offset in its slot of the trap that its jump leads to; raises InsnRefused."""
+        analysis = probepoint.analysis
+        entry = space.architecture.slot_code(analysis, analysis.insn.address).entry
+        if entry is None:
+            raise InsnRefused(analysis.insn.address, analysis.insn, "its copy must be gone to from a trap")
+        return entry
+
+    def _plan(self, space: AddressSpace, probepoint: Probepoint) -> _Plan:
+        """Raises InsnRefused, SlotsExhausted, MemoryFault."""
+        analysis, address = probepoint.analysis, probepoint.address
+        targets, following = self._targets(space, probepoint)
+        entry = self._entry(space, probepoint)
         code = probepoint.slot_code
-        if code is None or code.entry is None or code.slot + code.entry not in targets:
-            code = None
-        fresh = code is None
-        if code is None:
-            entry = space.architecture.slot_code(analysis, address).entry
-            if entry is None:
-                raise InsnRefused(address, insn, "its copy must be gone to from a trap")
+        fresh = code is None or code.slot + entry not in targets
+        if code is None or fresh:
             code = space.architecture.slot_code(analysis, self._find_slot(space, probepoint, targets, entry))
-        target = VirtAddr(code.slot + (code.entry or 0))
-        jump = space.architecture.jump(analysis, target, following)
+        jump = space.architecture.jump(analysis, VirtAddr(code.slot + entry), following)
         if space.architecture.trap_bytes in jump.trap:  # whoever looks for traps that were left would take it for one
-            raise InsnRefused(address, insn, "its jump would look like a trap")
-        return _Plan(code, jump, range(address + size, address + longest), fresh)
+            raise InsnRefused(address, analysis.insn, "its jump would look like a trap")
+        relied_on = range(address + len(jump.trap), address + space.architecture.jump_size)
+        return _Plan(code, jump, relied_on, fresh)
 
     def _find_slot(self, space: AddressSpace, probepoint: Probepoint, targets: range, entry: int) -> VirtAddr:
         starts = range(targets.start - entry, targets.stop - entry)
         reach = probepoint.analysis.reach
         slot = space.slots.find_free_within(starts, reach)
-        if slot is None and len(starts) > 1 << 31:
+        if slot is None and len(starts) > _ANYWHERE:
             self._keeper.map_area(space, reach)
         elif slot is None:
             if space.slots.jump_pages >= MOST_PAGES:

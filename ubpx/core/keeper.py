@@ -406,13 +406,17 @@ class Keeper:
 
     def map_page(self, space: AddressSpace, starts: range, reach: Sequence[VirtAddr]) -> None:
         """Let the program map a page in which a slot can begin at one of ``starts``; raises SlotsExhausted."""
-        size, limit = space.architecture.slot_size, space.architecture.address_limit
         with self.stopped_thread(space) as thread:
-            pid = thread.process.pid
-            place = page_within(self._tracer.mappings(pid), starts, reach, slot_size=size, limit=limit)
+            place = self.page_for(space, starts, reach)
             if place is None or not self._tracer.map_area(thread.port, place, PAGE_SIZE):
-                raise SlotsExhausted(pid, VirtAddr(starts.start), "something else is mapped where its jump can lead")
-        space.slots.add_area(SlotArea(place, PAGE_SIZE, size))
+                reason = "something else is mapped where its jump can lead"
+                raise SlotsExhausted(space.pid, VirtAddr(starts.start), reason)
+        space.slots.add_area(SlotArea(place, PAGE_SIZE, space.architecture.slot_size))
+
+    def page_for(self, space: AddressSpace, starts: range, reach: Sequence[VirtAddr]) -> VirtAddr | None:
+        """Where that page could be mapped now; None: nowhere."""
+        size, limit = space.architecture.slot_size, space.architecture.address_limit
+        return page_within(self._tracer.mappings(space.pid), starts, reach, slot_size=size, limit=limit)
 
 
 def give_back(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:

@@ -221,7 +221,7 @@ class SlotTable:
 def slot_image(code: SlotCode, size: int, filler: bytes) -> bytes:
     """All bytes of a slot: the copy, and at the end for whom it is, so that others can read that after our death."""
     origin = code.origin.to_bytes(ORIGIN_SIZE, "little")
-    return code.code.ljust(size - ORIGIN_SIZE, filler) + origin
+    return (code.code + code.entry_code).ljust(size - ORIGIN_SIZE, filler) + origin
 
 
 def _start(area: SlotArea) -> VirtAddr:

@@ -20,7 +20,8 @@ from ubpx.testing import points
 _PROBED: Final[Sequence[tuple[str, Strategy | None]]] = (
     ("probed_leaf", None), ("probed_pushing", None), ("probed_float", None), ("probed_call", None),
     ("probed_jumping", None), ("probed_jumping+0x3", None), ("probed_leaf", Strategy.BOOST),
-    ("probed_float", Strategy.JUMP), ("probed_leaf", Strategy.JUMP), ("probed_pushing", Strategy.STEP), ("probed_pushing+0x9", None), ("probed_float", Strategy.INLINE),
+    ("probed_float", Strategy.JUMP), ("probed_leaf", Strategy.JUMP),
+    ("probed_pushing", Strategy.STEP), ("probed_pushing+0x9", None), ("probed_float", Strategy.INLINE),
     ("libc.so.6:pthread_create", None), ("libc.so.6:syscall", None), ("libc.so.6:clock_nanosleep", None),
 )  # fmt: skip
 _PAUSE_S: Final = 0.01

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ubpx.core.slots import AREA_SIZE, REACH, SlotArea, SlotTable, choose_hole
+from ubpx.core.slots import AREA_SIZE, REACH, SlotArea, SlotTable, choose_hole, page_within
 from ubpx.core.ubp.plans import SlotCode
 from ubpx.core.values import PAGE_SIZE, MappedRange, SlotUse, VirtAddr
 
@@ -199,3 +199,60 @@ def test_room_below_the_stack_is_taken_last() -> None:
     place = choose_hole([stack], [VirtAddr(0x7FFE_0000_0000)], AREA_SIZE, limit=LIMIT)
     assert place is not None
     assert place >= stack.end or place + AREA_SIZE <= stack.start - (64 << 20)
+
+
+def test_a_slot_is_found_where_a_jump_can_lead(table: SlotTable) -> None:
+    """Invariant: only a free slot that begins at one of the addresses is found, however few they are."""
+    second = AREA + SLOT_SIZE
+    assert table.find_free_within(range(AREA + 1, AREA + 0x1000), []) == second
+    assert table.find_free_within(range(second, second + 1), []) == second
+    assert table.find_free_within(range(second + 1, second + SLOT_SIZE), []) is None
+    assert table.find_free_within(range(AREA - 0x1000, AREA), []) is None
+    assert table.find_free_within(range(AREA - 0x1000, AREA + 1), []) == AREA
+    assert table.find_free_within(range(AREA + 4 * SLOT_SIZE, AREA + 0x1000), []) is None
+    assert table.find_free_within(range(AREA, AREA + 0x1000), [VirtAddr(AREA + 2 * REACH)]) is None
+    table.occupy(code_for(0x40_1000, second))
+    assert table.find_free_within(range(second, AREA + 0x1000), []) == AREA + 2 * SLOT_SIZE
+
+
+def test_who_knows_of_a_slot_is_told_when_it_is_vacated() -> None:
+    """Invariant: once for each, and not while it is only retired."""
+    told: list[SlotCode] = []
+    table = SlotTable(told.append)
+    table.add_area(SlotArea(AREA, 4 * SLOT_SIZE, SLOT_SIZE))
+    code = code_for(0x40_1000, AREA)
+    table.occupy(code)
+    table.retire(code)
+    assert told == []
+    assert table.free_retired([AREA]) == 0
+    assert told == []
+    assert table.free_retired([]) == 1
+    assert told == [code]
+
+
+@pytest.mark.parametrize(
+    ("starts", "page"),
+    [
+        (range(0x50_0000, 0x50_0100), 0x50_0000),
+        (range(0x50_0FE0, 0x50_1000), None),
+        (range(0x50_0FC0, 0x50_0FC1), 0x50_0000),
+        (range(0x40_0100, 0x40_0200), None),
+        (range(0x40_0100, 0x50_0000), 0x40_1000),
+        (range(0x40_1000 - SLOT_SIZE, 0x40_1000), None),
+    ],
+)
+def test_a_page_for_a_jump(starts: range, page: int | None) -> None:
+    """Invariant: it is free, and holds a whole slot that begins where the jump can lead; else there is none."""
+    mappings = [mapped(0x40_0000, 0x40_1000, "/bin/program"), mapped(0x60_0000, 0x60_1000, "/bin/program")]
+    found = page_within(mappings, starts, [VirtAddr(0x40_0000)], slot_size=SLOT_SIZE, limit=LIMIT)
+    assert found == page
+    if found is not None:
+        slot = -(-max(found, starts.start) // SLOT_SIZE) * SLOT_SIZE
+        assert slot in starts
+        assert found <= slot <= found + PAGE_SIZE - SLOT_SIZE
+
+
+def test_no_page_is_far_from_what_its_slot_must_reach() -> None:
+    """Invariant: as for areas."""
+    mappings = [mapped(0x40_0000, 0x40_1000)]
+    assert page_within(mappings, range(0x50_0000, 0x50_0100), [VirtAddr(1 << 40)], slot_size=64, limit=LIMIT) is None

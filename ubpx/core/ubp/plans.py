@@ -92,9 +92,13 @@ class SlotCode:
     cushion: int | None = None
     """Offset in the slot of an instruction that the program has not: where the processor gives a program that steps
     itself no trap behind the copy, it gives one behind this, and that is one too many."""
-    entry: int | None = None
-    """Offset in the slot of a trap, with a jump to the copy behind it: where a jump from the program leads. None: the
-    copy cannot be reached by one."""
+    entry_code: bytes = b""
+    """A trap, and a jump to the copy: lies behind ``code``, for jumps from the program; empty if there can be none."""
+
+    @property
+    def entry(self) -> int | None:
+        """Offset in the slot of that trap, where a jump from the program leads."""
+        return len(self.code) if self.entry_code else None
 
     @property
     def entered(self) -> VirtAddr | None:

@@ -37,12 +37,11 @@ def make_slot(encoding: Encoding, insn: Insn, slot: VirtAddr) -> SlotCode:
     if kind not in NEVER_FALLS_THROUGH:
         places.append((len(code), insn.end))
         code += b"\xe9" + _reaching(insn, slot, insn.end, slot + len(code) + 5, encoding.bits)
-    entry = None
+    entry = b""
     if kind in ENTERED and not is_repeated_string(encoding):
-        entry = len(code)
-        code += TRAP + b"\xeb" + (-(len(code) + 3)).to_bytes(1, "little", signed=True)
+        entry = TRAP + b"\xeb" + (-(len(code) + 3)).to_bytes(1, "little", signed=True)
     return SlotCode(
-        origin=insn.address, slot=slot, code=code, places=tuple(places), link=link, cushion=cushion, entry=entry
+        origin=insn.address, slot=slot, code=code, places=tuple(places), link=link, cushion=cushion, entry_code=entry
     )
 
 
