@@ -19,12 +19,10 @@ from ubpx.core.sites import JumpSite, Reception, probe_site
 from ubpx.core.spaces import AddressSpace, Tracees
 from ubpx.core.stepping import State
 from ubpx.core.ubp.plans import SlotCode, Strategy, TrapPatch
-from ubpx.core.values import PAGE_SIZE, VirtAddr
+from ubpx.core.values import MOST_JUMP_PAGES, PAGE_SIZE, VirtAddr
 
 HOT: Final = 500
 """Hits between two looks that are worth a stop of all threads."""
-MOST_PAGES: Final = 256
-"""So many pages may be mapped in one program for jumps that only few addresses can be the targets of."""
 _ANYWHERE: Final = 1 << 31
 """A jump with more targets than this can lead to any area."""
 _MOST_AT_ONCE: Final = 64
@@ -118,8 +116,8 @@ class Jumps:
         if (code is not None and code.slot in starts) or len(starts) > _ANYWHERE:
             return None
         if space.slots.find_free_within(starts, reach) is None:
-            if space.slots.jump_pages >= MOST_PAGES:
-                return f"the {MOST_PAGES} pages for jumps are taken"
+            if space.slots.jump_pages >= MOST_JUMP_PAGES:
+                return f"the {MOST_JUMP_PAGES} pages for jumps are taken"
             if self._keeper.page_for(space, starts, reach) is None:
                 return "something else is mapped where its jump can lead"
         return None
@@ -198,8 +196,8 @@ class Jumps:
         if slot is None and len(starts) > _ANYWHERE:
             self._keeper.map_area(space, reach)
         elif slot is None:
-            if space.slots.jump_pages >= MOST_PAGES:
-                raise SlotsExhausted(space.pid, probepoint.address, f"the {MOST_PAGES} pages for jumps are taken")
+            if space.slots.jump_pages >= MOST_JUMP_PAGES:
+                raise SlotsExhausted(space.pid, probepoint.address, f"the {MOST_JUMP_PAGES} pages for jumps are taken")
             self._keeper.map_page(space, starts, reach)
             space.slots.jump_pages += 1
         slot = slot or space.slots.find_free_within(starts, reach)

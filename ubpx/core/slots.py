@@ -117,7 +117,7 @@ class SlotTable:
         areas, retired = self.areas, self.retired_count
         used = sum(len(area.used) for area in areas)
         free = sum(area.size // area.slot_size for area in areas) - used
-        return SlotUse(leased=max(used - retired, 0), retired=retired, free=free)
+        return SlotUse(leased=max(used - retired, 0), retired=retired, free=free, jump_pages=self.jump_pages)
 
     def add_area(self, area: SlotArea) -> None:
         """The program has mapped another one."""

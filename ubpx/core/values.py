@@ -121,6 +121,10 @@ def parse_maps(text: str) -> tuple[MappedRange, ...]:
     return tuple(ranges)
 
 
+MOST_JUMP_PAGES = 256
+"""In one program; what is hot beyond that keeps its trap."""
+
+
 @attrs.frozen(kw_only=True)
 class SlotUse:
     """How many slots of a program are what."""
@@ -132,6 +136,8 @@ class SlotUse:
     is used for anything else before all threads have been seen outside."""
     free: int
     """Mapped, and nothing is in them."""
+    jump_pages: int = 0
+    """Pages that were mapped for jumps which only few addresses can be the targets of; at most MOST_JUMP_PAGES."""
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from ubpx import BrokerGone, NoBroker, PermissionRefused, UsageError
-from ubpx.core.values import Finding, Severity
+from ubpx.core.values import MOST_JUMP_PAGES, Finding, Severity
 from ubpx_froggy import directory
 from ubpx_froggy.client.link import Link
 from ubpx_froggy.messages import Overview, SlotUseInfo, TargetOverview
@@ -137,7 +137,8 @@ def _lines(broker: BrokerListing) -> Iterator[str]:
 def described(slots: SlotUseInfo) -> str:
     """For people."""
     retired = f"{slots.retired} retired (nobody leases them, and a thread may still be in one)"
-    return f"slots: {slots.leased} leased, {retired if slots.retired else '0 retired'}, {slots.free} free"
+    jumps = f"{slots.jump_pages} of {MOST_JUMP_PAGES} pages for jumps"
+    return f"slots: {slots.leased} leased, {retired if slots.retired else '0 retired'}, {slots.free} free, {jumps}"
 
 
 def _printable(line: str) -> str:

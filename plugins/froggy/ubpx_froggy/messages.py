@@ -538,6 +538,7 @@ class SlotUseInfo(_Info, frozen=True):
     retired: int
     """Nobody leases them, and a thread may still be in one."""
     free: int
+    jump_pages: int = 0
 
 
 class LeaseOverview(_Info, frozen=True):

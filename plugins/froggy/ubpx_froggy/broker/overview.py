@@ -31,7 +31,7 @@ def overview_of(hosted: Hosted) -> TargetOverview:
 def slot_use_of(target: Target) -> SlotUseInfo:
     """As it travels."""
     use = target.slots
-    return SlotUseInfo(use.leased, use.retired, use.free)
+    return SlotUseInfo(use.leased, use.retired, use.free, use.jump_pages)
 
 
 def _clients(hosted: Hosted) -> list[ClientOverview]:

@@ -44,7 +44,7 @@ read_slots: Final = decoder(SlotUseInfo)
 
 def slot_use(info: SlotUseInfo) -> SlotUse:
     """As ``ubpx.Target`` gives it."""
-    return SlotUse(leased=info.leased, retired=info.retired, free=info.free)
+    return SlotUse(leased=info.leased, retired=info.retired, free=info.free, jump_pages=info.jump_pages)
 
 
 class KnownLink(Facts, Protocol):
