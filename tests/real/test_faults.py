@@ -119,7 +119,7 @@ def test_doctor_and_list_show_slots_that_nobody_leases(
         assert (target.slots.leased, target.slots.retired) == (0, 1)
         told = slots_by_doctor(blocked.pid)
         assert told.startswith("slots: 0 leased, 1 retired (nobody leases them, and a thread may still be in one), ")
-        assert told.endswith(f" {target.slots.free} free")
+        assert told.endswith(f" {target.slots.free} free, 0 of 256 pages for jumps")
         listed = subprocess.run(
             [UBPX, "list", "--socket", broker.path], capture_output=True, text=True, timeout=50, check=False
         )

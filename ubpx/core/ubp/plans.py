@@ -22,7 +22,7 @@ class Strategy(StrEnum):
     EMULATE = "EMULATE"
     """We do what the instruction does: no slot, no step."""
     JUMP = "JUMP"
-    """The instruction's bytes are a jump to a stub."""
+    """The instruction's bytes are a jump to a trap in its slot: made of a BOOST or EMULATE that is hot."""
     BOOST = "BOOST"
     """The slot's copy is followed by a jump back: one stop."""
     STEP = "STEP"
