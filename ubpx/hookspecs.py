@@ -12,6 +12,8 @@ which). An object that has ``for_children = False`` is called for its own target
 Isolation: an exception in a notify or stop hook is logged and counts, like one in a handler, against this
 client alone; three in a row quarantine it. Hits do not travel through hooks: lease a probepoint
 and give a handler.
+
+A long page, and one all the same: plugin authors read it whole, and it is nearly all docstrings.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -163,7 +163,8 @@ class Session:
 
     ``deadline`` is how long a handler may run, in seconds. ``switch_interval`` is the interpreter's (see
     sys.setswitchinterval) while probes are armed, in seconds, so that a hit need not wait long for a Python
-    thread of yours that computes; None leaves it alone. ``host`` is the plugin manager of an application whose
+    thread of yours that computes; None leaves it alone. ``jumps``: whether places that threads come by often get jumps
+    instead of traps, for which all threads of the program are stopped for a moment. ``host`` is the plugin manager of an application whose
     plugins may be activated beside the installed ones.
     """
 
@@ -172,6 +173,7 @@ class Session:
         *,
         deadline: float = DEADLINE_S,
         switch_interval: float | None = SWITCH_INTERVAL_S,
+        jumps: bool = True,
         host: "PluginManager | None" = None,
     ) -> None:
         check_duration("deadline", deadline)
@@ -184,6 +186,7 @@ class Session:
         self._tracer: Final = tracer
         coordinator = Coordinator(tracer)
         coordinator.reception.watchdog.deadline_s = deadline
+        coordinator.jumps.enabled = jumps
         self._loop: Final = TracerThread(tracer, coordinator)
         self._loop.responsiveness.interval_s = switch_interval
         self._targets: Final[list[Target]] = []

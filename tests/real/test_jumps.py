@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_hot_place_has_a_jump_before_long(target_program: StartProgram, eventu
         assert eventually(lambda: lease.hits > hits + 1000)
         assert program.tell("s").number("calls") == lease.hits
     program.assert_untouched(maps)
+    assert program.tell("q").wait() == 0
+
+
+def test_jumps_can_be_switched_off(target_program: StartProgram) -> None:
+    """Invariant: a session without them leaves every trap where it is, however hot."""
+    program = target_program("neighbours", 2)
+    with ubpx.Session(jumps=False) as session:
+        target = session.attach(program.pid)
+        lease = target.client("one").probe("chain", nothing)
+        program.tell("g")
+        time.sleep(2.5)  # two looks of the patrol
+        assert lease.hits > 1000
+        assert strategy_of(lease) == BOOST
+        assert program.tell("s").number("calls") == lease.hits
     assert program.tell("q").wait() == 0
 
 
