@@ -161,9 +161,8 @@ class Census:
             self._started(thread)
             return
         space = self._made_in.pop(port.tid, None)
-        if space is None:  # one that shares the memory is taken for the new program's: nothing of that may be unmapped
-            shares = event.shares_memory
-            space = parent.space if shares else self._memory_of(event.process, parent.pid, parent.space)
+        if space is None:
+            space = self._memory_of(event.process, parent.pid, parent.space)
         if event.shares_memory:
             child = TracedProcess(event.process, space, self._tracer, silent=True, follow=parent.follow)
             self._tracees.processes[child.pid] = child

@@ -39,6 +39,12 @@ def test_no_schedule_breaks_an_invariant(seed: int) -> None:
     assert found["happenings"] > 10 * AT_ONCE
 
 
+@pytest.mark.parametrize("seed", [1_041_511, 1_143_126])
+def test_what_a_million_schedules_found(seed: int) -> None:
+    """Invariant: kept stopped for a program that has ended; in the memory that an exec has left, unannounced."""
+    assert run(seed).failure == ""
+
+
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_fault_is_found(name: str) -> None:
     """Invariant: what was planted is seen, and it alone: the schedule that shows it holds without it."""
