@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # What comes between -------------------------------------------------------------------------
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def test_a_place_that_a_handler_probes_meanwhile_is_shared(wide: World) -> None:
     """Invariant: while the program is served for an area a handler may probe one of the places: both have it."""
