@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ubpx
+from tests.real.conftest import changed_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,28 @@ def test_once_is_once_for_each_function_under_four_threads(
         assert len(own) < len(group), "some are never called, and stay"
     assert dict(own) == {lease.address: 1 for lease in group if lease.hits}
     assert {lease.hits for lease in group} == {0, 1}
+    assert program.tell("q").wait() == 0
+
+
+@pytest.mark.contract("lease-9")
+@pytest.mark.parametrize("symbol", ["probed_lea", "probed_push", "probed_nop", "probed_call"])
+def test_one_probe_once_tells_one_of_four_threads(
+    target_program: StartProgram, eventually: Callable[..., bool], symbol: str
+) -> None:
+    """Invariant: exactly one of the threads that arrive together is told; the trap is gone, the lease RELEASED."""
+    program = target_program("hot_calls", symbol, THREADS, CALLS, "late")
+    told: list[int] = []
+    with ubpx.attach(program.pid) as target:
+        client = target.client("once")
+        lease = client.probe(symbol, lambda hit: told.append(hit.tid), once=True)
+        others = target.client("steady").probe("caller", lambda _: None)
+        made = program.tell("g").number("calls", timeout=55)
+        assert (made, len(told), lease.hits) == (THREADS * CALLS, 1, 1)
+        assert eventually(lambda: lease.state == "RELEASED")
+        assert others.hits == THREADS
+        assert {each.address for each in target.probepoints()} == {others.address}
+        assert list(client.leases) == []
+    assert changed_text(program.pid) == []
     assert program.tell("q").wait() == 0
 
 
