@@ -105,6 +105,28 @@ def test_one_probe_once_tells_one_of_four_threads(
     assert program.tell("q").wait() == 0
 
 
+def test_a_function_of_many_that_is_hot_has_a_jump(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
+    """Invariant: where a thread has woken a dormant probepoint and comes by often it jumps, as at any other."""
+    program = target_program("crowd")
+    with ubpx.attach(program.pid) as target:
+        wanted = ["hot", *(f"work_{number}" for number in range(0, 100_000, 100))]
+        group = target.client("many").probe_many(wanted, lambda _: None)
+        lease, calls = group[0], 0
+
+        def jumps() -> bool:
+            nonlocal calls
+            calls += 1_000
+            program.tell("hot 1000\n").number("ns")
+            return lease.probepoint is not None and lease.probepoint.strategy == ubpx.Strategy.JUMP
+
+        assert eventually(jumps)
+        assert (len(group), lease.hits, group.hits) == (len(wanted), calls, calls)
+    assert changed_text(program.pid) == []
+    assert program.tell("q\n").wait() == 0
+
+
 def test_a_whole_library_is_probed_while_the_program_runs(target_program: StartProgram) -> None:
     """Invariant: libc with every function probed that can be works on; what cannot is listed with its reason."""
     program = target_program("echo", 2)

@@ -89,7 +89,7 @@ def test_what_the_program_writes_over_is_lost_and_stays(wide: World) -> None:
     """Invariant: a dormant probepoint that the program writes over is LOST, and is not written over in turn."""
     group = dormant(wide)
     wide.memory.patch(PLACES[4], b"\x55")
-    wide.loop.run(lambda: wide.desk.look_at_text(wide.process, serve=False))
+    wide.loop.run(wide.coordinator.look_at_text)
     assert group[4].state is LeaseState.LOST
     assert [lease.state for lease in group].count(LeaseState.ARMED) == len(PLACES) - 1
     group.release()
