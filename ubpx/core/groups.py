@@ -46,6 +46,15 @@ class _Piece:
     heads: bytes
 
 
+@attrs.frozen
+class _Known:
+    """What is to become of instructions."""
+
+    by_kind: Verdicts = attrs.field(factory=dict)
+    by_head: Verdicts = attrs.field(factory=dict)
+    """By the first bytes of those that are no longer."""
+
+
 class Groups:
     """All groups of one target of which some places are dormant. Owned by its desk; implements ``dormancy.Keeping``."""
 
@@ -55,7 +64,7 @@ class Groups:
         self._coordinator: Final = coordinator
         self._leasing: Final = leasing
         self._sleepers: Final[dict[GroupSleeper, None]] = {}
-        self._verdicts: Final[dict[tuple[str, bool], Verdicts]] = {}
+        self._known: Final[dict[tuple[str, bool], _Known]] = {}
         """By what they depend on beside the instruction: the architecture, and whether there are slots."""
 
     # Arming -------------------------------------------------------------------------------
@@ -143,51 +152,52 @@ class Groups:
         start, end = addresses[0], addresses[-1] + 1
         code = _read(space, start, end).ljust(end - start + HEAD_SIZE, b"\0")
         marks = bytearray(end - start)
-        by_head = self._by_head(space)
+        known = self._known_of(space)
         places = [address - start for address in addresses]
-        verdicts = [by_head.get(code[at : at + _SHORT]) for at in places]
+        verdicts = [known.by_head.get(code[at : at + _SHORT]) for at in places]
+        singly: list[VirtAddr] = []
         if any(verdicts) or None in verdicts:
-            addresses, singly = self._decide_singly(space, asked, code, addresses)
+            addresses, singly = self._decide_others(space, asked, code, addresses, verdicts)
             places = [address - start for address in addresses]
-        else:
-            singly = []
         for at in places:
             marks[at] = 1
         heads = b"".join([code[at : at + HEAD_SIZE] for at in places])
         return _Piece(start, code[: end - start], marks, addresses, heads), singly
 
-    def _decide_singly(
-        self, space: AddressSpace, asked: Asked, code: bytes, addresses: Sequence[VirtAddr]
+    def _decide_others(
+        self,
+        space: AddressSpace,
+        asked: Asked,
+        code: bytes,
+        addresses: Sequence[VirtAddr],
+        verdicts: Sequence[str | None],
     ) -> tuple[list[VirtAddr], list[VirtAddr]]:
-        """The same where it has to be found out; ``code`` is that from the first address on."""
-        by_head, start = self._by_head(space), addresses[0]
-        sleeping, singly = list[VirtAddr](), list[VirtAddr]()
-        for address in addresses:
+        """The same where some have no verdict yet, or another; ``code`` is that from the first address on."""
+        start, known = addresses[0], self._known_of(space)
+        unknown = [address - start for address, verdict in zip(addresses, verdicts, strict=True) if verdict is None]
+        found = dict(zip(unknown, space.architecture.kinds(code, unknown), strict=True))
+        dormant, singly = list[VirtAddr](), list[VirtAddr]()
+        for address, verdict in zip(addresses, verdicts, strict=True):
             at = address - start
-            verdict = by_head.get(code[at : at + _SHORT])
             if verdict is None:
-                verdict = self._judge(space, code[at : at + HEAD_SIZE], address, by_head)
+                length, kind = found[at]
+                verdict = known.by_kind.get(kind)  # noqa: PLW2901 - of those that have none
+                if verdict is None:
+                    verdict = judge(space, code[at : at + HEAD_SIZE], address)  # noqa: PLW2901
+                    if length:
+                        known.by_kind[kind] = verdict
+                if 0 < length <= _SHORT:
+                    known.by_head[code[at : at + _SHORT]] = verdict
             if verdict == SLEEPS:
-                sleeping.append(address)
+                dormant.append(address)
             elif verdict == SLOT_NEEDED:
                 singly.append(address)
             else:
                 self._refuse(space, asked, code[at : at + HEAD_SIZE], address)
-        return sleeping, singly
+        return dormant, singly
 
-    def _by_head(self, space: AddressSpace) -> Verdicts:
-        return self._verdicts.setdefault((space.architecture.name, space.slots_allowed), {})
-
-    def _judge(self, space: AddressSpace, head: bytes, address: VirtAddr, by_head: Verdicts) -> str:
-        """What is to become of the instruction; that is kept by its kind, and by its first bytes if they are all."""
-        for length, kind in space.architecture.walk(head, address):
-            verdict = by_head.get((kind,))
-            if verdict is None:
-                verdict = by_head[kind,] = judge(space, head, address)
-            if length <= _SHORT:
-                by_head[head[:_SHORT]] = verdict
-            return verdict
-        return judge(space, head, address)
+    def _known_of(self, space: AddressSpace) -> _Known:
+        return self._known.setdefault((space.architecture.name, space.slots_allowed), _Known())
 
     def _refuse(self, space: AddressSpace, asked: Asked, head: bytes, address: VirtAddr) -> None:
         try:

@@ -188,11 +188,12 @@ class Leasing:
         """Arm all the places ``found``, or none. None: a handler or an exec has come between; once more, please."""
         client.check_live()
         space, registry = process.space, process.space.registry
+        for address in found.places:
+            space.dormant.wake(address)
         self._settle(process, found.places)
         if request.strategy is Strategy.JUMP:
             raise UsageError("many places at once get no jumps; leave strategy= out, and those that are hot get theirs")
         for address in found.places:
-            space.dormant.wake(address)
             self._coordinator.jumps.make_way(space, address, request.strategy)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]

@@ -171,8 +171,11 @@ class Symbols:
                 longer = {start: max(own[start], sizes[start]) for start in own.keys() & sizes.keys()}
                 sizes |= own | longer
             starts = sorted(sizes)
-            reaches = itertools.accumulate(map(operator.add, starts, map(sizes.__getitem__, starts)), max)
-            found = [start for start, reach in zip(starts[1:], reaches, strict=False) if start < reach]
+            ends = list(map(operator.add, starts, map(sizes.__getitem__, starts)))
+            found: list[int] = []
+            if any(map(operator.gt, ends, starts[1:])):  # mostly there are none
+                reaches = itertools.accumulate(ends, max)
+                found = [start for start, reach in zip(starts[1:], reaches, strict=False) if start < reach]
             self._nested = frozenset(found)
         return self._nested
 
