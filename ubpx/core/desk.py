@@ -240,9 +240,13 @@ class TargetDesk(Teller):
             self._after_hit(lambda: self._groups.release(leases, self.process))
             return
         if any(lease in self._leasing.requests for lease in leases):
-            self._after_hit(lambda: self._leasing.withdraw(leases, LeaseState.RELEASED, self.process))
+            self._after_hit(lambda: self._withdraw(leases))
         if any(lease in self._watching for lease in leases):
             self._after_hit(lambda: self._watching.withdraw(leases, LeaseState.RELEASED, self.process))
+
+    def _withdraw(self, leases: Sequence[Lease]) -> None:
+        rest = self._groups.withdraw(leases, LeaseState.RELEASED, self.process)
+        self._leasing.withdraw(rest, LeaseState.RELEASED, self.process)
 
     def probe_code(
         self,

@@ -44,6 +44,12 @@ class DormantLease(Lease):
     def probepoint(self, probepoint: Probepoint | None) -> None:
         _PROBEPOINT.__set__(self, probepoint)
 
+    @property
+    def is_dormant(self) -> bool:
+        """Whether its trap stands, and its probepoint is not made."""
+        asleep = self.state is LeaseState.ARMED and _PROBEPOINT.__get__(self, Lease) is None
+        return asleep and self.sleeper.lives and self.address is not None
+
 
 _PROBEPOINT: Final = Lease.__dict__["probepoint"]
 """Where a lease keeps it."""

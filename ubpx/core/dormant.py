@@ -294,6 +294,17 @@ class DormantTraps:
             block.standing[address % BLOCK_SIZE] = 0
             self.count -= 1
 
+    def take_out_some(self, memory: Memory, sleeper: Sleeper, addresses: Iterable[VirtAddr]) -> None:
+        """The same for some of the sleeper's traps."""
+        number = self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
+        marks: dict[int, bytearray] = {}
+        for address in addresses:
+            block = self._blocks.get(address // BLOCK_SIZE)
+            if number and block is not None and block.standing[address % BLOCK_SIZE] == number:
+                marks.setdefault(address // BLOCK_SIZE, bytearray(BLOCK_SIZE))[address % BLOCK_SIZE] = 255
+        for key, marked in marks.items():
+            self._clear(memory, self._blocks[key], marked)
+
     def take_out(self, memory: Memory, sleeper: Sleeper | None = None) -> None:
         """Put the program's own bytes back where traps of the sleeper (None: of anybody) still stand."""
         number = None if sleeper is None else self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
@@ -307,11 +318,14 @@ class DormantTraps:
         for block, inside in self._within(addresses):
             marks = bytearray(BLOCK_SIZE)
             marks[inside] = block.standing[inside].translate(chosen)
-            standing = BLOCK_SIZE - marks.count(0)
-            if standing:
-                self._restore(memory, block, marks)
-                block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
-                self.count -= standing
+            if marks.count(0) < BLOCK_SIZE:
+                self._clear(memory, block, marks)
+
+    def _clear(self, memory: Memory, block: _Block, marks: bytearray) -> None:
+        """Where ``marks`` has 255 a trap stands, and stands no more."""
+        self._restore(memory, block, marks)
+        block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
+        self.count -= BLOCK_SIZE - marks.count(0)
 
     def _restore(self, memory: Memory, block: _Block, marks: bytearray) -> None:
         """``marks`` has 255 where a trap of ours may stand; what is not mapped any more is left out."""

@@ -235,6 +235,28 @@ class Groups:
         self._end(group.sleeper, LeaseState.RELEASED, process)
         self._leasing.withdraw(tuple(group.known), LeaseState.RELEASED, process)
 
+    def withdraw(self, leases: Sequence[Lease], state: LeaseState, process: TracedProcess | None) -> Sequence[Lease]:
+        """End those of the leases whose probepoints are dormant, without waking one; the others."""
+        dormant: dict[GroupSleeper, list[DormantLease]] = {}
+        for lease in leases:
+            if isinstance(lease, DormantLease) and lease.is_dormant:
+                dormant.setdefault(lease.sleeper, []).append(lease)
+        if not dormant or process is None or process.ended.is_set():
+            return leases
+        self.look(process)
+        ended = set[Lease]()
+        for sleeper, several in dormant.items():
+            if sleeper.space is process.space:
+                several = [each for each in several if each.is_dormant]  # noqa: PLW2901 - what was changed is woken
+                with sleeper.space.memory.writing:
+                    addresses = [each.address for each in several if each.address is not None]
+                    sleeper.space.dormant.take_out_some(sleeper.space.raw, sleeper, addresses)
+                for lease in several:
+                    self._leasing.requests.remove(lease)
+                    lease.state = state
+                ended.update(several)
+        return [lease for lease in leases if lease not in ended]
+
     def release_of(self, client: Client, state: LeaseState, process: TracedProcess | None) -> None:
         """All of a client's; leases that were made are among its requests, and are left to whoever asks."""
         for sleeper in [each for each in self._sleepers if each.probe.client is client]:

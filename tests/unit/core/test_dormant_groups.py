@@ -50,6 +50,20 @@ def test_a_lease_is_one_whoever_asks_first(wide: World) -> None:
     assert leases[3].client.leases == tuple(leases)  # type: ignore[attr-defined]  # a Client has them
 
 
+def test_some_are_given_back_without_being_woken(wide: World) -> None:
+    """Invariant: leases that are released one by one, or some of them at once, end where they are dormant."""
+    group = dormant(wide)
+    wide.arrive(PID, PLACES[1])
+    group[0].release()
+    group.client.release_all(group[1:10])
+    assert {lease.state for lease in group[:10]} == {LeaseState.RELEASED}
+    assert (standing(wide), group.hits, len(wide.process.space.registry)) == (PLACES[10:], 1, 0)
+    assert all(wide.process.space.slots.use.leased == 0 for _ in group)
+    group.client.release_all(group)
+    group[3].release()
+    assert standing(wide) == []
+
+
 @pytest.mark.parametrize("apart", [1, 2])
 def test_a_write_that_fails_takes_all_back(wide: World, apart: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: whichever run of pages cannot be written, no trap stays; without the fault it works again."""
