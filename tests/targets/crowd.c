@@ -1,10 +1,16 @@
-/* crowd [THREADS]: a program of a hundred thousand functions, work_0 to work_99999, which begin in five ways, and of
- * THREADS threads that wait. Protocol: "ready"; then, for each line, "hot N": calls hot() so often; "all N": calls all the
+/* crowd [THREADS]: a program of FUNCTIONS functions (a hundred thousand), work_0 and so on, which begin in five ways, and
+ * of THREADS threads that wait. Protocol: "ready"; then, for each line, "hot N": calls hot() so often; "all N": calls all the
  * work_ functions so often; "own N": does something without a call; each answers "ns=" and how long that took. "q": exit 0. */
 #include "common.h"
 #include <time.h>
 
-enum { FUNCTIONS = 100000, STRIDE = 16 };
+#ifndef FUNCTIONS
+#define FUNCTIONS 100000
+#endif
+#define TEXT_OF(number) #number
+#define IN_TEXT(number) TEXT_OF(number)
+
+enum { STRIDE = 16 };
 
 asm(".text\n"
     ".altmacro\n"
@@ -30,7 +36,7 @@ asm(".text\n"
     "  .size work_\\number, . - work_\\number\n"
     ".endm\n"
     ".set counter, 0\n"
-    ".rept 100000\n"
+    ".rept " IN_TEXT(FUNCTIONS) "\n"
     "  work %counter\n"
     "  .set counter, counter + 1\n"
     ".endr\n"

@@ -12,6 +12,8 @@ from ubpx.symbols.versions import Versions, read_versions
 
 _LABEL_TYPE: Final = 0
 _IFUNC_TYPE: Final = 10
+MOST_NAMES: Final = 4096
+"""Whose symbols are remembered: a thousand clients may ask for one name, which takes a look at each symbol."""
 
 
 class AddressIndex:
@@ -116,7 +118,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 class Symbols:
     """All code symbols of one file.
 
-    Immutable but for the address index and the spans of data, made when first asked for. Owned by the
+    Immutable but for what is made when first asked for. Owned by the
     ElfCache that made it.
     """
 
@@ -125,9 +127,18 @@ class Symbols:
         self._index: AddressIndex | None = None
         self._data: list[tuple[int, int]] | None = None
         self._nested: frozenset[int] | None = None
+        self._named: Final[dict[str, tuple[Symbol, ...]]] = {}
 
     def named(self, name: str) -> tuple[Symbol, ...]:
         """The code symbols of this name, in any version; each place in each version once."""
+        known = self._named.get(name)
+        if known is None:
+            known = self._find(name)
+            if len(self._named) < MOST_NAMES:
+                self._named[name] = known
+        return known
+
+    def _find(self, name: str) -> tuple[Symbol, ...]:
         found: dict[tuple[int, str | None], Symbol] = {}
         for table in self._tables:
             for symbol in table.code_named(name):
