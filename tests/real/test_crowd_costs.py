@@ -1,6 +1,7 @@
 """What many probes, clients and processes cost, against the only one, and against the same in C: ratios of one run.
 
-Each figure is the median of interleaved rounds, so that what else the machine does falls on both sides.
+Rounds are short and interleaved, and the best of each side count: what else the machine does makes a round longer, and
+the longer one of the two more often.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.torture, pytest.mark.alone]
 
-ROUNDS = 5
-CALLS = 2_000
+ROUNDS = 9
+CALLS = 1_000
 
 
 def nothing(_: object) -> None:
@@ -44,8 +45,8 @@ def show(what: str, ratio: float, most: float, *figures: str) -> float:
 
 
 def ratio_of(others: Sequence[float], ones: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return statistics.median(other / one for other, one in zip(others, ones, strict=True))
+    """That of the best rounds."""
+    return min(others) / min(ones)
 
 
 def written_by_c(program: Program, addresses: Sequence[int]) -> tuple[float, float]:
@@ -67,17 +68,20 @@ def crowd(target_program: StartProgram) -> Iterator[Program]:
 
 
 def test_arming_and_disarming_ten_thousand_functions(target_program: StartProgram) -> None:
-    """Invariant: everything included, from the glob to the last trap, at most ten times a pwrite of each byte in C."""
+    """Invariant: everything included, from the glob to the last trap, at most ten times a pwrite of each byte in C.
+
+    Of ours the processor time of all threads counts: it takes long enough that others have the processor meanwhile.
+    """
     c_write, c_restore, armed, disarmed = (list[float]() for _ in range(4))
     for turn in range(ROUNDS + 1):
         program = target_program("crowd", flags=("-DFUNCTIONS=10000",))
         with ubpx.attach(program.pid) as target:
             client = target.client("many")
-            began = time.perf_counter()
+            began = time.process_time()
             group = client.probe_many("work_*", nothing)
-            done = time.perf_counter()
+            done = time.process_time()
             group.release()
-            over = time.perf_counter()
+            over = time.process_time()
             addresses = [lease.address or 0 for lease in group]
         write, restore = written_by_c(program, addresses)
         assert program.tell("q\n").wait() == 0
@@ -87,7 +91,7 @@ def test_arming_and_disarming_ten_thousand_functions(target_program: StartProgra
         disarmed.append((over - done) * 1e9 / len(addresses))
         c_write.append(write)
         c_restore.append(restore)
-    figures = [f"{statistics.median(each):.0f} ns" for each in (armed, c_write, disarmed, c_restore)]
+    figures = [f"{min(each):.0f} ns" for each in (armed, c_write, disarmed, c_restore)]
     arming, disarming = ratio_of(armed, c_write), ratio_of(disarmed, c_restore)
     show("arming one of ten thousand, in pwrites", arming, 10, *figures[:2])
     show("disarming it", disarming, 10, *figures[2:])
@@ -115,7 +119,7 @@ def test_a_hit_among_a_hundred_thousand_and_a_program_that_hits_none(crowd: Prog
                 measure(among, own_among)
             if not turn % 2:
                 measure(alone, own)
-    hit = show("a hit with 100,000 armed elsewhere", ratio_of(among, alone), 1.1, f"{statistics.median(among):.0f} ns")
+    hit = show("a hit with 100,000 armed elsewhere", ratio_of(among, alone), 1.1, f"{min(among):.0f} ns")
     work = show("own work with 100,000 armed", min(own_among) / min(own), 1.01, f"{min(own) / 1e6:.2f} ms")
     assert hit <= 1.1
     assert work <= 1.01
@@ -145,10 +149,9 @@ def test_two_clients_and_the_thousandth(crowd: Program) -> None:
             bare.append(bare_call())
             for lease in leases:
                 lease.release()
-    each = [(of_all - of_one) / 999 for of_all, of_one in zip(thousand, one, strict=True)]
-    shared = show("two clients", ratio_of(two, one), 1.1, f"{statistics.median(one):.0f} ns for one")
-    one_more = statistics.median(each)
-    show("one more of a thousand, in bare calls", ratio_of(each, bare), 8, f"{one_more:.0f} ns")
+    one_more = (min(thousand) - min(one)) / 999
+    shared = show("two clients", ratio_of(two, one), 1.1, f"{min(one):.0f} ns for one")
+    show("one more of a thousand, in bare calls", one_more / min(bare), 8, f"{one_more:.0f} ns")
     assert shared <= 1.1
     assert one_more <= 500
 
@@ -168,7 +171,7 @@ def test_a_hit_in_one_of_a_hundred_processes(target_program: StartProgram, crowd
     for _ in range(3):
         measure((), alone)
         measure(others, among)
-    figures = f"{statistics.median(among):.0f} ns", f"{statistics.median(alone):.0f} ns"
+    figures = f"{min(among):.0f} ns", f"{min(alone):.0f} ns"
     assert show("a hit in one of 100 processes", ratio_of(among, alone), 1.5, *figures) <= 1.5
 
 

@@ -230,7 +230,7 @@ class TargetDesk(Teller):
         group = None
         while group is None:  # a handler, or an exec, came between
             group = self._groups.probe(client, self._traced, wanted, request, handler)
-        specs = [group[0].spec] if isinstance(wanted, str) else wanted
+        specs = [wanted] if isinstance(wanted, str) else wanted  # the main program stays
         self._watch_modules(self._traced, of_modules=any(map(_names_module, specs)))
         return group
 

@@ -155,7 +155,7 @@ def test_a_glob_of_many_names_a_place_when_it_is_asked_for(wide: World, monkeypa
     monkeypatch.setattr(wide.desk._leasing, "_resolve_many", lambda *_: answers)
     group = wide.client("a").probe_many("f_*", ignore)
     assert group[2].spec == f"f_{PLACES[2]:x}"
-    assert asked == [PLACES[0], PLACES[2]], "the first tells whether modules are to be watched"
+    assert asked == [PLACES[2]]
 
 
 def test_a_detach_ends_all(wide: World) -> None:
