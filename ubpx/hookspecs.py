@@ -397,10 +397,10 @@ class AskHooks:
         Arguments: ``specs`` is one glob (``libc.so.6:mem*``), or what the client listed, each as
             ``ubpx_resolve_spec`` takes it; ``process`` is valid until the hook returns.
         Returns: for a list one answer for each, in its order: a Place, or a Refusal with the error that
-            ``ubpx_resolve_spec`` would raise. For a glob one answer for each function, by ascending address, each
-            address once; the name of a Place is then a specification that finds it again. Or None to let
-            another plugin answer; the first answer counts, so a plugin with a syntax of its own answers None
-            unless all are its own.
+            ``ubpx_resolve_spec`` would raise. For a glob one answer for each function, each address once; the name
+            of a Place is then a specification that finds it again. Where there may be many, a
+            ``ubpx.core.ports.FunctionPlaces`` spares making all of them. Or None to let another plugin answer; the
+            first answer counts, so a plugin with a syntax of its own answers None unless all are its own.
         Raises: an error of ubpx's own tree reaches the caller as it is (for a glob: UnknownModule, UnknownSymbol,
             UsageError); anything else becomes PluginFailed.
         Since: 0.1.

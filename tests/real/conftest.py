@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -68,7 +69,9 @@ def build(name: str, *flags: str) -> Path:
     program.parent.mkdir(parents=True, exist_ok=True)
     unfinished = program.with_name(f"{name}.{os.getpid()}")
     subprocess.run(["gcc", *FLAGS, *flags, "-o", unfinished, *sources], check=True)
-    unfinished.replace(program)  # another run may be building the same
+    with contextlib.suppress(FileExistsError):  # another run was building the same, and a test may run that already
+        os.link(unfinished, program)
+    unfinished.unlink()
     return program
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ubpx
+from tests.real.conftest import changed_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,50 @@ def test_once_is_once_for_each_function_under_four_threads(
     assert dict(own) == {lease.address: 1 for lease in group if lease.hits}
     assert {lease.hits for lease in group} == {0, 1}
     assert program.tell("q").wait() == 0
+
+
+@pytest.mark.contract("lease-9")
+@pytest.mark.parametrize("symbol", ["probed_lea", "probed_push", "probed_nop", "probed_call"])
+def test_one_probe_once_tells_one_of_four_threads(
+    target_program: StartProgram, eventually: Callable[..., bool], symbol: str
+) -> None:
+    """Invariant: exactly one of the threads that arrive together is told; the trap is gone, the lease RELEASED."""
+    program = target_program("hot_calls", symbol, THREADS, CALLS, "late")
+    told: list[int] = []
+    with ubpx.attach(program.pid) as target:
+        client = target.client("once")
+        lease = client.probe(symbol, lambda hit: told.append(hit.tid), once=True)
+        others = target.client("steady").probe("caller", lambda _: None)
+        made = program.tell("g").number("calls", timeout=55)
+        assert (made, len(told), lease.hits) == (THREADS * CALLS, 1, 1)
+        assert eventually(lambda: lease.state == "RELEASED")
+        assert others.hits == THREADS
+        assert {each.address for each in target.probepoints()} == {others.address}
+        assert list(client.leases) == []
+    assert changed_text(program.pid) == []
+    assert program.tell("q").wait() == 0
+
+
+def test_a_function_of_many_that_is_hot_has_a_jump(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
+    """Invariant: where a thread has woken a dormant probepoint and comes by often it jumps, as at any other."""
+    program = target_program("crowd")
+    with ubpx.attach(program.pid) as target:
+        wanted = ["hot", *(f"work_{number}" for number in range(0, 100_000, 100))]
+        group = target.client("many").probe_many(wanted, lambda _: None)
+        lease, calls = group[0], 0
+
+        def jumps() -> bool:
+            nonlocal calls
+            calls += 1_000
+            program.tell("hot 1000\n").number("ns")
+            return lease.probepoint is not None and lease.probepoint.strategy == ubpx.Strategy.JUMP
+
+        assert eventually(jumps)
+        assert (len(group), lease.hits, group.hits) == (len(wanted), calls, calls)
+    assert changed_text(program.pid) == []
+    assert program.tell("q\n").wait() == 0
 
 
 def test_a_whole_library_is_probed_while_the_program_runs(target_program: StartProgram) -> None:

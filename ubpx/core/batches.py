@@ -58,6 +58,8 @@ class Places:
     places: dict[VirtAddr, tuple[Place, str | None]] = attrs.field(factory=dict, init=False)
     """Each address once, in the client's order, and by which spec it can be found again."""
     refused: list[Refusal] = attrs.field(factory=list, init=False)
+    others: bool = attrs.field(default=False, init=False)
+    """Whether there are places elsewhere that can be probed."""
 
     def refuse(self, name: str, error: UbpxError) -> None:
         """One of them cannot be probed."""
@@ -68,13 +70,19 @@ class Places:
 
     def check_any(self) -> None:
         """Raises the first refusal if nothing else is left."""
-        if not self.places and self.refused:
+        if not (self.places or self.others) and self.refused:
             raise self.refused[0].error
 
 
-def sort_out(wanted: str | Sequence[str | int], answers: Sequence[Place | Refusal], *, skip_refused: bool) -> Places:
-    """What a resolver answered to a glob, or to each of the specs and addresses. Raises the first refusal."""
+def sort_out(
+    wanted: str | Sequence[str | int], answers: Sequence[Place | Refusal], *, skip_refused: bool, others: bool = False
+) -> Places:
+    """What a resolver answered to a glob, or to each of the specs and addresses. Raises the first refusal.
+
+    ``others``: there are more answers, which are none.
+    """
     found = Places(skip_refused)
+    found.others = others
     specs: Iterable[str | int | None] = repeat(None) if isinstance(wanted, str) else wanted
     for spec, answer in zip(specs, answers, strict=False):
         if isinstance(answer, Refusal):

@@ -95,25 +95,28 @@ class Client:
         priority: int | None = None,
         assume_boundary: bool = False,
         defer: bool = True,
+        once: bool = False,
     ) -> Lease:
         """Lease the probepoint at ``place`` (a spec, or an address) and run ``handler(hit)`` at each arrival.
 
         ``strategy`` forces one; ``exclusive`` refuses to share; ``priority`` overrides the client's;
         ``assume_boundary`` takes your word that an instruction starts there; with ``defer`` a spec
-        whose module is not mapped yet gives a PENDING lease.
+        whose module is not mapped yet gives a PENDING lease. With ``once`` the lease ends at its first hit: of
+        several threads that arrive together one is told, and the trap goes within that stop.
 
         Raises an UbpxError, and then nothing was written: UnknownSymbol, AmbiguousSymbol, UnknownModule,
         NotExecutable, NotAnInstruction, InsnRefused, StrategyRefused, ProbepointBusy, ForeignTrap,
         SlotsExhausted, ClientQuarantined, TargetGone, UsageError.
         """
         order = self._order(handler, place, priority)
-        check_flags(exclusive=exclusive, assume_boundary=assume_boundary, defer=defer)
+        check_flags(exclusive=exclusive, assume_boundary=assume_boundary, defer=defer, once=once)
         options = {
             "strategy": strategy,
             "exclusive": exclusive,
             "priority": order,
             "assume_boundary": assume_boundary,
             "defer": defer,
+            "once": once,
         }
         return self._desk.probe(self, place, handler, options)
 

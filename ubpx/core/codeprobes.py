@@ -5,7 +5,7 @@ In the tracer thread. How a dormant trap becomes a probepoint is in ``sleepers``
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from ubpx._errors import (
@@ -24,7 +24,7 @@ from ubpx.core.coordinator import Coordinator
 from ubpx.core.leasing import Leasing, all_stays
 from ubpx.core.probepoints import Lease, LeaseState
 from ubpx.core.sites import Reception, TombSite
-from ubpx.core.sleepers import CodeProbe, Sleeper, reason_of
+from ubpx.core.sleepers import SLOT_NEEDED, CodeProbe, Sleeper, Verdicts, judge, reason_of
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.values import MappedRange, Place, VirtAddr
 
@@ -32,11 +32,6 @@ _MANY: Final = 1 << 12
 """Slots: so many are free near code when it is armed."""
 
 _UNPROVED: Final = "it may be data, or be in the middle of another instruction: its function names such places"
-
-Verdicts = dict[Hashable, str]
-"""By the kind of instruction: why it is refused, or one of the two below."""
-_SLEEPS: Final = ""
-_SLOT_NEEDED: Final = "there must be a slot for it"
 
 
 class _Piece:
@@ -143,10 +138,10 @@ class CodeProbes:
             for length, kind in walk(code[at:stop], VirtAddr(each.start), named=named, near=near):
                 verdict = verdicts.get(kind)
                 if verdict is None:
-                    verdict = verdicts[kind] = _judge(space, code[at : at + longest], VirtAddr(start + at))
+                    verdict = verdicts[kind] = judge(space, code[at : at + longest], VirtAddr(start + at))
                 if not verdict:
                     marks[at] = 1
-                elif verdict is _SLOT_NEEDED:
+                elif verdict is SLOT_NEEDED:
                     piece.single.add(VirtAddr(start + at))
                 else:
                     probe.refused[verdict] += 1
@@ -292,14 +287,6 @@ def _holding(ranges: Sequence[range], named: Iterable[int]) -> list[range]:
     places = ((bisect_right(starts, address) - 1, address) for address in set(named).difference(starts))
     found = {at for at, address in places if at >= 0 and address in ranges[at]}
     return [ranges[at] for at in sorted(found)]
-
-
-def _judge(space: AddressSpace, code: bytes, address: VirtAddr) -> str:
-    try:
-        choice = arming.choose(space, arming.analyze_code(space, code, address), None)
-    except (InsnRefused, ForeignTrap) as error:
-        return reason_of(error)
-    return _SLOT_NEEDED if choice.strategy in arming.SLOTTED and choice.without_slots is None else _SLEEPS
 
 
 def _open_tombs(space: AddressSpace, start: int, marks: bytearray) -> None:

@@ -99,7 +99,8 @@ class Coordinator:
         """Find out what programs have changed of what is probed."""
         for process in tuple(self.tracees.processes.values()):
             listener = self._listeners.get(process.pid)
-            if listener is not None and len(process.space.registry):
+            space = process.space
+            if listener is not None and (len(space.registry) or space.dormant.count):
                 listener.look_at_text(process, serve=True)
         self.jumps.look()
 

@@ -14,6 +14,8 @@ from ubpx.core.catches import Catches
 from ubpx.core.clients import RESERVED_NAME, Client, ClientState, Roster
 from ubpx.core.codeprobes import CodeProbes
 from ubpx.core.coordinator import Coordinator
+from ubpx.core.dormancy import DormantGroup
+from ubpx.core.groups import Groups
 from ubpx.core.herald import Herald
 from ubpx.core.heritage import Alone, Heritage, Household, Kin
 from ubpx.core.holds import Hold, Parting
@@ -67,6 +69,7 @@ class TargetDesk(Teller):
         """The client in whose name ubpx probes for itself; it has joined nowhere."""
         self._leasing: Final = Leasing(loop.coordinator, self._herald, resolve, resolve_many, itself=self._itself)
         self._code: Final = CodeProbes(loop.coordinator, self._leasing)
+        self._groups: Final = Groups(loop.coordinator, self._leasing, loop.run)
         self._household: Final = Household(
             roster=self.roster, herald=self._herald, leasing=self._leasing, watching=self._watching
         )
@@ -145,7 +148,9 @@ class TargetDesk(Teller):
 
     def leases_of(self, client: Client) -> Sequence[Lease]:
         """Armed and pending ones."""
-        return (*self._leasing.requests.of(client), *self._watching.of(client))
+        self._groups.make_leases_of(client)
+        probes = sorted(self._leasing.requests.of(client), key=lambda each: each.age)
+        return (*probes, *self._watching.of(client))
 
     def _sweep(self, client: Client, held_s: float | None = None) -> None:
         """The client is quarantined: take everything back and tell the others."""
@@ -163,6 +168,7 @@ class TargetDesk(Teller):
 
     def _sweep_leases(self, client: Client, state: LeaseState) -> None:
         self._code.release_of(client, state, self.process)
+        self._groups.release_of(client, state, self.process)
         self._leasing.withdraw(self.leases_of(client), state, self.process)
         self._watching.withdraw(self._watching.of(client), state, self.process)
         if self.process is not None:
@@ -198,13 +204,11 @@ class TargetDesk(Teller):
     def _probe(self, client: Client, place: str | int, request: Request, handler: Handler) -> Lease:
         process = self._traced
         lease = self._leasing.probe(client, process, place, request, handler)
-        self._watch_modules(process, (lease,))
+        self._watch_modules(process, of_modules=lease.state is LeaseState.PENDING or _names_module(lease.spec))
         return lease
 
-    def _watch_modules(self, process: TracedProcess, leases: Iterable[Lease]) -> None:
-        """Notice when what they were given by comes or goes."""
-        waits = LeaseState.PENDING
-        of_modules = any(each.state is waits or (each.spec is not None and ":" in each.spec) for each in leases)
+    def _watch_modules(self, process: TracedProcess, *, of_modules: bool) -> None:
+        """Notice when what leases were given by comes or goes."""
         if of_modules and self._modules.begin(process) and self._leasing.requests.pending:
             self._leasing.arm_waiting(process)  # its module may have come while nobody watched
 
@@ -225,16 +229,24 @@ class TargetDesk(Teller):
     ) -> LeaseGroup:
         group = None
         while group is None:  # a handler, or an exec, came between
-            group = self._leasing.probe_many(client, self._traced, wanted, request, handler)
-        self._watch_modules(self._traced, group)
+            group = self._groups.probe(client, self._traced, wanted, request, handler)
+        specs = [wanted] if isinstance(wanted, str) else wanted  # the main program stays
+        self._watch_modules(self._traced, of_modules=any(map(_names_module, specs)))
         return group
 
     def release_all(self, leases: Sequence[Lease]) -> None:
         """See ``LeaseGroup.release``; from any thread."""
+        if isinstance(leases, DormantGroup):
+            self._after_hit(lambda: self._groups.release(leases, self.process))
+            return
         if any(lease in self._leasing.requests for lease in leases):
-            self._after_hit(lambda: self._leasing.withdraw(leases, LeaseState.RELEASED, self.process))
+            self._after_hit(lambda: self._withdraw(leases))
         if any(lease in self._watching for lease in leases):
             self._after_hit(lambda: self._watching.withdraw(leases, LeaseState.RELEASED, self.process))
+
+    def _withdraw(self, leases: Sequence[Lease]) -> None:
+        rest = self._groups.withdraw(leases, LeaseState.RELEASED, self.process)
+        self._leasing.withdraw(rest, LeaseState.RELEASED, self.process)
 
     def probe_code(
         self,
@@ -334,6 +346,7 @@ class TargetDesk(Teller):
         The exec is told first: a broker then looks who may hear any more of the process.
         """
         self._code.end(LeaseState.LOST)
+        self._groups.suspend()
         lost = self._leasing.suspend(old)
         self._watching.lose(old)
         if not self.starting:
@@ -343,6 +356,7 @@ class TargetDesk(Teller):
     def _modules_changed(self, loaded: frozenset[LoadedFile], unloaded: frozenset[LoadedFile]) -> None:
         process = self._traced
         for file in unloaded:
+            self._groups.forget(process.space, range(file.start, file.end))
             self._leasing.lose(process.space, range(file.start, file.end), f"{file.path} was unloaded")
         self.look_at_text(process, serve=False)
         self._tell_modules("unloaded", unloaded)
@@ -351,6 +365,7 @@ class TargetDesk(Teller):
 
     def look_at_text(self, process: TracedProcess, *, serve: bool) -> None:
         """Find out what the program has changed of what is probed."""
+        self._groups.look(process)
         if self._leasing.look_at_text(process, serve=serve):
             self._modules.restart(process)
 
@@ -380,9 +395,11 @@ class TargetDesk(Teller):
 
     def detaching(self, process: TracedProcess) -> None:
         """Last words, then everybody's leases are over."""
+        self._groups.look(process)
         self._leasing.look_at_text(process, serve=False)
         self._herald.tell("ubpx_process_detached", process=process)
         self._code.end(LeaseState.RELEASED)
+        self._groups.end(LeaseState.RELEASED)
         self._leasing.end(process)
         self._watching.end()
 
@@ -391,6 +408,7 @@ class TargetDesk(Teller):
         if process.status is not None:
             self._herald.tell("ubpx_process_exited", process=process, status=process.status)
         self._code.end(LeaseState.RELEASED)
+        self._groups.end(LeaseState.RELEASED)
         self._leasing.end(process)
         self._watching.end()
         if process.status is None:
@@ -406,6 +424,10 @@ def _client_of(lease: Lease) -> Client:
     if not isinstance(lease.client, Client):
         raise InternalError(f"{lease!r} belongs to nobody who can fail")
     return lease.client
+
+
+def _names_module(spec: str | int | None) -> bool:
+    return isinstance(spec, str) and ":" in spec
 
 
 def _executable(pid: ProcessId) -> str:

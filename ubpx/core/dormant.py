@@ -10,17 +10,19 @@ architecture with longer traps arms its probepoints one by one.
 #         thread may have run into it.
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final, Protocol
 
-from ubpx._errors import MemoryFault, UsageError
+from ubpx._errors import MemoryFault, NotAnInstruction, UsageError
 from ubpx.core.ports import Memory, Site
 from ubpx.core.values import PAGE_SIZE, VirtAddr
 
 BLOCK_SIZE: Final = 16 * PAGE_SIZE
 """Bytes of the program that are kept together."""
 _MOST_SLEEPERS: Final = 255
+_MARKED: Final = re.compile(rb"[^\0]", re.DOTALL)
 _ONES: Final = b"\x00" + b"\xff" * 255
 """Translates a byte for each address, 0 for none, into a mask."""
 
@@ -52,14 +54,14 @@ class _Block:
         """255: a trap of ours stands there or has stood there."""
 
     def pages(self, marks: bytearray) -> Iterator[slice]:
-        """The runs of pages in which there are marks."""
+        """The runs of pages in which there are marks, each from its first mark to behind its last."""
         start = None
         for page in range(0, BLOCK_SIZE + PAGE_SIZE, PAGE_SIZE):
             marked = page < BLOCK_SIZE and marks.count(0, page, page + PAGE_SIZE) < PAGE_SIZE
             if marked and start is None:
                 start = page
             elif not marked and start is not None:
-                yield slice(start, page)
+                yield slice(marks.find(b"\xff", start), marks.rfind(b"\xff", start, page) + 1)
                 start = None
 
 
@@ -67,6 +69,18 @@ class _Block:
 def _mask_of(trap: bytes) -> bytes:
     """Translates bytes of the program into a mask of what may be traps."""
     return bytes(255 if bytes((each,)) == trap else 0 for each in range(256))
+
+
+@cache
+def _numbered(number: int) -> bytes:
+    """Translates a byte for each address, 0 for none, into the number of whose trap stands there."""
+    return b"\x00" + bytes((number,)) * 255
+
+
+@cache
+def _chosen(number: int) -> bytes:
+    """Translates a byte for each address, whose trap stands there, into a mask of one sleeper's."""
+    return bytes(255 if each == number else 0 for each in range(256))
 
 
 class DormantTraps:
@@ -117,7 +131,7 @@ class DormantTraps:
         for block, inside in self._within(addresses):
             marks = bytes(block.standing[inside])
             if marks.count(0) < len(marks):
-                yield from (VirtAddr(block.start + inside.start + at) for at, mark in enumerate(marks) if mark)
+                yield from (VirtAddr(block.start + inside.start + each.start()) for each in _MARKED.finditer(marks))
 
     def first_in(self, address: int, size: int) -> VirtAddr | None:
         """The lowest of those that stand in ``size`` bytes."""
@@ -176,7 +190,8 @@ class DormantTraps:
     def insert(self, memory: Memory, start: int, code: bytes, marks: bytearray, sleeper: Sleeper) -> None:
         """Let traps stand wherever ``marks`` is not 0; ``code`` is the program's own, both from ``start`` on.
 
-        No trap of ours may stand at a marked place yet. Raises MemoryFault, UsageError, and then none was written.
+        No trap of ours may stand at a marked place yet. Raises MemoryFault, UsageError, NotAnInstruction where the
+        program has changed its code meanwhile; then none stands.
         """
         number = self._admit(sleeper)
         done: list[range] = []
@@ -198,14 +213,71 @@ class DormantTraps:
         inside = slice(first - block.start, first - block.start + len(code))
         mask = marks.translate(_ONES)
         found = memory.read(first, len(code))
-        image = blended(found, self._trap * len(code), mask)
+        if found != code and blended(found, code, mask) != found:
+            at = next(at for at, mark in enumerate(mask) if mark and found[at] != code[at])
+            reason = f"its first byte was {code[at]:#x} when it was read and is {found[at]:#x} now"
+            raise NotAnInstruction(VirtAddr(first + at), reason, "probe it again")
         # All is known before the first trap stands: whoever reads memory meanwhile never sees one.
-        block.original[inside] = blended(bytes(block.original[inside]), code, mask)
-        block.written[inside] = blended(bytes(block.written[inside]), mask, mask)
-        block.standing[inside] = blended(bytes(block.standing[inside]), bytes((number,)) * len(code), mask)
-        self._blocks[number_of_block] = block
+        if number_of_block in self._blocks:
+            block.original[inside] = blended(bytes(block.original[inside]), code, mask)
+            block.written[inside] = blended(bytes(block.written[inside]), mask, mask)
+            block.standing[inside] = blended(bytes(block.standing[inside]), bytes((number,)) * len(code), mask)
+        else:
+            block.original[inside], block.written[inside] = code, mask
+            block.standing[inside] = marks.translate(_numbered(number))
+            self._blocks[number_of_block] = block
         self.count += len(marks) - marks.count(0)
-        memory.patch(first, image)
+        marked = bytearray(BLOCK_SIZE)
+        marked[inside] = mask
+        image = blended(found, self._trap * len(code), mask)
+        for run in block.pages(marked):  # what has none stays the file's
+            part = slice(run.start - inside.start, run.stop - inside.start)
+            memory.patch(first + part.start, image[part])
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many sleepers as there can be."""
+        return len(self._sleepers) > _MOST_SLEEPERS and all(
+            any(block.standing.count(number) for block in self._blocks.values())
+            for number in range(1, _MOST_SLEEPERS + 1)
+        )
+
+    def unknown(self, addresses: Sequence[VirtAddr]) -> Sequence[VirtAddr]:
+        """Those where no such trap stands or has stood; they lie in one block."""
+        block = self._blocks.get(addresses[0] // BLOCK_SIZE) if addresses else None
+        if block is None:
+            return addresses
+        start, written = block.start, block.written
+        return [address for address in addresses if not written[address - start]]
+
+    def of(self, sleeper: Sleeper) -> Iterator[VirtAddr]:
+        """Where traps of the sleeper's stand, ascending; it may change meanwhile."""
+        number = self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
+        for key in sorted(self._blocks) if number else ():
+            block = self._blocks[key]
+            marks = bytes(block.standing)
+            at = marks.find(number)
+            while at >= 0:
+                yield VirtAddr(block.start + at)
+                at = marks.find(number, at + 1)
+
+    def missing(self, memory: Memory, sleeper: Sleeper) -> list[VirtAddr]:
+        """The sleeper's traps that do not stand any more where they were written, ascending."""
+        found: list[VirtAddr] = []
+        number = self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
+        for key in sorted(self._blocks) if number else ():
+            block = self._blocks[key]
+            marks = block.standing.translate(_chosen(number))
+            for run in block.pages(marks):
+                mask = bytes(marks[run])
+                try:
+                    there = _both(mask, memory.read(block.start + run.start, len(mask)).translate(self._found))
+                except MemoryFault:
+                    there = bytes(len(mask))
+                if there != mask:
+                    start = block.start + run.start
+                    found += [VirtAddr(start + at) for at in range(len(mask)) if mask[at] and not there[at]]
+        return found
 
     def note(self, address: int, original: bytes) -> None:
         """Another trap is about to be written there: these are the program's own bytes now."""
@@ -222,6 +294,17 @@ class DormantTraps:
             block.standing[address % BLOCK_SIZE] = 0
             self.count -= 1
 
+    def take_out_some(self, memory: Memory, sleeper: Sleeper, addresses: Iterable[VirtAddr]) -> None:
+        """The same for some of the sleeper's traps."""
+        number = self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
+        marks: dict[int, bytearray] = {}
+        for address in addresses:
+            block = self._blocks.get(address // BLOCK_SIZE)
+            if number and block is not None and block.standing[address % BLOCK_SIZE] == number:
+                marks.setdefault(address // BLOCK_SIZE, bytearray(BLOCK_SIZE))[address % BLOCK_SIZE] = 255
+        for key, marked in marks.items():
+            self._clear(memory, self._blocks[key], marked)
+
     def take_out(self, memory: Memory, sleeper: Sleeper | None = None) -> None:
         """Put the program's own bytes back where traps of the sleeper (None: of anybody) still stand."""
         number = None if sleeper is None else self._sleepers.index(sleeper) if sleeper in self._sleepers else 0
@@ -231,15 +314,18 @@ class DormantTraps:
             self._take_out(memory, range(block.start, block.start + BLOCK_SIZE), number)
 
     def _take_out(self, memory: Memory, addresses: range, number: int | None) -> None:
-        chosen = _ONES if number is None else bytes(255 if each == number else 0 for each in range(256))
+        chosen = _ONES if number is None else _chosen(number)
         for block, inside in self._within(addresses):
             marks = bytearray(BLOCK_SIZE)
             marks[inside] = block.standing[inside].translate(chosen)
-            standing = BLOCK_SIZE - marks.count(0)
-            if standing:
-                self._restore(memory, block, marks)
-                block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
-                self.count -= standing
+            if marks.count(0) < BLOCK_SIZE:
+                self._clear(memory, block, marks)
+
+    def _clear(self, memory: Memory, block: _Block, marks: bytearray) -> None:
+        """Where ``marks`` has 255 a trap stands, and stands no more."""
+        self._restore(memory, block, marks)
+        block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
+        self.count -= BLOCK_SIZE - marks.count(0)
 
     def _restore(self, memory: Memory, block: _Block, marks: bytearray) -> None:
         """``marks`` has 255 where a trap of ours may stand; what is not mapped any more is left out."""
@@ -291,4 +377,5 @@ def _both(one: bytes, other: bytes) -> bytes:
 
 
 def _each_page(run: slice) -> Iterator[slice]:
-    return (slice(page, page + PAGE_SIZE) for page in range(run.start, run.stop, PAGE_SIZE))
+    pages = range(run.start - run.start % PAGE_SIZE, run.stop, PAGE_SIZE)
+    return (slice(max(page, run.start), min(page + PAGE_SIZE, run.stop)) for page in pages)

@@ -14,7 +14,7 @@ from ubpx.core import arming, batches
 from ubpx.core.clients import Client, ClientState, Desk, Roster
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.herald import Herald
-from ubpx.core.leasing import Leasing, OnceHandler
+from ubpx.core.leasing import Leasing
 from ubpx.core.plugins import ClientPlugin
 from ubpx.core.probepoints import Family, Lease, LeaseState, Probepoint
 from ubpx.core.requests import Request
@@ -187,10 +187,8 @@ class Heritage:
         self._ours.leasing.requests.add(lease, each.request)
 
     def _copy(self, each: _Heirloom, age: int) -> Lease:
-        original, handler = each.original, each.original.handler
-        if isinstance(handler, OnceHandler):
-            handler = OnceHandler(self._ours.leasing, handler.handler)
-        lease = self._ours.leasing.new_lease(each.client, each.request, handler, original.spec, age=age)
+        original = each.original
+        lease = self._ours.leasing.new_lease(each.client, each.request, original.handler, original.spec, age=age)
         lease.address = original.address
         self._adopt(lease, original)
         return lease

@@ -98,8 +98,8 @@ class Jumps:
             return f"{probepoint.armed_by} is the only way past it"
         if ground is None or ground.rewritable:
             return "the program may change this code at any moment"
-        if space.dormant.knows(probepoint.address):
-            return "all code around it is probed"
+        if space.dormant.first_in(probepoint.address + 1, space.architecture.jump_size - 1) is not None:
+            return "a neighbour is probed"
         if not self._may(space):
             return "children share the memory, or slots are forbidden"
         return None

@@ -21,7 +21,7 @@ from ubpx.core.coordinator import Coordinator
 from ubpx.core.grounds import Mapped
 from ubpx.core.herald import Herald
 from ubpx.core.ports import Refusal
-from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState, Probepoint
+from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.requests import Request, Requests
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.ubp.plans import Strategy
@@ -40,12 +40,12 @@ class OnceHandler:
     def __init__(self, leasing: "Leasing", handler: Handler) -> None:
         self.handler: Final = handler
         """The client's own."""
-        self._leasing: Final = leasing
+        self.leasing: Final = leasing
 
     def __call__(self, hit: Any) -> object:
         """End the lease, then run the client's handler."""
         lease = hit.lease
-        if not self._leasing.end_after_hit(self._leasing.process_of(hit), lease):
+        if not self.leasing.end_after_hit(self.leasing.process_of(hit), lease):
             lease.hits -= 1  # it had ended when this thread arrived
             return None
         return self.handler(hit)
@@ -88,13 +88,28 @@ class Leasing:
         return next(self._ages)
 
     def new_lease(
-        self, client: Client, request: Request, handler: Handler, spec: str | None, *, age: int | None = None
+        self,
+        client: Client,
+        request: Request,
+        handler: Handler,
+        spec: str | None,
+        *,
+        age: int | None = None,
+        kind: type[Lease] = Lease,
     ) -> Lease:
         """One that has nothing yet, and is nobody's request."""
         age = self.next_age() if age is None else age
-        lease = Lease(client, handler, priority=request.priority, age=age, spec=spec, exclusive=request.exclusive)
+        if request.once:
+            handler = self.once(handler)
+        lease = kind(client, handler, priority=request.priority, age=age, spec=spec, exclusive=request.exclusive)
         lease.forced = request.strategy
         return lease
+
+    def once(self, handler: Handler) -> "OnceHandler":
+        """What ends the lease first; one that a lease of another target had becomes ours."""
+        if isinstance(handler, OnceHandler):
+            return handler if handler.leasing is self else OnceHandler(self, handler.handler)
+        return OnceHandler(self, handler)
 
     def _arm(self, lease: Lease, request: Request, place: Place, process: TracedProcess) -> None:
         space, registry = process.space, process.space.registry
@@ -163,34 +178,22 @@ class Leasing:
 
     # Many at once -------------------------------------------------------------------------
 
-    def probe_many(
-        self,
-        client: Client,
-        process: TracedProcess,
-        wanted: str | Sequence[str | int],
-        request: Request,
-        handler: Handler,
-    ) -> LeaseGroup | None:
-        """See ``Client.probe_many``. None: a handler or an exec has come between; once more, please."""
-        client.check_live()
-        with all_stays():
-            return self._probe_many(client, process, wanted, request, handler)
+    def resolve_many(self, wanted: str | Sequence[str | int], process: TracedProcess) -> Sequence[Place | Refusal]:
+        """Where all of them lead; raises an UbpxError."""
+        return self._resolve_many(wanted, process)
 
-    def _probe_many(
-        self,
-        client: Client,
-        process: TracedProcess,
-        wanted: str | Sequence[str | int],
-        request: Request,
-        handler: Handler,
-    ) -> LeaseGroup | None:
+    def probe_many(
+        self, client: Client, process: TracedProcess, found: batches.Places, request: Request, handler: Handler
+    ) -> list[Lease] | None:
+        """Arm all the places ``found``, or none. None: a handler or an exec has come between; once more, please."""
+        client.check_live()
         space, registry = process.space, process.space.registry
-        found = batches.sort_out(wanted, self._resolve_many(wanted, process), skip_refused=request.skip_refused)
+        for address in found.places:
+            space.dormant.wake(address)
         self._settle(process, found.places)
         if request.strategy is Strategy.JUMP:
             raise UsageError("many places at once get no jumps; leave strategy= out, and those that are hot get theirs")
         for address in found.places:
-            space.dormant.wake(address)
             self._coordinator.jumps.make_way(space, address, request.strategy)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = [place for place, _ in found.places.values() if registry.at(place.address) is None]
@@ -206,7 +209,7 @@ class Leasing:
         if not stays or any(registry.at(address) is None for address in found.places):
             self._take_back(space, [place.address for place in fresh])
             return None
-        return LeaseGroup(client, self._grant_all(client, process, found, request, handler), found.refused)
+        return self._grant_all(client, process, found, request, handler)
 
     def _grant_all(
         self, client: Client, process: TracedProcess, found: batches.Places, request: Request, handler: Handler
@@ -214,7 +217,7 @@ class Leasing:
         """A lease for each place; nothing can fail any more."""
         space, leases = process.space, []
         if request.once:
-            handler = OnceHandler(self, handler)
+            handler = self.once(handler)
         for address, (_, spec) in found.places.items():
             lease = self.new_lease(client, request, handler, spec)
             self.grant(lease, space, address)

@@ -1,10 +1,10 @@
 """What the core needs of the world, as Protocols; backends implement them."""
 
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, overload
 
 from ubpx._errors import UbpxError
-from ubpx.core.values import Disturbance, HitRecord, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import Disturbance, HitRecord, MappedRange, Place, ProcessId, ThreadId, VirtAddr, Watched
 
 
 class Memory(Protocol):
@@ -37,6 +37,38 @@ class Refusal(NamedTuple):
 
     name: str
     error: UbpxError
+
+
+class FunctionPlaces(Sequence["Place | Refusal"]):
+    """A resolver's answers to a glob, of which a Place is made when somebody asks for it: there may be a million.
+
+    Each of ``starts`` is a function's own start, known as such: an instruction starts there, it is no data, and in no
+    restartable sequence. ``others`` are the answers that take more to say. Immutable; usable from any thread.
+    """
+
+    def __init__(
+        self, starts: Sequence[VirtAddr], describe: Callable[[VirtAddr], Place], others: "Sequence[Place | Refusal]"
+    ) -> None:
+        self.starts: Final = starts
+        """Ascending, each once."""
+        self.describe: Final = describe
+        """The Place of one of them."""
+        self.others: Final = others
+        """Of other addresses: Places, and then Refusals."""
+
+    @overload
+    def __getitem__(self, index: int) -> "Place | Refusal": ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Place | Refusal]": ...
+    def __getitem__(self, index: int | slice) -> "Place | Refusal | Sequence[Place | Refusal]":
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        known = len(self.starts)
+        return self.describe(self.starts[at]) if at < known else self.others[at - known]
+
+    def __len__(self) -> int:
+        return len(self.starts) + len(self.others)
 
 
 class ProcessView(Protocol):

@@ -6,7 +6,7 @@ arrival.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
@@ -72,6 +72,21 @@ class CodeProbe:
         return f"<code of {self.client.name!r}: {self.probed} instructions probed, {self.hits} hits>"
 
 
+Verdicts = dict[Hashable, str]
+"""By the kind of instruction: why it is refused, or one of the two below."""
+SLEEPS: Final = ""
+SLOT_NEEDED: Final = "there must be a slot for it"
+
+
+def judge(space: AddressSpace, code: bytes, address: VirtAddr) -> str:
+    """What is to become of an instruction that is probed, as all of its kind."""
+    try:
+        choice = arming.choose(space, arming.analyze_code(space, code, address), None)
+    except (InsnRefused, ForeignTrap) as error:
+        return reason_of(error)
+    return SLOT_NEEDED if choice.strategy in arming.SLOTTED and choice.without_slots is None else SLEEPS
+
+
 class Services(Protocol):
     """What sleepers need of whoever made them."""
 
@@ -115,13 +130,15 @@ class _WaitingSite:
 class Sleeper:
     """The traps of one CodeProbe in one memory (see ``dormant.Sleeper``). Owned by its CodeProbes."""
 
-    def __init__(self, owner: Services, probe: CodeProbe, process: TracedProcess, *, age: int) -> None:
+    def __init__(
+        self, owner: Services, probe: CodeProbe, process: TracedProcess, *, age: int, request: Request = _CODE
+    ) -> None:
         self.probe: Final = probe
         self.process: Final = process
         self.space: Final = process.space
         self.age: Final = age
         """Of its leases, whenever they are made."""
-        self.request: Final = attrs.evolve(_CODE, priority=probe.priority)
+        self.request: Final = attrs.evolve(request, priority=probe.priority)
         self.leases: Final[dict[Lease, None]] = {}
         """Those that were woken and have not ended."""
         self._owner: Final = owner

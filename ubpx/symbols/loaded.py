@@ -161,6 +161,11 @@ class LoadedModules:
             return None
         return next((copy for copy in self._copies(module) if copy.holds_code_at(address)), None)
 
+    def executable(self, loaded: LoadedModule) -> list[tuple[VirtAddr, VirtAddr]]:
+        """Where the module has code that may run, as far as this copy of it is there; ascending."""
+        ranges = (mapped for mapped in loaded.module.ranges if mapped.executable)
+        return sorted((each.start, each.end) for each in ranges if loaded.holds_code_at(each.start))
+
     def symbols(self, loaded: LoadedModule) -> Symbols:
         """Raises UnreadableModule, like the others."""
         known = self._symbols_of.get(id(loaded.module))

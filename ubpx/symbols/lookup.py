@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -10,6 +11,9 @@ from ubpx.symbols.symtab import Row, Scope, Symbol, SymbolKind, SymbolTable
 from ubpx.symbols.versions import Versions, read_versions
 
 _LABEL_TYPE: Final = 0
+_IFUNC_TYPE: Final = 10
+MOST_NAMES: Final = 4096
+"""Whose symbols are remembered: a thousand clients may ask for one name, which takes a look at each symbol."""
 
 
 class AddressIndex:
@@ -114,7 +118,7 @@ def _joined(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 class Symbols:
     """All code symbols of one file.
 
-    Immutable but for the address index and the spans of data, made when first asked for. Owned by the
+    Immutable but for what is made when first asked for. Owned by the
     ElfCache that made it.
     """
 
@@ -122,9 +126,19 @@ class Symbols:
         self._code, self._tables = headers.code(), tuple(tables)
         self._index: AddressIndex | None = None
         self._data: list[tuple[int, int]] | None = None
+        self._nested: frozenset[int] | None = None
+        self._named: Final[dict[str, tuple[Symbol, ...]]] = {}
 
     def named(self, name: str) -> tuple[Symbol, ...]:
         """The code symbols of this name, in any version; each place in each version once."""
+        known = self._named.get(name)
+        if known is None:
+            known = self._find(name)
+            if len(self._named) < MOST_NAMES:
+                self._named[name] = known
+        return known
+
+    def _find(self, name: str) -> tuple[Symbol, ...]:
         found: dict[tuple[int, str | None], Symbol] = {}
         for table in self._tables:
             for symbol in table.code_named(name):
@@ -150,6 +164,31 @@ class Symbols:
                 elif known.name != name:  # else .symtab repeats .dynsym
                     found[row[0]] = min(known, table.symbol(row), key=_name_rank)
         return (found[address] for address in sorted(found))
+
+    def functions_matching(self, matches: Callable[[bytes, int], object] | None) -> "MatchingFunctions":
+        """As ``functions``, of which nothing is made yet; see ``SymbolTable.functions_matching``."""
+        return MatchingFunctions([(table, table.functions_matching(matches)) for table in self._tables])
+
+    def nested(self) -> frozenset[int]:
+        """Where functions start inside others."""
+        if self._nested is None:
+            sizes: dict[int, int] = {}
+            for table in self._tables:
+                rows = [row for row in table.code if row[3] & 15]
+                own = {row[0]: row[1] for row in rows}
+                if len(own) < len(rows):  # aliases: the longest counts
+                    for row in rows:
+                        own[row[0]] = max(own[row[0]], row[1])
+                longer = {start: max(own[start], sizes[start]) for start in own.keys() & sizes.keys()}
+                sizes |= own | longer
+            starts = sorted(sizes)
+            ends = list(map(operator.add, starts, map(sizes.__getitem__, starts)))
+            found: list[int] = []
+            if any(map(operator.gt, ends, starts[1:])):  # mostly there are none
+                reaches = itertools.accumulate(ends, max)
+                found = [start for start, reach in zip(starts[1:], reaches, strict=False) if start < reach]
+            self._nested = frozenset(found)
+        return self._nested
 
     def data_named(self, name: str) -> tuple[Symbol, ...]:
         """The data symbols of this name."""
@@ -214,6 +253,53 @@ class Symbols:
         if self._index is None:
             self._index = AddressIndex(self._tables, self._code)
         return self._index
+
+
+class MatchingFunctions:
+    """The functions that a pattern has found in one file: rows, of which a Symbol is made when somebody asks for it."""
+
+    def __init__(self, found: Sequence[tuple[SymbolTable, Sequence[Row]]]) -> None:
+        self._rows: Final[list[tuple[SymbolTable, dict[int, Row]]]] = []
+        self._aliases: Final[list[tuple[SymbolTable, dict[int, list[Row]]]]] = []
+        """By address, for each table, the rows beside the one in ``_rows``, in the table's order."""
+        for table, rows in found:
+            first = {row[0]: row for row in reversed(rows)}
+            others: dict[int, list[Row]] = {}
+            if len(first) < len(rows):
+                for row in rows:
+                    if first[row[0]] is not row:
+                        others.setdefault(row[0], []).append(row)
+            self._rows.append((table, first))
+            self._aliases.append((table, others))
+
+    def plain(self) -> dict[int, int]:
+        """By address, as linked, the sizes of those that are functions and nothing else, and have a size."""
+        plain: dict[int, int] = {}
+        for _, rows in self._rows:
+            plain |= {address: row[1] for address, row in rows.items() if row[1] and row[3] & 15 != _IFUNC_TYPE}
+        for (_, rows), (_, aliases) in zip(self._rows, self._aliases, strict=True):
+            for address in [address for address, row in rows.items() if row[3] & 15 == _IFUNC_TYPE]:
+                plain.pop(address, None)
+            for address, others in aliases.items():
+                if any(row[3] & 15 == _IFUNC_TYPE for row in others):
+                    plain.pop(address, None)
+        return plain
+
+    def addresses(self) -> set[int]:
+        """All of them, as linked."""
+        return set().union(*(rows for _, rows in self._rows))
+
+    def symbol(self, address: int) -> Symbol:
+        """What is at one of the addresses, by the best of its names that were found."""
+        best: Symbol | None = None
+        for (table, rows), (_, aliases) in zip(self._rows, self._aliases, strict=True):
+            for row in [rows[address], *aliases.get(address, ())] if address in rows else ():
+                symbol = table.symbol(row)
+                if best is None or best.name != symbol.name:  # else .symtab repeats .dynsym
+                    best = symbol if best is None else min(best, symbol, key=_name_rank)
+        if best is None:
+            raise KeyError(address)
+        return best
 
 
 def read_symbols(reader: ImageReader, headers: ElfHeaders) -> Symbols:

@@ -1,9 +1,8 @@
 """From a probe specification to a place in a process: our implementation of ``ubpx_resolve_spec``."""
 
 import contextlib
-import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 import attrs
@@ -17,8 +16,9 @@ from ubpx._errors import (
     UnreadableModule,
     UsageError,
 )
-from ubpx.core.ports import ProcessView, Refusal
+from ubpx.core.ports import FunctionPlaces, ProcessView, Refusal
 from ubpx.core.values import Place, VirtAddr
+from ubpx.symbols import globs
 from ubpx.symbols.around import surroundings
 from ubpx.symbols.cache import ElfCache
 from ubpx.symbols.ifunc import implementation, prefetch
@@ -112,13 +112,37 @@ def _parsed(spec: str | int) -> Spec | UsageError:
         return error
 
 
-def _functions_of_glob(modules: LoadedModules, glob: GlobSpec) -> list[Place | Refusal]:
-    """The functions of the module whose names the pattern accepts, ascending; of an IFUNC what it stands for."""
-    accepts = re.compile(fnmatch.translate(glob.pattern)).match
+def _functions_of_glob(modules: LoadedModules, glob: GlobSpec) -> Sequence[Place | Refusal]:
+    """The functions of the module whose names the pattern accepts; of an IFUNC what it stands for."""
     searched = modules.search(glob.module)
-    found = [(loaded, symbol) for loaded in searched for symbol in modules.symbols(loaded).functions(accepts)]
+    matches = globs.in_strings(glob.pattern)
+    if matches is None or len(searched) > 1:
+        accepts = globs.accepts(glob.pattern)
+        found = [(loaded, symbol) for loaded in searched for symbol in modules.symbols(loaded).functions(accepts)]
+        _check_any(modules, glob, searched, found)
+        places, refused = _places_of_functions(modules, found, but_for=())
+        return [*(places[address] for address in sorted(places)), *refused]
+    loaded = searched[0]
+    matching = modules.symbols(loaded).functions_matching(matches[0])
+    plain = globs.PlainFunctions(modules, loaded, matching)
+    found = [(loaded, matching.symbol(address)) for address in plain.special()]
+    _check_any(modules, glob, searched, plain.starts or found)
+    places, refused = _places_of_functions(modules, found, but_for=plain)
+    others: list[Place | Refusal] = [*(places[address] for address in sorted(places)), *refused]
+    return FunctionPlaces(plain.starts, plain.describe, others)
+
+
+def _check_any(
+    modules: LoadedModules, glob: GlobSpec, searched: Sequence[LoadedModule], found: Sequence[object]
+) -> None:
     if not found:
         raise UnknownSymbol(glob.text, _nearest_to_glob(modules, searched, glob))
+
+
+def _places_of_functions(
+    modules: LoadedModules, found: list[tuple[LoadedModule, Symbol]], *, but_for: Container[int]
+) -> tuple[dict[VirtAddr, Place], list[Refusal]]:
+    """Where the functions are, each address once; not those ``but_for`` which that is known."""
     ifuncs = [each for each in found if each[1].kind is SymbolKind.IFUNC]
     if ifuncs:
         prefetch(modules, ifuncs)
@@ -134,9 +158,9 @@ def _functions_of_glob(modules: LoadedModules, glob: GlobSpec) -> list[Place | R
         except (UnboundIfunc, NotExecutable) as error:
             refused.append(Refusal(name, error))
         else:
-            if start not in places:
+            if start not in places and start not in but_for:
                 places[start] = _place(modules, function, start, name)
-    return [*(places[address] for address in sorted(places)), *refused]
+    return places, refused
 
 
 def _nearest_to_glob(modules: LoadedModules, searched: Sequence[LoadedModule], glob: GlobSpec) -> Sequence[str]:

@@ -146,6 +146,13 @@ class SymbolTable:
                 if accepts(name):
                     yield row, name
 
+    def functions_matching(self, matches: Callable[[bytes, int], object] | None) -> list[Row]:
+        """The rows of the functions at whose names' offsets in the strings ``matches`` finds something; None: all."""
+        if matches is None:
+            return [row for row in self.code if row[3] & 15]
+        strings = self._strings
+        return [row for row in self.code if row[3] & 15 and matches(strings, row[2])]
+
     def data_named(self, name: str) -> Iterator[Symbol]:
         """The data symbols of that name."""
         wanted = name.encode("utf-8", "replace") + b"\0"

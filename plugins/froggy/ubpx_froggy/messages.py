@@ -202,6 +202,7 @@ class Probe(_Message, tag="probe", frozen=True):
     priority: int | None = None
     assume_boundary: bool = False
     defer: bool = True
+    once: bool = False
 
 
 class ProbeMany(_Message, tag="probe_many", frozen=True):

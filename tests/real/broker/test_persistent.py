@@ -132,3 +132,17 @@ def test_who_cannot_be_told_counts_all_the_same(path: str, target_program: Start
     assert 0 < len(handled) <= 12_000
     target.detach()
     assert program.tell("q").wait() == 0
+
+
+def test_a_lease_that_ends_at_its_first_hit_cannot_stay(path: str, echo: Program) -> None:
+    """Invariant: once and persistent are refused together, and nothing is armed; once alone counts in every mode."""
+    with connect(path) as target:
+        client = target.client("c")
+        with pytest.raises(ubpx.UsageError, match="leave out once, or persistent"):
+            client.probe("answer", None, mode="count", persistent=True, once=True)
+        assert list(target.probepoints()) == []
+        leases = [client.probe("answer", None, mode="count", once=True)]
+        leases.append(client.probe("answer", lambda _: None, mode="notify", once=True))
+        assert [echo.answer(n) for n in (1, 2)] == [2, 3]
+        assert [(lease.hits, lease.state) for lease in leases] == [(1, "RELEASED")] * 2
+        assert list(target.probepoints()) == []

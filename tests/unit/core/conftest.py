@@ -13,6 +13,7 @@ import pytest
 from tests.unit.core.many_places import APART, INSN, PLACES, WIDE
 from ubpx import hookspecs
 from ubpx._errors import UnknownModule
+from ubpx.core import groups
 from ubpx.core.clients import Client
 from ubpx.core.coordinator import Coordinator
 from ubpx.core.desk import TargetDesk
@@ -264,6 +265,14 @@ def world(caplog: pytest.LogCaptureFixture) -> Iterator[World]:
         after = made.fake._processes[ProcessId(PID)].memory.image()
         assert after.keys() == before.keys(), "slot areas are unmapped"
         assert after[TEXT] == before[TEXT]
+
+
+@pytest.fixture(params=["awake", "asleep"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Places of a ``probe_many`` that may sleep all do so, or none does."""
+    monkeypatch.setattr(groups, "WORTH", 1 if request.param == "asleep" else 1 << 60)
+    way: str = request.param
+    return way
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,8 @@ from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 if TYPE_CHECKING:
     from tests.unit.core.conftest import World
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def test_all_stand_and_count_each_for_itself(wide: World) -> None:
     """Invariant: one lease for each place, in the list's order, and each counts its own arrivals."""
@@ -48,6 +50,7 @@ def test_all_stand_and_count_each_for_itself(wide: World) -> None:
     assert repr(group) == f"<{len(PLACES)} leases of 'a': 3 hits>"
 
 
+@pytest.mark.parametrize("either_way", ["awake"], indirect=True)
 def test_one_area_and_one_write_hold_all_slots(wide: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: a batch maps one area, writes its slots at once, and the traps of a page at once."""
     written: dict[int, int] = {}
@@ -59,6 +62,7 @@ def test_one_area_and_one_write_hold_all_slots(wide: World, monkeypatch: pytest.
     assert len({wide.slot_of(lease) for lease in group}) == len(PLACES)
 
 
+@pytest.mark.parametrize("either_way", ["awake"], indirect=True)
 def test_a_slot_holds_the_copy(wide: World) -> None:
     """Invariant: what a thread runs in a slot of a batch is what it would run in one of a single probe."""
     group = wide.client("a").probe_many(PLACES, ignore)
@@ -73,12 +77,12 @@ def test_a_slot_holds_the_copy(wide: World) -> None:
 def test_release_takes_all_back_at_once_and_twice_does_nothing(wide: World) -> None:
     client = wide.client("a")
     with client.probe_many(PLACES, ignore) as group:
+        slots = {wide.slot_of(lease) for lease in group}
         wide.arrive(PID, PLACES[3])
     group.release()
     assert standing(wide) == []
     assert {lease.state for lease in group} == {LeaseState.RELEASED}
     assert (group.hits, list(client.leases)) == (1, [])
-    slots = {wide.slot_of(lease) for lease in group}
     again = client.probe_many(PLACES, ignore)
     assert {wide.slot_of(lease) for lease in again} == slots, "the slots are used again"
     assert len(wide.fake.actions(None, "map_area")) == 1

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # What comes between -------------------------------------------------------------------------
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def test_a_place_that_a_handler_probes_meanwhile_is_shared(wide: World) -> None:
     """Invariant: while the program is served for an area a handler may probe one of the places: both have it."""
@@ -114,6 +116,60 @@ def test_once_runs_each_handler_once_though_several_arrive_together(wide: World)
     assert standing(wide) == [PLACES[0], PLACES[2]]
     assert {wide.fake.thread(tid).condition for tid in (PID, 101, 102)} == {"RUNNING"}
     assert list(wide.desk.roster.living()[1].leases) == [group[0], group[2]]
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_once_needs_no_stop_but_that_of_its_hit(wide: World, kind: str) -> None:
+    """Invariant: the trap is gone when the thread of the hit goes on; nobody is stopped, stepped or asked for it."""
+    client = wide.client("a")
+    many = kind == "many"
+    lease = client.probe_many([PLACES[0]], ignore, once=True)[0] if many else client.probe(PLACES[0], ignore, once=True)
+    seen: list[bool] = []
+    wide.client("last").probe(NOP, ignore)
+    resume = wide.fake.resume
+
+    def going_on(*arguments: Any, **options: Any) -> Any:
+        seen.append(wide.trap_stands(PLACES[0]))
+        return resume(*arguments, **options)
+
+    before = [wide.fake.actions(None, each) for each in ("map_area", "interrupt", "step")]
+    wide.fake.resume = going_on  # type: ignore[method-assign]  # looks at the moment when the thread goes on
+    wide.arrive(PID, PLACES[0])
+    assert (lease.hits, lease.state) == (1, LeaseState.RELEASED)
+    assert seen == [False]
+    assert not wide.trap_stands(PLACES[0])
+    assert [wide.fake.actions(None, each) for each in ("map_area", "interrupt", "step")] == before
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_one_probe_once_tells_exactly_one_thread(wide: World, later: bool) -> None:
+    """Invariant: whether the others are seen in the same look or after it, one is told."""
+    seen: list[int] = []
+    client = wide.client("a")
+    lease = client.probe(PLACES[1], lambda hit: seen.append(hit.tid), once=True)
+    with wide.fake.together():
+        for tid in (101, PID) if later else (101, PID, 102):
+            wide.fake.arrive(tid, PLACES[1])
+    wide.fake.idle()
+    if later:  # it had run into the trap while that stood
+        thread = wide.fake.thread(102)
+        thread["rip"] = PLACES[1] + 1
+        wide.fake._tell(102, "report", lambda: wide.fake._trapped(thread, 0x80))
+        wide.fake.idle()
+        assert thread["rip"] == PLACES[1]
+    assert (seen, lease.hits, lease.state) == ([101], 1, LeaseState.RELEASED)
+    assert (standing(wide), list(client.leases)) == ([], [])
+
+
+def test_a_lease_that_waits_for_its_module_ends_once_it_was_hit(world: World) -> None:
+    world.attach()
+    lease = world.client("a").probe("m:late", ignore, once=True)
+    assert lease.state is LeaseState.PENDING
+    world.symbols = {"m:late": NOP}
+    world.loop.run(lambda: world.desk._leasing.arm_waiting(world.process))
+    for _ in range(2):
+        world.arrive(PID, NOP) if world.trap_stands(NOP) else None
+    assert (lease.hits, lease.state) == (1, LeaseState.RELEASED)
 
 
 def test_once_leaves_others_leases(wide: World) -> None:

@@ -38,7 +38,10 @@ from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 if TYPE_CHECKING:
     from tests.unit.core.conftest import World
 
+pytestmark = pytest.mark.usefixtures("either_way")
 
+
+@pytest.mark.parametrize("either_way", ["awake"], indirect=True)
 @pytest.mark.parametrize("number", range(PAGES + 1))
 def test_a_write_that_fails_takes_all_back(wide: World, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: whichever write of a batch faults, nothing of it stays; without the fault it works again."""
@@ -55,6 +58,7 @@ def test_a_write_that_fails_takes_all_back(wide: World, number: int, monkeypatch
     assert standing(wide) == PLACES
 
 
+@pytest.mark.parametrize("either_way", ["awake"], indirect=True)
 @pytest.mark.parametrize("seen", ["while it stood", "when it was gone"])
 def test_a_thread_in_a_trap_that_was_taken_back_goes_on(
     wide: World, seen: str, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,8 @@ from ubpx.core.probepoints import LeaseState
 if TYPE_CHECKING:
     from tests.unit.core.conftest import World
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def test_a_lease_is_not_granted_to_a_client_that_has_left_meanwhile(wide: World) -> None:
     """Invariant: while an area is mapped for its probe the client closes: it is refused, and no trap stands."""
@@ -98,6 +100,7 @@ def test_a_hold_counts_in_the_middle_of_its_owners_step(wide: World) -> None:
     assert wide.fake.thread(101).condition == "RUNNING"
 
 
+@pytest.mark.parametrize("either_way", ["awake"], indirect=True)
 @pytest.mark.parametrize("many", [False, True])
 def test_nothing_is_granted_in_a_memory_that_the_process_has_left_meanwhile(
     wide: World, monkeypatch: pytest.MonkeyPatch, many: bool

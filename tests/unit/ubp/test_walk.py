@@ -79,3 +79,22 @@ def test_places_near_the_code_are_named(decoder: Decoder) -> None:
     named: list[int] = []
     list(decoder.walk(code, ORIGIN, named=named, near=range(ORIGIN, ORIGIN + len(code))))
     assert named == [ORIGIN + 10]
+
+
+@BOTH
+def test_single_places_have_the_kinds_that_a_walk_finds(decoder: Decoder) -> None:
+    """Invariant: in any order, with prefixes, and where nothing whole stands."""
+    path = next(each.path for each in parse_maps(Path("/proc/self/maps").read_text()) if "libc.so" in each.path)
+    text, checked = Path(path).read_bytes(), 0
+    for each in function_ranges(path)[:120]:
+        code, at = text[each.start : each.end], 0
+        walked: dict[int, tuple[int, Hashable]] = {}
+        for length, kind in decoder.walk(code, each.start):
+            walked[at] = length, kind
+            at += length
+        places = sorted(walked, reverse=True)
+        assert list(decoder.kinds(code, places)) == [walked[place] for place in places]
+        checked += len(places)
+    assert checked > 1_000
+    code = bytes.fromhex("f0 87 03 8e d0 90 06 48 8d 47")
+    assert [length for length, _ in decoder.kinds(code, (0, 1, 3, 5, 6, 7))] == [3, 2, 2, 1, 0, 0]

@@ -6,7 +6,7 @@ whichever is installed. What an instruction *does* is read from its bytes by ``e
 """
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from types import ModuleType
 from typing import Protocol
 
@@ -43,6 +43,10 @@ class Decoder(Protocol):
         Instructions of one kind are the same but for operands: registers, displacements, immediates. What they
         address relative to themselves ``near`` is added to ``named``.
         """
+        ...
+
+    def kinds(self, code: bytes, places: Iterable[int]) -> Iterator[tuple[int, Hashable]]:
+        """The same for each of some offsets in the code; (0, None) where no whole instruction is."""
         ...
 
 
@@ -92,6 +96,19 @@ class IcedDecoder:
             yield length, kind
             offset += length
 
+    def kinds(self, code: bytes, places: Iterable[int]) -> Iterator[tuple[int, Hashable]]:
+        """See Decoder."""
+        decoder, ambiguous = self._new_decoder(self._bits, code), self._ambiguous
+        for at in places:
+            decoder.position = at
+            insn = decoder.decode()
+            kind: Hashable = insn.code
+            length = insn.len
+            if kind in ambiguous or code[at] in PREFIXES:
+                yield next(self.walk(code[at : at + LONGEST_INSN], 0), (0, None))
+            else:
+                yield length, kind
+
 
 class CapstoneDecoder:
     """By capstone. Raises ImportError when made where that is not installed."""
@@ -126,6 +143,10 @@ class CapstoneDecoder:
                 if operand is not None and operand in near:
                     named.append(operand)
             yield insn.length, raw
+
+    def kinds(self, code: bytes, places: Iterable[int]) -> Iterator[tuple[int, Hashable]]:
+        """See Decoder."""
+        return (next(self.walk(code[at : at + LONGEST_INSN], 0), (0, None)) for at in places)
 
 
 def default_decoder(bits: int = 64) -> Decoder:

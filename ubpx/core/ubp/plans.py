@@ -5,7 +5,7 @@ keeps it; ubp itself remembers nothing (S7).
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -391,6 +391,10 @@ class Architecture(Protocol):
         Of the instructions of one kind ``analyze`` refuses all or none, and all or none can do without a slot.
         What they address relative to themselves ``near`` is added to ``named``.
         """
+        ...
+
+    def kinds(self, code: bytes, places: Iterable[int]) -> Iterator[tuple[int, Hashable]]:
+        """The same for the instruction at each of some offsets in the code; (0, None) where there is none."""
         ...
 
     def argument(self, index: int, regs: ReadableRegisters, memory: Memory) -> int:

@@ -7,7 +7,7 @@ stack wrong, so a process with one (``x86_Thread_features: shstk`` in /proc/PID/
 probed at calls.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import ClassVar, Final
 
 import attrs
@@ -255,6 +255,10 @@ class X86:
     ) -> Iterator[tuple[int, Hashable]]:
         """See Architecture."""
         return self.decoder.walk(code, address, named=named, near=near)
+
+    def kinds(self, code: bytes, places: Iterable[int]) -> Iterator[tuple[int, Hashable]]:
+        """See Architecture."""
+        return self.decoder.kinds(code, places)
 
 
 def _landing(encoding: Encoding, kind: InsnClass, insn: Insn) -> VirtAddr:

@@ -50,6 +50,7 @@ class AsyncClient(KnownClient[AsyncLease, AsyncDesk]):
         priority: int | None = None,
         assume_boundary: bool = False,
         defer: bool = True,
+        once: bool = False,
     ) -> AsyncLease:
         """Lease the probepoint at ``place`` (a spec, or an address) and run ``handler(hit)`` at each arrival.
 
@@ -71,6 +72,7 @@ class AsyncClient(KnownClient[AsyncLease, AsyncDesk]):
             priority=priority,
             assume_boundary=assume_boundary,
             defer=defer,
+            once=once,
         )
         await self._be_ready(mode)
         lease: AsyncLease = await self._ask(call, self._granting(handler), undo=self._undo)

@@ -12,6 +12,8 @@ from ubpx_froggy.failures import as_failure
 
 def probe(guest: Guest, seat: Seat, call: m.Probe) -> m.LeaseInfo:
     """Lease one place; a persistent lease of that place, left by a former client, is taken up again."""
+    if call.once and call.persistent:
+        raise UsageError("a lease that ends at its first hit is not kept for later; leave out once, or persistent")
     left = _left_behind(seat, call)
     if left is not None:
         return left.info()
@@ -21,6 +23,7 @@ def probe(guest: Guest, seat: Seat, call: m.Probe) -> m.LeaseInfo:
         "priority": call.priority,
         "assume_boundary": call.assume_boundary,
         "defer": call.defer,
+        "once": call.once,
     }
     entry = _new_entry(guest, seat, call.place, mode=call.mode, persistent=call.persistent)
     return _granted(guest, seat, entry, lambda: seat.client.probe(call.place, entry.handler, **options))

@@ -48,6 +48,7 @@ class RemoteClient(KnownClient[RemoteLease, RemoteDesk]):
         priority: int | None = None,
         assume_boundary: bool = False,
         defer: bool = True,
+        once: bool = False,
     ) -> RemoteLease:
         """Lease the probepoint at ``place`` (a spec, or an address) and run ``handler(hit)`` at each arrival.
 
@@ -68,6 +69,7 @@ class RemoteClient(KnownClient[RemoteLease, RemoteDesk]):
             priority=priority,
             assume_boundary=assume_boundary,
             defer=defer,
+            once=once,
         )
         self._be_ready(mode)
         lease: RemoteLease = self._ask(call, self._granting(handler))

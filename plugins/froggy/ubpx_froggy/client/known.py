@@ -146,9 +146,11 @@ class KnownClient(ABC, Generic[L, D]):
         priority: int | None,
         assume_boundary: bool,
         defer: bool,
+        once: bool,
     ) -> Probe:
         self._check(handler, place, mode, priority)
-        checks.check_flags(persistent=persistent, exclusive=exclusive, assume_boundary=assume_boundary, defer=defer)
+        flags = {"persistent": persistent, "exclusive": exclusive, "assume_boundary": assume_boundary}
+        checks.check_flags(**flags, defer=defer, once=once)
         return Probe(
             self._opened(),
             checks.checked_place(place),
@@ -159,6 +161,7 @@ class KnownClient(ABC, Generic[L, D]):
             priority=self.priority if priority is None else priority,
             assume_boundary=assume_boundary,
             defer=defer,
+            once=once,
         )
 
     def _probe_many(

@@ -1,6 +1,7 @@
 """The memory of a guard, as guard.c sees it: code, then what the program may write, then lists and rows of traps."""
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import attrs
@@ -103,6 +104,11 @@ def _offsets(abi: Abi) -> tuple[int, int, int]:
 def row(address: int, original: int, *, standing: bool) -> int:
     """A trap, and the byte that is the program's own."""
     return address << 8 | original | (STANDING if standing else 0)
+
+
+def standing_rows(traps: Sequence[tuple[VirtAddr, bytes]]) -> bytes:
+    """The rows of traps that stand: at once, because there may be a million."""
+    return struct.pack(f"<{len(traps)}Q", *[address << 8 | own[0] | STANDING for address, own in traps])
 
 
 def unpack_row(value: int) -> tuple[VirtAddr, int, bool]:

@@ -72,14 +72,13 @@ class GuardTable:
 
         ``for_good``: until all of the guard is given back, at most once for each.
         """
-        fresh = []
-        for address, original in traps:
-            value = layout.row(address, original[0], standing=True)
-            if address in self._places:
-                self._rewrite(address, value)
-            else:
-                fresh.append((address, value))
-        self._append(fresh, for_good=for_good)
+        known = self._places
+        if any(address in known for address, _ in traps) if known else False:
+            for address, original in traps:
+                if address in known:
+                    self._rewrite(address, layout.row(address, original[0], standing=True))
+            traps = [each for each in traps if each[0] not in known]
+        self._append(traps, for_good=for_good)
 
     def fall(self, traps: Iterable[tuple[VirtAddr, bytes]]) -> None:
         """These were taken out; a thread may still come from there."""
@@ -102,7 +101,7 @@ class GuardTable:
             if address in self._places:
                 self._rewrite(address, layout.NO_TRAP)
 
-    def _append(self, fresh: Sequence[tuple[int, int]], *, for_good: bool) -> None:
+    def _append(self, fresh: Sequence[tuple[VirtAddr, bytes]], *, for_good: bool) -> None:
         done = 0
         for rows in self._rows:
             part = fresh[done : done + rows.room]
@@ -110,7 +109,7 @@ class GuardTable:
                 continue
             done += len(part)
             at = len(rows.written)
-            rows.written += b"".join(value.to_bytes(layout.ROW_SIZE, "little") for _, value in part)
+            rows.written += layout.standing_rows(part)
             if not for_good:
                 for number, (address, _) in enumerate(part):
                     self._places[address] = rows, at + number * layout.ROW_SIZE
