@@ -164,8 +164,8 @@ class Session:
     ``deadline`` is how long a handler may run, in seconds. ``switch_interval`` is the interpreter's (see
     sys.setswitchinterval) while probes are armed, in seconds, so that a hit need not wait long for a Python
     thread of yours that computes; None leaves it alone. ``jumps``: whether places that threads come by often get jumps
-    instead of traps, for which all threads of the program are stopped for a moment. ``host`` is the plugin manager of an application whose
-    plugins may be activated beside the installed ones.
+    instead of traps, for which all threads of the program are stopped for a moment. ``host`` is the plugin manager
+    of an application whose plugins may be activated beside the installed ones.
     """
 
     def __init__(
