@@ -159,7 +159,7 @@ class Site(Protocol):
     certain: bool
     """False: the PC alone proves nothing, si_code must say that it was a breakpoint."""
     landing_word: Any
-    """For the tracer alone: ``landing`` in the form that its requests take."""
+    """For the tracer alone: ``landing`` in the form that its requests take, once the site needs no closer look."""
     watchful: int
     """For the tracer alone: at so many more arrivals it looks whether the thread had blocked traps; begins as 3."""
 

@@ -73,6 +73,11 @@ WAIT_THREAD: Final = _WALL
 PEEK: Final = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | _WNOTHREAD
 """For waitid: what this thread traces or has started, leaving it to be waited for."""
 
+_PEEK_NOW: Final = PEEK | os.WNOHANG
+_REAP: Final = WAIT_THREAD | os.WNOHANG
+_SI_CODE, _SI_PID, _SI_STATUS = 2, 4, 6
+"""Positions in a siginfo of SIGCHLD, as 32-bit words."""
+
 SYSCALLS: Final = X86_64.calls
 """Those of our own process."""
 KCMP_VM: Final = 1
@@ -95,6 +100,14 @@ _seize.argtypes = _checked.argtypes
 _seize.restype = ctypes.c_long
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
+
+_waitpid: Final[Any] = ctypes.PyDLL(None).waitpid
+_waitid: Final[Any] = ctypes.PyDLL(None).waitid
+_status: Final = ctypes.c_int()
+_status_there: Final = ctypes.byref(_status)
+_siginfo: Final = (ctypes.c_int * 32)()
+_siginfo_there: Final = ctypes.byref(_siginfo)
+_told: Final = memoryview(_siginfo).cast("B").cast("i")
 
 _NAMES: Final = {
     PTRACE_GETREGSET: "PTRACE_GETREGSET",
@@ -133,6 +146,22 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
     if code == errno.ESRCH:
         return False
     raise PtraceFailed(_NAMES.get(number, f"ptrace request {number:#x}"), tid, OSError(code, os.strerror(code)))
+
+
+def reap(tid: int) -> int | None:
+    """The wait status that was peeked at; None if it is there no more. Keeps the interpreter's lock: it never waits."""
+    return _status.value if _waitpid(tid, _status_there, _REAP) > 0 else None
+
+
+def peek() -> tuple[int, int, int] | None:
+    """Who has stopped or ended, with which signal or status, and how (CLD_*); it is left to be waited for.
+
+    None if nobody has. Keeps the interpreter's lock: it never waits.
+    """
+    told = _told
+    told[_SI_PID] = 0
+    _waitid(os.P_ALL, 0, _siginfo_there, _PEEK_NOW)
+    return (told[_SI_PID], told[_SI_STATUS], told[_SI_CODE]) if told[_SI_PID] else None
 
 
 def peek_user(tid: int, offset: int) -> int:
@@ -190,6 +219,6 @@ __all__ = [
     "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_POKEUSER",
     "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
     "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
-    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek_user", "quick", "request", "shares_memory",
-    "swift", "syscall_info", "tgkill",
+    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user", "quick", "reap", "request",
+    "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

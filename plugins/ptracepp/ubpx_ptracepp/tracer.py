@@ -25,19 +25,19 @@ from ubpx_ptracepp.guard.table import GuardTable
 from ubpx_ptracepp.guarding import FindPlace
 from ubpx_ptracepp.injection import signal_mask, wait_for
 from ubpx_ptracepp.launch import Launch
-from ubpx_ptracepp.parenthood import waitid, waitpid
+from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.requests import (
     PEEK,
     PTRACE_CONT,
     PTRACE_DETACH,
     PTRACE_EVENT_STOP,
-    PTRACE_GETREGS,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
     PTRACE_POKEUSER,
-    WAIT_THREAD,
     SyscallEntry,
+    peek,
     quick,
+    reap,
     request,
     syscall_info,
 )
@@ -45,10 +45,15 @@ from ubpx_ptracepp.seizing import Seizure, check_seizable
 from ubpx_ptracepp.stops import Stops
 from ubpx_ptracepp.tasks import PtraceThread
 
-_TRAP_STATUS: Final = signal.SIGTRAP << 8 | 0x7F
-_RIP_OFFSET: Final = ctypes.c_long(RIP * 8)
+_SIGTRAP: Final = int(signal.SIGTRAP)
+_ALL: Final = os.P_ALL
+_CLD_TRAPPED: Final = os.CLD_TRAPPED
+_TRAP_STATUS: Final = _SIGTRAP << 8 | 0x7F
+_RIP_OFFSET: Final = ctypes.c_long.from_param(RIP * 8)
 _SI_CODE_WORD: Final = SI_CODE // 4
 _SI_KERNEL: Final = 0x80
+_Stop = tuple[int, int, int, int, int]
+"""As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
 _NO_CALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 """In orig_rax: the thread is in no system call, or this one is not to be made."""
 _SELDOM: Final = 64
@@ -138,33 +143,82 @@ class PtraceTracer(Stops):
 
     def wait(self) -> Any:
         """The next event; arrivals at sites are served meanwhile."""
+        batch, queue = self._batch, self._queue
         while True:
-            while self._batch:
-                thread, site = self._batch.popleft()
+            while batch:
+                thread, site = batch.popleft()
                 if not site.arrive(thread):
                     return events.Doorbell()
                 quick(thread.go, thread.tid, 0, 0)
-            if self._queue:
-                return self._queue.popleft()
-            self._gather()
+            if queue:
+                return queue.popleft()
+            stop = self._attend() if len(self._threads) == 1 else waitid(os.P_ALL, 0, PEEK)
+            if stop is None:
+                return events.Doorbell()
+            self._gather(stop)
 
-    def _gather(self) -> None:
-        """Consume every stop there is before any thread goes on: so none starves."""
-        peeked = waitid(os.P_ALL, 0, PEEK)
-        while peeked is not None:
-            tid = peeked.si_pid
-            thread = self._threads.get(tid)
-            if thread is None or peeked.si_status != signal.SIGTRAP or peeked.si_code != os.CLD_TRAPPED:
+    def _attend(self) -> _Stop | None:
+        """Serve the only thread there is: the fast lane, for as long as it does nothing but arrive at sites.
+
+        The first stop that ``_gather`` has to take; None: the core has the thread, or there are others. Nobody starves
+        meanwhile: the kernel shows the doorbell and new tasks first. Each step is ``_take_trap``'s, in the same order.
+        """
+        threads, queue = self._threads, self._queue
+        (thread,) = threads.values()
+        if thread.trap_unblocked:
+            return waitid(os.P_ALL, 0, PEEK)
+        tid, words, get_registers = thread.tid, thread.words, thread.get_registers
+        ask, take = quick, reap
+        next_stop: Any = waitid
+        while len(threads) == 1 and not queue:
+            stop: _Stop = next_stop(_ALL, 0, PEEK)
+            stopped, _, _, number, code = stop
+            stops = thread.stops + 1
+            if stopped != tid or number != _SIGTRAP or code != _CLD_TRAPPED or not stops % _SELDOM:
+                return stop
+            words[RIP] = 0
+            ask(*get_registers)
+            try:
+                site = thread.sites[words[RIP]]
+                landing = site.landing_word
+            except KeyError:
+                landing = None
+            if landing is None:
+                return stop
+            ask(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
+            status = take(tid)
+            if status != _TRAP_STATUS:
+                if status is not None:  # killed meanwhile
+                    self._classify(tid, thread, status)
+                break
+            thread.stops = stops
+            if not site.arrive(thread):
+                break
+            ask(thread.go, tid, 0, 0)
+        return None
+
+    def _gather(self, first: _Stop) -> None:
+        """Consume every stop there is, ``first`` first, before any thread goes on: so none starves."""
+        threads, batch = self._threads, self._batch
+        tid, _, _, number, code = first
+        while True:
+            thread = threads.get(tid)
+            if thread is None or number != _SIGTRAP or code != _CLD_TRAPPED:
                 self._consume(tid, thread)
             else:
                 self._take_trap(tid, thread)
-            peeked = waitid(os.P_ALL, 0, PEEK | os.WNOHANG)
+                if len(batch) == len(threads) and thread.stops % _SELDOM:
+                    return  # there is nobody else who could have stopped
+            peeked = peek()
+            if peeked is None:
+                return
+            tid, number, code = peeked
 
     def _take_trap(self, tid: int, thread: PtraceThread) -> None:
         """Make the thread safe before its stop is consumed: from then on our death does no harm."""
         words = thread.words
         words[RIP] = 0
-        quick(PTRACE_GETREGS, tid, 0, thread.buffer)
+        quick(*thread.get_registers)
         try:
             site = thread.sites[words[RIP]]
         except KeyError:
@@ -172,21 +226,18 @@ class PtraceTracer(Stops):
         if site is None or not (site.certain or (site.in_slot and self._has_moved(thread)) or self._is_breakpoint(tid)):
             self._consume(tid, thread)
             return
-        landing = site.landing_word
-        if landing is not None:
+        if site.landing is not None:
+            landing = site.landing_word or ctypes.c_ulong.from_param(site.landing)
             quick(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
-        elif site.landing is not None:
-            site.landing_word = ctypes.c_ulong(site.landing)
-            quick(PTRACE_POKEUSER, tid, _RIP_OFFSET, site.landing_word)
         elif not site.make_safe(thread):
             self._consume(tid, thread)
             return
-        status = _reap(tid)
+        status = reap(tid)
         if status == _TRAP_STATUS:
-            thread.stops += 1
+            thread.stops = stops = thread.stops + 1
             if thread.trap_unblocked:
                 self.block_trap_again(thread)
-            if site.watchful or not thread.stops % _SELDOM:
+            if site.watchful or not stops % _SELDOM:
                 self._look_at_mask(thread, site)
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
@@ -206,7 +257,7 @@ class PtraceTracer(Stops):
 
     def _consume(self, tid: int, thread: PtraceThread | None) -> None:
         somebodys = thread is None and self._is_untraced_child(tid)
-        status = _reap(tid)
+        status = reap(tid)
         if status is None:
             return
         if somebodys and not os.WIFSTOPPED(status):
@@ -322,12 +373,3 @@ class PtraceTracer(Stops):
         guard = self._guards.of(thread.pid)
         if guard is not None:
             guard.resume(thread.tid)
-
-
-def _reap(tid: int) -> int | None:
-    """The wait status that was peeked at; None if it is there no more."""
-    try:
-        found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return status if found else None
