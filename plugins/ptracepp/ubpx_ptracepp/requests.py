@@ -46,6 +46,7 @@ PTRACE_GETREGSET: Final = 0x4204
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
+PTRACE_PEEKSIGINFO: Final = 0x4209
 PTRACE_GETSIGMASK: Final = 0x420A
 PTRACE_SETSIGMASK: Final = 0x420B
 PTRACE_GET_SYSCALL_INFO: Final = 0x420E
@@ -108,6 +109,13 @@ _status_there: Final = ctypes.byref(_status)
 _siginfo: Final = (ctypes.c_int * 32)()
 _siginfo_there: Final = ctypes.byref(_siginfo)
 _told: Final = memoryview(_siginfo).cast("B").cast("i")
+_FEW: Final = 8
+_SIGINFO_WORDS: Final = 32
+_queued: Final = (ctypes.c_int * (_FEW * _SIGINFO_WORDS))()
+_queued_there: Final = ctypes.byref(_queued)
+_first_few_words: Final = (ctypes.c_uint32 * 4)(0, 0, 0, _FEW)
+_first_few: Final = ctypes.byref(_first_few_words)
+"""A struct ptrace_peeksiginfo_args: from the first on, of the thread's own queue, so many."""
 
 _NAMES: Final = {
     PTRACE_GETREGSET: "PTRACE_GETREGSET",
@@ -125,6 +133,7 @@ _NAMES: Final = {
     PTRACE_GETSIGINFO: "PTRACE_GETSIGINFO",
     PTRACE_SETSIGINFO: "PTRACE_SETSIGINFO",
     PTRACE_GETEVENTMSG: "PTRACE_GETEVENTMSG",
+    PTRACE_PEEKSIGINFO: "PTRACE_PEEKSIGINFO",
     PTRACE_GETSIGMASK: "PTRACE_GETSIGMASK",
     PTRACE_SETSIGMASK: "PTRACE_SETSIGMASK",
     PTRACE_SETOPTIONS: "PTRACE_SETOPTIONS",
@@ -153,14 +162,14 @@ def reap(tid: int) -> int | None:
     return _status.value if _waitpid(tid, _status_there, _REAP) > 0 else None
 
 
-def peek() -> tuple[int, int, int] | None:
+def peek(tid: int = 0) -> tuple[int, int, int] | None:
     """Who has stopped or ended, with which signal or status, and how (CLD_*); it is left to be waited for.
 
-    None if nobody has. Keeps the interpreter's lock: it never waits.
+    Of all threads, or the one; None if it has not. Keeps the interpreter's lock: it never waits.
     """
     told = _told
     told[_SI_PID] = 0
-    _waitid(os.P_ALL, 0, _siginfo_there, _PEEK_NOW)
+    _waitid(os.P_PID if tid else os.P_ALL, tid, _siginfo_there, _PEEK_NOW)
     return (told[_SI_PID], told[_SI_STATUS], told[_SI_CODE]) if told[_SI_PID] else None
 
 
@@ -201,6 +210,14 @@ def syscall_info(tid: int) -> SyscallEntry | SyscallExit | None:
     return SyscallExit(ctypes.c_int64(buffer[3]).value)
 
 
+def pending_signals(tid: int) -> tuple[int, ...] | None:
+    """The numbers of what is queued for one stopped thread alone; None if it is gone, or they are more than a few."""
+    count = swift(PTRACE_PEEKSIGINFO, tid, _first_few, _queued_there)
+    if not 0 <= count < _FEW:
+        return None
+    return tuple(_queued[position * _SIGINFO_WORDS] for position in range(count))
+
+
 def shares_memory(first: int, second: int) -> bool:
     """Whether two tasks have one memory (kcmp(2))."""
     same: int = _syscall(SYSCALLS["kcmp"], first, second, KCMP_VM, 0, 0)
@@ -216,9 +233,9 @@ __all__ = [
     "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE", "PTRACE_EVENT_EXEC",
     "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETFPREGS", "PTRACE_GETREGS",
     "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK", "PTRACE_GET_RSEQ_CONFIGURATION",
-    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_POKEUSER",
-    "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
-    "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
-    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user", "quick", "reap", "request",
-    "shares_memory", "swift", "syscall_info", "tgkill",
+    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO",
+    "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS",
+    "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP",
+    "TASK_EVENTS", "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user",
+    "pending_signals", "quick", "reap", "request", "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

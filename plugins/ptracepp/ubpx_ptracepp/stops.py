@@ -80,12 +80,7 @@ class Stops(ThreadCommands):
         if event == 0:
             return self._syscall_event(thread) if number == SYSCALL_STOP else self._signal_event(thread, number)
         if event == PTRACE_EVENT_STOP:
-            if number != signal.SIGTRAP:
-                return events.GroupStopped(thread, number)
-            if thread.interrupted:  # which must not show in the call that the thread waited in
-                thread.interrupted = False
-                self._begin_again(thread)
-            return events.Interrupted(thread)
+            return self._interrupted(thread) if number == signal.SIGTRAP else events.GroupStopped(thread, number)
         message = event_message(tid)
         if message is None:
             return None  # killed meanwhile: its exit follows
@@ -96,7 +91,13 @@ class Stops(ThreadCommands):
             return self._exec_event(thread, message)
         if event == PTRACE_EVENT_EXIT:
             return events.ThreadExiting(thread, os.waitstatus_to_exitcode(message & 0xFFFF))
-        return events.Interrupted(thread)
+        return thread.interruption
+
+    def _interrupted(self, thread: PtraceThread) -> events.Interrupted:
+        if thread.interrupted:  # which must not show in the call that the thread waited in
+            thread.interrupted = False
+            self._begin_again(thread)
+        return thread.interruption
 
     def _signal_event(self, thread: PtraceThread, number: int) -> Any:
         info = siginfo(thread.tid)

@@ -15,9 +15,9 @@ from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_GETREGS, PTRACE_SYSCALL, 
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "interrupted", "limit", "pid",
-                 "reported", "resumed_wait", "rewound", "sites", "stepping", "stops", "tid", "trap_unblocked",
-                 "watching", "words")  # fmt: skip
+    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "interrupted", "interruption",
+                 "limit", "pid", "reported", "resumed_wait", "rewound", "sites", "stepping", "stops", "tid",
+                 "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -31,6 +31,8 @@ class PtraceThread:
         self.stops = 0
         self.interrupted = False
         """We asked it to stop, and have not seen it do so."""
+        self.interruption: Final = events.Interrupted(self)
+        """The event, which is always the same."""
         self.watching = False
         """Its debug registers watch something."""
         self.stepping = False
