@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequen
 from typing import Any, NamedTuple, Protocol
 
 from ubpx._errors import UbpxError
-from ubpx.core.values import Disturbance, HitRecord, MappedRange, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import (
+    Disturbance,
+    HitRecord,
+    MappedRange,
+    Placement,
+    ProcessId,
+    ThreadId,
+    TracerPost,
+    Urgency,
+    VirtAddr,
+    Watched,
+)
 
 
 class Memory(Protocol):
@@ -278,6 +289,15 @@ class Tracer(Protocol):
 
     def close(self) -> None:
         """Called once, in the tracer thread, when nothing is traced any more."""
+        ...
+
+    def take_post(self, urgency: Urgency, placement: Placement) -> None:
+        """Have this thread run so from now on, as far as that is permitted; ``close`` ends it."""
+        ...
+
+    @property
+    def post(self) -> TracerPost:
+        """How the tracer thread runs now. From any thread."""
         ...
 
     def ring(self) -> None:

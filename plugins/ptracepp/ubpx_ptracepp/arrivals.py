@@ -17,6 +17,7 @@ from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
 from ubpx_ptracepp.parenthood import waitid
+from ubpx_ptracepp.placement import Post
 from ubpx_ptracepp.requests import (
     PEEK,
     PTRACE_EVENT_STOP,
@@ -57,6 +58,7 @@ class Arrivals(Stops):
     def __init__(self) -> None:
         super().__init__()
         self._batch: Final[deque[tuple[PtraceThread, Site]]] = deque()
+        self._post: Final = Post()
         self._asked: Final[deque[PtraceThread]] = deque()
         """Threads that were asked to stop, and may have."""
         self._naps = 0
@@ -204,6 +206,8 @@ class Arrivals(Stops):
                 self.block_trap_again(thread)
             if site.watchful or not stops % _SELDOM:
                 self._look_at_mask(thread, site)
+            if not stops % _SELDOM:
+                self._post.note(_SELDOM, tid)
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
             self._classify(tid, thread, status)

@@ -4,13 +4,11 @@ Everything but ``ring`` runs in the session's tracer thread, which owns all ptra
 other thread's would fail with ESRCH, and that thread's end is the tracer's death.
 """
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ubpx import TargetGone
-from ubpx.core.values import Disturbance, MappedRange, ProcessId, VirtAddr
+from ubpx.core.values import Disturbance, MappedRange, Placement, ProcessId, TracerPost, Urgency, VirtAddr
 from ubpx_ptracepp import parenthood, procfs, waiting
 from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
 from ubpx_ptracepp.arrivals import Arrivals
@@ -43,8 +41,15 @@ class PtraceTracer(Arrivals):
         """Called in the tracer thread."""
         self._doorbell = Doorbell()
         parenthood.open_session()
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 5)
+
+    def take_post(self, urgency: Urgency, placement: Placement) -> None:
+        """Have the tracer thread run so, as far as that is permitted."""
+        self._post.take(urgency, placement)
+
+    @property
+    def post(self) -> TracerPost:
+        """How it runs now."""
+        return self._post.now
 
     def close(self) -> None:
         """Called in the tracer thread, when nothing is traced any more."""

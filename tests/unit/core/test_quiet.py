@@ -12,9 +12,13 @@ def running(count: int) -> list[Any]:
     return [SimpleNamespace(stands=False) for _ in range(count)]
 
 
+def stands(thread: Any) -> bool:
+    return bool(thread.stands)
+
+
 def test_it_is_none_once_all_stand_and_not_before() -> None:
     threads = running(3)
-    left = StillRunning(lambda: threads, lambda each: each.stands)
+    left = StillRunning(lambda: threads, stands)
     for each in threads:
         assert not left.none
         each.stands = True
@@ -23,7 +27,7 @@ def test_it_is_none_once_all_stand_and_not_before() -> None:
 
 def test_one_that_comes_late_or_runs_again_counts() -> None:
     threads = running(2)
-    left = StillRunning(lambda: threads, lambda each: each.stands)
+    left = StillRunning(lambda: threads, stands)
     for each in threads:
         each.stands = True
     late = running(1)
@@ -40,12 +44,12 @@ def test_a_thousand_threads_are_not_looked_at_after_each_stop(order: int) -> Non
     """Invariant: however they stop, all questions together look at each a few times."""
     threads, looks = running(1000), 0
 
-    def stands(thread: Any) -> bool:
+    def look(thread: Any) -> bool:
         nonlocal looks
         looks += 1
-        return bool(thread.stands)
+        return stands(thread)
 
-    left = StillRunning(lambda: threads, stands)
+    left = StillRunning(lambda: threads, look)
     for each in threads[::order]:
         assert not left.none
         each.stands = True
