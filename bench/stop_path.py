@@ -56,7 +56,7 @@ def time_calls(program: MeasuredProgram) -> dict[str, float]:
     from ubpx_ptracepp.abi import RIP, RegisterBuffer
 
     tid = program.pid
-    registers = RegisterBuffer()
+    registers, answers = RegisterBuffer(), r.Answers()
     fetch = r.PTRACE_GETREGS, tid, 0, ctypes.byref(registers)
     r.request(r.PTRACE_SEIZE, tid, 0, 0)
     r.request(r.PTRACE_INTERRUPT, tid)
@@ -67,10 +67,10 @@ def time_calls(program: MeasuredProgram) -> dict[str, float]:
     }
     place, word = ctypes.c_long.from_param(RIP * 8), ctypes.c_ulong.from_param(registers[RIP])
     found["POKEUSER"] = nanoseconds(lambda: r.quick(r.PTRACE_POKEUSER, tid, place, word))
-    if r.reap(tid) is None:
+    if r.reap(tid, answers) is None:
         raise BenchError("the program did not stop")
-    found["consume"] = nanoseconds(lambda: r.reap(tid))
-    found["look for others"] = nanoseconds(r.peek)
+    found["consume"] = nanoseconds(lambda: r.reap(tid, answers))
+    found["look for others"] = nanoseconds(lambda: r.peek(answers))
     found["CONT, refused"] = nanoseconds(lambda: r.quick(r.PTRACE_CONT, os.getpid(), 0, 0))
     r.request(r.PTRACE_DETACH, tid)
     return found

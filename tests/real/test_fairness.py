@@ -51,3 +51,18 @@ def test_no_thread_is_served_more_often_than_another(target_program: StartProgra
     assert len(served) == THREADS
     assert max(served) <= 1.5 * min(served), sorted(served)
     assert program.tell("q").wait() == 0
+
+
+def test_two_tracers_of_one_host_do_not_mix_up_their_stops(target_program: StartProgram) -> None:
+    """Invariant: each session's tracer thread takes its own stops alone, whenever the interpreter switches."""
+    programs = [target_program("hot_calls", "probed_lea", 4, 2_000) for _ in range(3)]
+    targets = [ubpx.attach(program.pid) for program in programs]
+    leases = [target.client("counter").probe("probed_lea", lambda _: None) for target in targets]
+    for program in programs:
+        program.tell("g")
+    for program, lease in zip(programs, leases, strict=True):
+        assert program.number("calls", timeout=50) == lease.hits == 8_000
+    for target in targets:
+        target.detach()
+    for program in programs:
+        assert program.tell("q").wait() == 0

@@ -90,16 +90,16 @@ class Arrivals(Stops):
         The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
         for one alone, which might be waiting for another that has stopped, too.
         """
-        asked, look = self._asked, peek
+        asked, threads, answers, look = self._asked, self._threads, self._answers, peek
         if len(asked) < _MANY:
             asked.clear()
             return False
         misses = 0
         for _ in range(len(asked)):
             thread = asked.popleft()
-            if not thread.interrupted:
-                continue  # its stop has been seen already
-            found = look(thread.tid)
+            if not thread.interrupted or threads.get(thread.tid) is not thread:
+                continue  # its stop has been seen already, or its end
+            found = look(answers, thread.tid)
             if found is not None:
                 if found[1] == _INTERRUPTED:
                     self._note_interrupted(thread)
@@ -126,7 +126,7 @@ class Arrivals(Stops):
         The first stop that ``_gather`` has to take; None: the core has the thread, or there are others. Nobody starves
         meanwhile: the kernel shows the doorbell and new tasks first. Each step is ``_take_trap``'s, in the same order.
         """
-        threads, queue = self._threads, self._queue
+        threads, queue, answers = self._threads, self._queue, self._answers
         (thread,) = threads.values()
         if thread.trap_unblocked:
             return waitid(_ALL, 0, PEEK)
@@ -150,7 +150,7 @@ class Arrivals(Stops):
                 ask(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
             elif not site.in_slot or site.watchful or not self._has_moved(thread):
                 return stop
-            status = take(tid)
+            status = take(tid, answers)
             if status != _TRAP_STATUS:
                 if status is not None:  # killed meanwhile
                     self._classify(tid, thread, status)
@@ -170,7 +170,7 @@ class Arrivals(Stops):
             self._take(stop)
             if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
                 return  # there is nobody else who could have stopped
-            stop = peek()
+            stop = peek(self._answers)
 
     def _take(self, stop: tuple[int, int, int]) -> None:
         """Consume one stop, that of a thread at a site once it is safe."""
@@ -199,7 +199,7 @@ class Arrivals(Stops):
         elif not site.make_safe(thread):
             self._consume(tid, thread)
             return
-        status = reap(tid)
+        status = reap(tid, self._answers)
         if status == _TRAP_STATUS:
             thread.stops = stops = thread.stops + 1
             if thread.trap_unblocked:
@@ -226,7 +226,7 @@ class Arrivals(Stops):
 
     def _consume(self, tid: int, thread: PtraceThread | None) -> None:
         somebodys = thread is None and self._is_untraced_child(tid)
-        status = reap(tid)
+        status = reap(tid, self._answers)
         if status is None:
             return
         if somebodys and not os.WIFSTOPPED(status):
@@ -250,7 +250,7 @@ class Arrivals(Stops):
 
     def _note_interrupted(self, thread: PtraceThread) -> None:
         """As ``_take`` would, at the stop that it was asked for."""
-        status = reap(thread.tid)
+        status = reap(thread.tid, self._answers)
         if status is not None and status >> 8 == _INTERRUPTED and not thread.trap_unblocked:
             thread.stops += 1
             self._queue.append(self._interrupted(thread))

@@ -22,6 +22,7 @@ from ubpx_ptracepp.requests import (
     PTRACE_SETREGS,
     PTRACE_SETSIGINFO,
     PTRACE_SINGLESTEP,
+    Answers,
     peek_user,
     pending_signals,
     request,
@@ -48,6 +49,9 @@ _ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
 
 class ThreadCommands:
     """The part of ``ports.Tracer`` that is about one thread. Used in the tracer thread."""
+
+    def __init__(self) -> None:
+        self._answers: Final = Answers()
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""
@@ -155,7 +159,7 @@ class ThreadCommands:
 
     def pending_fault(self, thread: PtraceThread) -> bool:
         """Whether a trap or fault is queued for the stopped thread."""
-        queued = pending_signals(thread.tid)
+        queued = pending_signals(thread.tid, self._answers)
         if queued is not None:
             return not _FAULTS.isdisjoint(queued)
         return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & _FAULTS_PENDING)

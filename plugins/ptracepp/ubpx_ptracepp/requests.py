@@ -104,15 +104,8 @@ _syscall.restype = ctypes.c_long
 
 _waitpid: Final[Any] = ctypes.PyDLL(None).waitpid
 _waitid: Final[Any] = ctypes.PyDLL(None).waitid
-_status: Final = ctypes.c_int()
-_status_there: Final = ctypes.byref(_status)
-_siginfo: Final = (ctypes.c_int * 32)()
-_siginfo_there: Final = ctypes.byref(_siginfo)
-_told: Final = memoryview(_siginfo).cast("B").cast("i")
 _FEW: Final = 8
 _SIGINFO_WORDS: Final = 32
-_queued: Final = (ctypes.c_int * (_FEW * _SIGINFO_WORDS))()
-_queued_there: Final = ctypes.byref(_queued)
 _first_few_words: Final = (ctypes.c_uint32 * 4)(0, 0, 0, _FEW)
 _first_few: Final = ctypes.byref(_first_few_words)
 """A struct ptrace_peeksiginfo_args: from the first on, of the thread's own queue, so many."""
@@ -157,19 +150,33 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
     raise PtraceFailed(_NAMES.get(number, f"ptrace request {number:#x}"), tid, OSError(code, os.strerror(code)))
 
 
-def reap(tid: int) -> int | None:
+class Answers:
+    """Where the kernel writes what it answers: one for each tracer thread, since another may run before it is read."""
+
+    __slots__ = ("queued", "queued_place", "status", "status_place", "stop", "stop_place")
+
+    def __init__(self) -> None:
+        self.status: Final = ctypes.c_int()
+        self.status_place: Final = ctypes.byref(self.status)
+        self.stop: Final = (ctypes.c_int * _SIGINFO_WORDS)()
+        self.stop_place: Final = ctypes.byref(self.stop)
+        self.queued: Final = (ctypes.c_int * (_FEW * _SIGINFO_WORDS))()
+        self.queued_place: Final = ctypes.byref(self.queued)
+
+
+def reap(tid: int, answers: Answers) -> int | None:
     """The wait status that was peeked at; None if it is there no more. Keeps the interpreter's lock: it never waits."""
-    return _status.value if _waitpid(tid, _status_there, _REAP) > 0 else None
+    return answers.status.value if _waitpid(tid, answers.status_place, _REAP) > 0 else None
 
 
-def peek(tid: int = 0) -> tuple[int, int, int] | None:
+def peek(answers: Answers, tid: int = 0) -> tuple[int, int, int] | None:
     """Who has stopped or ended, with which signal or status, and how (CLD_*); it is left to be waited for.
 
     Of all threads, or the one; None if it has not. Keeps the interpreter's lock: it never waits.
     """
-    told = _told
+    told = answers.stop
     told[_SI_PID] = 0
-    _waitid(os.P_PID if tid else os.P_ALL, tid, _siginfo_there, _PEEK_NOW)
+    _waitid(os.P_PID if tid else os.P_ALL, tid, answers.stop_place, _PEEK_NOW)
     return (told[_SI_PID], told[_SI_STATUS], told[_SI_CODE]) if told[_SI_PID] else None
 
 
@@ -210,12 +217,12 @@ def syscall_info(tid: int) -> SyscallEntry | SyscallExit | None:
     return SyscallExit(ctypes.c_int64(buffer[3]).value)
 
 
-def pending_signals(tid: int) -> tuple[int, ...] | None:
+def pending_signals(tid: int, answers: Answers) -> tuple[int, ...] | None:
     """The numbers of what is queued for one stopped thread alone; None if it is gone, or they are more than a few."""
-    count = swift(PTRACE_PEEKSIGINFO, tid, _first_few, _queued_there)
+    count = swift(PTRACE_PEEKSIGINFO, tid, _first_few, answers.queued_place)
     if not 0 <= count < _FEW:
         return None
-    return tuple(_queued[position * _SIGINFO_WORDS] for position in range(count))
+    return tuple(answers.queued[position * _SIGINFO_WORDS] for position in range(count))
 
 
 def shares_memory(first: int, second: int) -> bool:
@@ -236,6 +243,6 @@ __all__ = [
     "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO",
     "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS",
     "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP",
-    "TASK_EVENTS", "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user",
+    "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user",
     "pending_signals", "quick", "reap", "request", "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class Stops(ThreadCommands):
     """The part of ``ports.Tracer`` that tells why threads stop, and who there is. Used in the tracer thread."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._tasks: Final = TaskTable()
         self._threads: Final = self._tasks.threads
         self._processes: Final = ProcessTable(self._take_status)
