@@ -78,9 +78,9 @@ class Keeper:
 
         concerned = StillRunning(
             lambda: [each for each in process.living() if hold.thread in (None, each.tid)],
-            lambda each: each.state in _STOPPED
-            or each is self._tracees.current
-            or process.threads.get(each.tid) is not each,
+            lambda each: (
+                each.state in _STOPPED or each is self._tracees.current or process.threads.get(each.tid) is not each
+            ),
         )
 
         def stopped() -> bool:

@@ -214,7 +214,7 @@ class Arrivals(Stops):
 
     def _has_moved(self, thread: PtraceThread) -> bool:
         """Since it last stopped at a trap in a slot; if no register is another, it may not have run at all."""
-        registers = bytes(thread.buffer)
+        registers = thread.image.tobytes()
         moved, thread.entered_with = registers != thread.entered_with, registers
         return moved
 

@@ -15,9 +15,9 @@ from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_GETREGS, PTRACE_SYSCALL, 
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "interrupted", "interruption",
-                 "limit", "pid", "reported", "resumed_wait", "rewound", "sites", "stepping", "stops", "tid",
-                 "trap_unblocked", "watching", "words")  # fmt: skip
+    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "image", "interrupted",
+                 "interruption", "limit", "pid", "reported", "resumed_wait", "rewound", "sites", "stepping", "stops",
+                 "tid", "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -25,6 +25,8 @@ class PtraceThread:
         self.buffer = RegisterBuffer()
         self.get_registers: Final = PTRACE_GETREGS, tid, 0, ctypes.byref(self.buffer)
         """What ``quick`` is called with to fill ``words``."""
+        self.image: Final = memoryview(self.buffer).cast("B")
+        """``words`` as bytes."""
         self.words = cast(MutableSequence[int], memoryview(self.buffer).cast("B").cast("Q"))
         self.sites: Mapping[int, Site] = {}
         self.held = False
