@@ -113,8 +113,8 @@ class Arrivals(Stops):
                     break
         if self._queue or self._batch:
             self._naps = 0
-        elif self._naps == _MOST_NAPS:
-            asked.clear()
+        elif self._naps == _MOST_NAPS or not asked:
+            return False
         else:
             self._naps += 1
             time.sleep(min(len(asked) * _STOPS_IN_S, _LONGEST_NAP_S))
@@ -170,6 +170,8 @@ class Arrivals(Stops):
             self._take(stop)
             if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
                 return  # there is nobody else who could have stopped
+            if len(self._asked) >= _MANY:
+                return  # they are found sooner one by one
             stop = peek(self._answers)
 
     def _take(self, stop: tuple[int, int, int]) -> None:
@@ -247,6 +249,7 @@ class Arrivals(Stops):
         else:
             thread.interrupted = True
         self._asked.append(thread)
+        self._naps = 0
 
     def _note_interrupted(self, thread: PtraceThread) -> None:
         """As ``_take`` would, at the stop that it was asked for."""
