@@ -28,12 +28,15 @@ from ubpx.core.ports import Memory, Refusal, Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.responsiveness import SWITCH_INTERVAL_S
 from ubpx.core.spaces import Healed, TracedProcess
-from ubpx.core.values import Follow, Place, ProcessId, SlotUse, ThreadId
+from ubpx.core.values import Follow, Place, ProcessId, SlotUse, ThreadId, TracerPost
 from ubpx.exits import exit_status
+from ubpx.posting import chosen_placement, chosen_urgency
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
+UrgencyPolicy = Literal["raised", "usual"]
+PlacementPolicy = Literal["follow", "free"]
 SlotPolicy = Literal["auto", "none"]
 FollowPolicy = Literal["none", "fork", "exec", "all"]
 
@@ -164,8 +167,11 @@ class Session:
     ``deadline`` is how long a handler may run, in seconds. ``switch_interval`` is the interpreter's (see
     sys.setswitchinterval) while probes are armed, in seconds, so that a hit need not wait long for a Python
     thread of yours that computes; None leaves it alone. ``jumps``: whether places that threads come by often get jumps
-    instead of traps, for which all threads of the program are stopped for a moment. ``host`` is the plugin manager
-    of an application whose plugins may be activated beside the installed ones.
+    instead of traps, for which all threads of the program are stopped for a moment. ``urgency`` "raised" has the tracer
+    thread go before threads of the usual priority, where that is permitted, "usual" not; ``placement`` "follow" has it
+    keep to the processor of the thread that stops most often, while stops are many and that helps, "free" not. Left
+    out, the environment decides (``UBPX_URGENCY``, ``UBPX_PLACEMENT``), else "raised" and "follow". ``host`` is the
+    plugin manager of an application whose plugins may be activated beside the installed ones.
     """
 
     def __init__(
@@ -174,9 +180,12 @@ class Session:
         deadline: float = DEADLINE_S,
         switch_interval: float | None = SWITCH_INTERVAL_S,
         jumps: bool = True,
+        urgency: UrgencyPolicy | None = None,
+        placement: PlacementPolicy | None = None,
         host: "PluginManager | None" = None,
     ) -> None:
         check_duration("deadline", deadline)
+        post = chosen_urgency(urgency), chosen_placement(placement)
         if switch_interval is not None:
             check_duration("switch_interval", switch_interval)
         self._plugins: Final = Plugins(host=host)
@@ -189,6 +198,7 @@ class Session:
         coordinator.jumps.enabled = jumps
         self._loop: Final = TracerThread(tracer, coordinator)
         self._loop.responsiveness.interval_s = switch_interval
+        self._loop.run(lambda: tracer.take_post(*post))
         self._targets: Final[list[Target]] = []
         self._closed = self._closing = False
         """``_closing``: no child is followed any more."""
@@ -294,6 +304,11 @@ class Session:
     def _find_loader_stop(self, process: TracedProcess) -> Place | None:
         place: Place | None = self._plugins.ask("ubpx_find_loader_stop", process=process)
         return place
+
+    @property
+    def post(self) -> TracerPost:
+        """How the tracer thread runs now: its priority, and the processor that it keeps to."""
+        return self._tracer.post
 
     @property
     def targets(self) -> tuple["Target", ...]:

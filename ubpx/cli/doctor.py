@@ -12,6 +12,7 @@ from ubpx.cli.text import printable
 from ubpx.core.plugins import Plugins
 from ubpx.core.ubp.decode import default_decoder
 from ubpx.core.values import Diagnosis, Finding, ProcessId, Severity
+from ubpx.posting import PLACEMENT_VARIABLE, URGENCY_VARIABLE, chosen_placement, chosen_urgency
 
 _MARKS: Final = {Severity.FINE: "ok", Severity.WARNING: "warning", Severity.REFUSAL: "no"}
 
@@ -31,7 +32,7 @@ def diagnose(pid: int | None) -> Diagnosis:
         return attrs.evolve(found, findings=(*found.findings, *known))
     if found is None:
         found = Diagnosis(subject="any process", findings=(refusal(NoTracer()),))
-    return attrs.evolve(found, findings=(python(), decoder(), *found.findings))
+    return attrs.evolve(found, findings=(python(), decoder(), *found.findings, post()))
 
 
 def by_broker(diagnosis: Diagnosis, pid: int, path: str) -> Diagnosis:
@@ -63,6 +64,19 @@ def decoder() -> Finding:
     except UbpxError as error:
         return refusal(error)
     return Finding(severity=Severity.FINE, what=f"instructions are decoded by {name}", remedy="")
+
+
+def post() -> Finding:
+    """How tracer threads are asked to run, unless their session says otherwise."""
+    try:
+        urgency, placement = chosen_urgency(), chosen_placement()
+    except UbpxError as error:
+        return refusal(error)
+    what = (
+        f"tracer threads are asked to run with urgency {str(urgency)!r} ({URGENCY_VARIABLE}) "
+        f"and placement {str(placement)!r} ({PLACEMENT_VARIABLE})"
+    )
+    return Finding(severity=Severity.FINE, what=what, remedy="")
 
 
 def as_json_text(diagnosis: Diagnosis) -> str:

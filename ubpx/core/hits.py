@@ -1,6 +1,7 @@
 """What a handler gets: the hit, valid until the handler returns."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -59,9 +60,6 @@ class HitRegisters:
     __slots__ = ("_hit",)
     _hit: "Hit"
 
-    def __init__(self, hit: "Hit") -> None:
-        object.__setattr__(self, "_hit", hit)
-
     def __getitem__(self, name: str) -> int:
         hit = self._hit
         if hit._thread is None:
@@ -95,6 +93,34 @@ class HitRegisters:
         return "<registers " + " ".join(f"{name}={self[name]:#x}" for name in self) + ">"
 
 
+_set_hit: Final[Callable[[HitRegisters, "Hit"], None]] = vars(HitRegisters)["_hit"].__set__
+"""Past ``HitRegisters.__setattr__``."""
+
+
+def _view(layout: RegisterLayout) -> type[HitRegisters]:
+    """What ``hit.regs`` is where registers lie so, each name an attribute of its own: a third of the time."""
+    if layout.view is None:
+        layout.view = _view_of(layout.architecture, tuple(layout.index.items()), layout.mask)
+    view: type[HitRegisters] = layout.view
+    return view
+
+
+@functools.cache
+def _view_of(architecture: str, places: tuple[tuple[str, int], ...], mask: int) -> type[HitRegisters]:
+    members: dict[str, Any] = {name: property(_reader(position, mask)) for name, position in places}
+    return type(f"{HitRegisters.__name__}_{architecture}", (HitRegisters,), {"__slots__": (), **members})
+
+
+def _reader(position: int, mask: int) -> Callable[[HitRegisters], int]:
+    def read(registers: HitRegisters) -> int:
+        thread = registers._hit._thread
+        if thread is None:
+            raise StaleHit
+        return thread.words[position] & mask
+
+    return read
+
+
 class HitArguments:
     """Integer arguments as at a function's entry, read when asked for."""
 
@@ -123,15 +149,14 @@ class Hit:
     """One arrival of one thread at one probepoint, as one client's handler sees it.
 
     Valid until the handler returns; used later it raises StaleHit. ``snapshot()`` is a copy to keep.
+    Made, and filled in, by ``sites.run_handlers`` alone.
     """
 
     __slots__ = ("_lease", "_surroundings", "_thread", "_writes")
-
-    def __init__(self, lease: Any, thread: TracedThread, surroundings: Surroundings) -> None:
-        self._lease = lease
-        self._thread: TracedThread | None = thread
-        self._surroundings = surroundings
-        self._writes: dict[str, int] | None = None
+    _lease: Any
+    _thread: TracedThread | None
+    _surroundings: Surroundings
+    _writes: dict[str, int] | None
 
     def _live(self) -> TracedThread:
         if self._thread is None:
@@ -163,8 +188,12 @@ class Hit:
     @property
     def regs(self) -> HitRegisters:
         """The registers at arrival, the PC being the probed address; to read and to write."""
-        self._live()
-        return HitRegisters(self)
+        if self._thread is None:
+            raise StaleHit
+        layout = self._surroundings.layout
+        registers = (layout.view or _view(layout))()
+        _set_hit(registers, self)
+        return registers
 
     @property
     def args(self) -> HitArguments:

@@ -85,7 +85,10 @@ class HoldTable:
 
     def holds(self, process: ProcessId, thread: ThreadId, *, but_for: str | None = None) -> bool:
         """Whether anybody keeps this thread stopped; ``but_for`` is an owner whose holds do not count."""
-        return any(hold.owner != but_for for hold in self.on(process, thread))
+        for hold in self._holds:  # a loop, since a thousand threads are asked about at each quiesce
+            if hold.process == process and hold.owner != but_for and (hold.thread is None or hold.thread == thread):
+                return True
+        return False
 
     def on(self, process: ProcessId, thread: ThreadId) -> Iterator[Hold]:
         """The holds that concern one thread."""

@@ -1,7 +1,7 @@
 """Keeping threads stopped: holds, quiescing, and borrowing one stopped thread for a system call."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
@@ -13,6 +13,7 @@ from ubpx.core.grounds import Mapped
 from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
+from ubpx.core.quiet import StillRunning
 from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole, page_within
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import LEAVING, Input, State
@@ -75,11 +76,17 @@ class Keeper:
         if process is None:
             return
 
+        concerned = StillRunning(
+            lambda: [each for each in process.living() if hold.thread in (None, each.tid)],
+            lambda each: (
+                each.state in _STOPPED or each is self._tracees.current or process.threads.get(each.tid) is not each
+            ),
+        )
+
         def stopped() -> bool:
             if hold.released:  # its client has left meanwhile, or the thread has
                 return True
-            held = (each for each in process.living() if hold.thread in (None, each.tid))
-            return all(each.state in _STOPPED or each is self._tracees.current for each in held)
+            return concerned.none
 
         try:
             self._run_until(stopped)
@@ -181,11 +188,20 @@ class Keeper:
 
     def refresh_process(self, pid: ProcessId) -> None:
         process = self._tracees.processes.get(pid)
-        for thread in process.living() if process else ():
-            self.refresh(thread)
+        self._refresh_all(process.living() if process else ())
+
+    def _refresh_all(self, threads: Iterable[Thread]) -> None:
+        """As ``refresh`` for each; they are asked to stop in one go: a processor that idles between two wakes late."""
+        for thread in [each for each in threads if self._must_stop(each)]:
+            self._tracer.interrupt(thread.port)
 
     def refresh(self, thread: Thread) -> None:
         """Bring a thread in line with who holds it."""
+        if self._must_stop(thread):
+            self._tracer.interrupt(thread.port)
+
+    def _must_stop(self, thread: Thread) -> bool:
+        """Note who holds the thread; whether it has to be asked to stop. What nobody holds any more is let go."""
         process = thread.process
         space = process.space
         quiesced = (space.quiesced or space.taking_turns) and process.pid not in space.vforked
@@ -194,17 +210,15 @@ class Keeper:
         thread.held = thread.wanted or quiesced or held
         thread.tell_port()
         if thread.held and not was and thread is not self._tracees.current:
-            if thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is:
-                self._tracer.interrupt(thread.port)
-        elif not thread.held and thread.state is State.PARKED and thread is not self._tracees.current:
+            return thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is
+        if not thread.held and thread.state is State.PARKED and thread is not self._tracees.current:
             self._move(thread, Input.RELEASED)
+        return False
 
     # Quiescing ----------------------------------------------------------------------------
 
     def stop_all(self, space: AddressSpace) -> None:
-        for thread in self._tracees.threads_in(space):
-            self.refresh(thread)
-        self._run_until(lambda: self._is_quiet(space))
+        self._stop_threads(space)
         self._run_until(lambda: self._end_is_clear(space))
 
     @contextmanager
@@ -215,22 +229,28 @@ class Keeper:
             return
         space.quiesced = True
         try:
-            for thread in self._tracees.threads_in(space):
-                self.refresh(thread)
-            self._run_until(lambda: self._is_quiet(space))
+            self._stop_threads(space)
             yield
         finally:
             space.quiesced = False
-            for thread in self._tracees.threads_in(space):
-                self.refresh(thread)
+            self._refresh_all(self._tracees.threads_in(space))
 
-    def _is_quiet(self, space: AddressSpace) -> bool:
-        """All stopped, and no child on its way that would have to be cleaned."""
-        announced = any(process.announced for process in self._tracees.sharing(space))
-        return not announced and all(
-            thread.state in _STOPPED or thread is self._tracees.current or self._is_served(thread)
-            for thread in self._tracees.threads_in(space)
-        )
+    def _stop_threads(self, space: AddressSpace) -> None:
+        """Serve the program until all of them have stopped, and no child is on its way that has to be cleaned."""
+        self._refresh_all(self._tracees.threads_in(space))
+        running = StillRunning(lambda: self._tracees.threads_in(space), lambda each: self._stands(each, space))
+
+        def is_quiet() -> bool:
+            announced = any(process.announced for process in self._tracees.sharing(space))
+            return not announced and running.none
+
+        self._run_until(is_quiet)
+
+    def _stands(self, thread: Thread, space: AddressSpace) -> bool:
+        """It does not run, or not in this space: an exec has given it another, or it is gone."""
+        if thread.state in _STOPPED or thread is self._tracees.current or self._is_served(thread):
+            return True
+        return thread.process.space is not space or thread.process.threads.get(thread.tid) is not thread
 
     def _end_is_clear(self, space: AddressSpace) -> bool:
         """A process whose threads all are exiting must be seen to its end."""

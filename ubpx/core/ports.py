@@ -4,7 +4,19 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequen
 from typing import Any, Final, NamedTuple, Protocol, overload
 
 from ubpx._errors import UbpxError
-from ubpx.core.values import Disturbance, HitRecord, MappedRange, Place, ProcessId, ThreadId, VirtAddr, Watched
+from ubpx.core.values import (
+    Disturbance,
+    HitRecord,
+    MappedRange,
+    Place,
+    Placement,
+    ProcessId,
+    ThreadId,
+    TracerPost,
+    Urgency,
+    VirtAddr,
+    Watched,
+)
 
 
 class Memory(Protocol):
@@ -191,7 +203,7 @@ class Site(Protocol):
     certain: bool
     """False: the PC alone proves nothing, si_code must say that it was a breakpoint."""
     landing_word: Any
-    """For the tracer alone: ``landing`` in the form that its requests take."""
+    """For the tracer alone: ``landing`` in the form that its requests take, once the site needs no closer look."""
     watchful: int
     """For the tracer alone: at so many more arrivals it looks whether the thread had blocked traps; begins as 3."""
 
@@ -310,6 +322,15 @@ class Tracer(Protocol):
 
     def close(self) -> None:
         """Called once, in the tracer thread, when nothing is traced any more."""
+        ...
+
+    def take_post(self, urgency: Urgency, placement: Placement) -> None:
+        """Have this thread run so from now on, as far as that is permitted; ``close`` ends it."""
+        ...
+
+    @property
+    def post(self) -> TracerPost:
+        """How the tracer thread runs now. From any thread."""
         ...
 
     def ring(self) -> None:

@@ -27,6 +27,8 @@ class RegisterLayout:
         """Whether every word is a register, and all of it."""
         self.pc: Final = self.index[pc_name]
         self.pc_name: Final = pc_name
+        self.view: Any = None
+        """For ``hits`` alone: the class of what it shows of registers that lie so, once somebody has looked."""
         self._format: Final = f"<{len(self.names)}Q"
         self._lower_halves: Final = itemgetter(*(2 * position for position in self.index.values()))
 

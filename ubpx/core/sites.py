@@ -89,7 +89,9 @@ def run_handlers(
     while True:
         try:
             for lease in waiting:
-                watchdog.watched = hit = Hit(lease, thread, space)
+                hit = Hit()  # a constructor of its own would cost as much again as all of this
+                hit._lease, hit._thread, hit._surroundings, hit._writes = lease, thread, space, None
+                watchdog.watched = hit
                 try:
                     answer = lease.handler(hit)
                     watchdog.watched = None
@@ -122,16 +124,19 @@ class ProbeSite:
     Owned by the address space's tables; ``leases`` is replaced whole when they change.
     """
 
-    __slots__ = ("_emulates", "_emulator", "_overwritten", "_own_trap_bit", "_own_trap_place", "_pc", "_steps",
-                 "certain", "landing", "landing_word", "leases", "onward", "probepoint", "reception", "space",
-                 "turned_back", "unlanded", "wary", "watchful")  # fmt: skip
+    __slots__ = ("_address", "_emulates", "_emulator", "_heeds_steps", "_overwritten", "_own_trap_bit",
+                 "_own_trap_place", "_pc", "_steps", "certain", "landing", "landing_word", "leases", "onward",
+                 "probepoint", "reception", "space", "turned_back", "unlanded", "wary", "watchful")  # fmt: skip
     in_slot = False
 
     def __init__(self, probepoint: Probepoint, space: AddressSpace, reception: Reception) -> None:
         self.probepoint: Final = probepoint
         self.space: Final = space
         self.reception: Final = reception
+        self._address: Final = probepoint.address
         self._emulates = probepoint.strategy is Strategy.EMULATE
+        self._heeds_steps = self._emulates or self.in_slot
+        """A program that steps itself must see one step from the instruction to the next."""
         in_place = probepoint.strategy is Strategy.INLINE
         self.onward: VirtAddr | None = probepoint.address if in_place else probepoint.slot
         """Where a thread goes on as if the trap were not there, if that is one place for all."""
@@ -249,8 +254,8 @@ class ProbeSite:
                 self.reception.conclude(thread, TombSite(self.probepoint.address, self.space, self.reception), [])
                 return False
         words = thread.words
-        words[self._pc] = self.probepoint.address
-        if self._emulates and words[self._own_trap_place] & self._own_trap_bit:
+        words[self._pc] = self._address
+        if self._heeds_steps and words[self._own_trap_place] & self._own_trap_bit:
             self.unlanded.add(thread.tid)
         reception = self.reception
         reception.serving = thread
@@ -373,12 +378,6 @@ class JumpSite(ProbeSite):
     def make_safe(self, thread: TracedThread) -> bool:  # noqa: ARG002 - as any site's
         """It is."""
         return True
-
-    def arrive(self, thread: TracedThread) -> bool:
-        """A program that steps itself must see one step from the instruction to the next."""
-        if thread.words[self._own_trap_place] & self._own_trap_bit:
-            self.unlanded.add(thread.tid)
-        return super().arrive(thread)
 
 
 class TombSite:

@@ -254,6 +254,15 @@ class HandlerFrame:
     """The stack pointer at the handler's first instruction."""
 
 
+_DEBTS: Final = {
+    (held, step, group): Debts(held=held, step=step, group_stopped=group)
+    for held in (False, True)
+    for step in (False, True)
+    for group in (False, True)
+}
+"""Made once: a thousand threads are asked at each quiesce."""
+
+
 class Thread:
     """One traced thread. ``state`` is moved by ``stepping.step`` alone."""
 
@@ -347,7 +356,7 @@ class Thread:
     def debts(self) -> Debts:
         """What keeps it from going on."""
         step = self.plan is not None or bool(self.step_clients)
-        return Debts(held=self.held, step=step, group_stopped=self.group_stopped)
+        return _DEBTS[self.held, step, self.group_stopped]
 
     def __repr__(self) -> str:
         return f"<thread {self.tid}, {self.state}>"

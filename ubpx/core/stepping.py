@@ -22,6 +22,8 @@ from ubpx._errors import InternalError
 class State(StrEnum):
     """Where a traced thread is."""
 
+    __hash__ = str.__hash__  # Enum's own is Python, and each move looks up three of these
+
     RUNNING = "RUNNING"
     """On its own, in the program's code or in a boosted slot."""
     STEPPING = "STEPPING"
@@ -41,6 +43,8 @@ LEAVING: Final = frozenset({State.EXITING, State.GONE})
 
 class Input(StrEnum):
     """What can happen to it."""
+
+    __hash__ = str.__hash__
 
     APPEARED = "APPEARED"
     ARRIVED = "ARRIVED"
@@ -66,6 +70,8 @@ class Input(StrEnum):
 
 class Action(StrEnum):
     """What the coordinator does."""
+
+    __hash__ = str.__hash__
 
     PROCEED = "PROCEED"
     DELIVER = "DELIVER"

@@ -125,6 +125,38 @@ MOST_JUMP_PAGES = 256
 """In one program; what is hot beyond that keeps its trap."""
 
 
+class Urgency(StrEnum):
+    """How soon the tracer thread gets a processor when others want it, too."""
+
+    RAISED = "raised"
+    """Before threads of the usual priority, where that is permitted."""
+    USUAL = "usual"
+    """As its host has it."""
+
+
+class Placement(StrEnum):
+    """On which processors the tracer thread runs."""
+
+    FOLLOW = "follow"
+    """On that of the thread that stops most often, for as long as stops are many and cost less so."""
+    FREE = "free"
+    """On those of its host."""
+
+
+@attrs.frozen(kw_only=True)
+class TracerPost:
+    """How a tracer thread runs now."""
+
+    urgency: Urgency
+    """As it is in force: RAISED only if that was permitted."""
+    nice: int
+    """See nice(2)."""
+    placement: Placement
+    """As it was asked for."""
+    processor: int | None
+    """The one that it keeps to now."""
+
+
 @attrs.frozen(kw_only=True)
 class SlotUse:
     """How many slots of a program are what."""

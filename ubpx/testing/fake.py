@@ -10,7 +10,16 @@ import attrs
 from ubpx._errors import NoSuchProcess, SlotsExhausted, UsageError
 from ubpx.core import events
 from ubpx.core.ports import Launched
-from ubpx.core.values import Disturbance, MappedRange, ProcessId, VirtAddr, Watched
+from ubpx.core.values import (
+    Disturbance,
+    MappedRange,
+    Placement,
+    ProcessId,
+    TracerPost,
+    Urgency,
+    VirtAddr,
+    Watched,
+)
 from ubpx.testing.life import Life
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import Condition, FakeThread, Happening, Stop
@@ -39,6 +48,7 @@ class FakeTracer(Life):
     def __init__(self, *, patience: float = 10.0) -> None:
         super().__init__(patience=patience)
         self._owner: threading.Thread | None = None
+        self._post = TracerPost(urgency=Urgency.USUAL, nice=0, placement=Placement.FREE, processor=None)
 
     def architecture_of(self, pid: ProcessId) -> str:
         """As the test said."""
@@ -58,6 +68,16 @@ class FakeTracer(Life):
         left = [thread for thread in self._threads.values() if thread.traced]
         if left:
             self._refuse(f"the tracer is closed while it traces {left}")
+
+    def take_post(self, urgency: Urgency, placement: Placement) -> None:
+        """As asked; nobody raises what is not there."""
+        self._check_owner("take_post")
+        self._post = TracerPost(urgency=urgency, nice=0, placement=placement, processor=None)
+
+    @property
+    def post(self) -> TracerPost:
+        """As it was taken."""
+        return self._post
 
     def ring(self) -> None:
         """Wake ``wait``; from any thread."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 _PRIMITIVES: Final = frozenset({
     "quick", "swift", "request", "waitid", "waitpid", "peek_user", "tgkill", "syscall_info", "event_message",
-    "_writev", "_quick_writev", "_quick_readv",
+    "peek", "reap", "_writev", "_quick_writev", "_quick_readv",
 })  # fmt: skip
 """Names under which the tracer's modules call the kernel."""
 _FILE_CALLS: Final = frozenset({"pread", "pwrite", "open"})

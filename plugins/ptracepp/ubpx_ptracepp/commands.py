@@ -22,7 +22,9 @@ from ubpx_ptracepp.requests import (
     PTRACE_SETREGS,
     PTRACE_SETSIGINFO,
     PTRACE_SINGLESTEP,
+    Answers,
     peek_user,
+    pending_signals,
     request,
     swift,
     tgkill,
@@ -40,14 +42,16 @@ _STATUS, _CONTROL = 6, 7
 _KINDS: Final = {"EXECUTE": 0, "WRITE": 1, "READWRITE": 3}
 _LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
 SIGTRAP_BIT: Final = 1 << (signal.SIGTRAP - 1)
-_FAULTS_PENDING: Final = sum(
-    1 << (each - 1) for each in (signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-)
+_FAULTS: Final = frozenset({signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+_FAULTS_PENDING: Final = sum(1 << (each - 1) for each in _FAULTS)
 _ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
 
 
 class ThreadCommands:
     """The part of ``ports.Tracer`` that is about one thread. Used in the tracer thread."""
+
+    def __init__(self) -> None:
+        self._answers: Final = Answers()
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""
@@ -155,6 +159,9 @@ class ThreadCommands:
 
     def pending_fault(self, thread: PtraceThread) -> bool:
         """Whether a trap or fault is queued for the stopped thread."""
+        queued = pending_signals(thread.tid, self._answers)
+        if queued is not None:
+            return not _FAULTS.isdisjoint(queued)
         return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & _FAULTS_PENDING)
 
     def send_signal(self, thread: PtraceThread, signal: int) -> None:

@@ -3,14 +3,17 @@
 import errno
 import os
 import platform
-from collections.abc import Mapping
+import resource
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from ubpx import NoSuchProcess, UbpxError
 from ubpx.core.values import Diagnosis, Finding, ProcessId, Severity
 from ubpx_ptracepp import procfs
+from ubpx_ptracepp.placement import NICE_STEP
 
 _CAP_SYS_ADMIN: Final = 21
+_CAP_SYS_NICE: Final = 23
 _NONE: Final = "0"
 
 
@@ -72,7 +75,19 @@ def of_status(target: Mapping[str, str], ours: Mapping[str, str]) -> tuple[Findi
 
 def of_machine() -> tuple[Finding, ...]:
     """The kernel, what it lets us trace, and whether we trace its programs."""
-    return _kernel(), of_privilege(procfs.status(os.getpid()), procfs.yama_scope())
+    ours = procfs.status(os.getpid())
+    return _kernel(), of_privilege(ours, procfs.yama_scope()), of_post(ours, os.sched_getaffinity(0))
+
+
+def of_post(ours: Mapping[str, str], processors: Collection[int]) -> Finding:
+    """Whether a tracer thread may be raised, and has a choice of processors."""
+    lowest = 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]  # see getrlimit(2)
+    raised = os.getpriority(os.PRIO_PROCESS, 0) - NICE_STEP
+    may = procfs.has_capability(ours, _CAP_SYS_NICE) or raised >= lowest
+    where = f"any of {len(processors)} processors" if len(processors) > 1 else "one processor alone"
+    what = f"the tracer thread {'may' if may else 'may not'} have a raised priority, and runs on {where}"
+    remedy = "" if may else f"run ubpx with CAP_SYS_NICE, or have the limit of nice at {raised} or lower (ulimit -e)"
+    return Finding(severity=Severity.FINE if may else Severity.WARNING, what=what, remedy=remedy)
 
 
 def _kernel() -> Finding:

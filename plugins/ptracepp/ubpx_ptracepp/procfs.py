@@ -19,6 +19,10 @@ NO_PTRACE: Final = 3
 """The value of kernel.yama.ptrace_scope that forbids it to all."""
 
 
+_PROCESSOR: Final = 36
+"""Position of that field in /proc/TID/stat behind the name."""
+
+
 def status(tid: int) -> dict[str, str]:
     """The fields of /proc/TID/status; empty if it is gone."""
     try:
@@ -31,6 +35,15 @@ def status(tid: int) -> dict[str, str]:
 def is_caught(tid: int, signal: int) -> bool:
     """Whether the process has a handler for the signal."""
     return bool(int(status(tid).get("SigCgt", "0"), 16) >> (signal - 1) & 1)
+
+
+def processor(tid: int) -> int | None:
+    """The one that the thread runs on, or has run on last (proc(5), stat); None if it is gone."""
+    try:
+        text = Path(f"/proc/{tid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[_PROCESSOR])
 
 
 def tids(pid: int) -> list[int]:

@@ -46,6 +46,7 @@ PTRACE_GETREGSET: Final = 0x4204
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
+PTRACE_PEEKSIGINFO: Final = 0x4209
 PTRACE_GETSIGMASK: Final = 0x420A
 PTRACE_SETSIGMASK: Final = 0x420B
 PTRACE_GET_SYSCALL_INFO: Final = 0x420E
@@ -73,6 +74,11 @@ WAIT_THREAD: Final = _WALL
 PEEK: Final = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | _WNOTHREAD
 """For waitid: what this thread traces or has started, leaving it to be waited for."""
 
+_PEEK_NOW: Final = PEEK | os.WNOHANG
+_REAP: Final = WAIT_THREAD | os.WNOHANG
+_SI_CODE, _SI_PID, _SI_STATUS = 2, 4, 6
+"""Positions in a siginfo of SIGCHLD, as 32-bit words."""
+
 SYSCALLS: Final = X86_64.calls
 """Those of our own process."""
 KCMP_VM: Final = 1
@@ -96,6 +102,14 @@ _seize.restype = ctypes.c_long
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
+_waitpid: Final[Any] = ctypes.PyDLL(None).waitpid
+_waitid: Final[Any] = ctypes.PyDLL(None).waitid
+_FEW: Final = 8
+_SIGINFO_WORDS: Final = 32
+_first_few_words: Final = (ctypes.c_uint32 * 4)(0, 0, 0, _FEW)
+_first_few: Final = ctypes.byref(_first_few_words)
+"""A struct ptrace_peeksiginfo_args: from the first on, of the thread's own queue, so many."""
+
 _NAMES: Final = {
     PTRACE_GETREGSET: "PTRACE_GETREGSET",
     PTRACE_SEIZE: "PTRACE_SEIZE",
@@ -112,6 +126,7 @@ _NAMES: Final = {
     PTRACE_GETSIGINFO: "PTRACE_GETSIGINFO",
     PTRACE_SETSIGINFO: "PTRACE_SETSIGINFO",
     PTRACE_GETEVENTMSG: "PTRACE_GETEVENTMSG",
+    PTRACE_PEEKSIGINFO: "PTRACE_PEEKSIGINFO",
     PTRACE_GETSIGMASK: "PTRACE_GETSIGMASK",
     PTRACE_SETSIGMASK: "PTRACE_SETSIGMASK",
     PTRACE_SETOPTIONS: "PTRACE_SETOPTIONS",
@@ -133,6 +148,36 @@ def request(number: int, tid: int, address: int = 0, data: int = 0) -> bool:
     if code == errno.ESRCH:
         return False
     raise PtraceFailed(_NAMES.get(number, f"ptrace request {number:#x}"), tid, OSError(code, os.strerror(code)))
+
+
+class Answers:
+    """Where the kernel writes what it answers: one for each tracer thread, since another may run before it is read."""
+
+    __slots__ = ("queued", "queued_place", "status", "status_place", "stop", "stop_place")
+
+    def __init__(self) -> None:
+        self.status: Final = ctypes.c_int()
+        self.status_place: Final = ctypes.byref(self.status)
+        self.stop: Final = (ctypes.c_int * _SIGINFO_WORDS)()
+        self.stop_place: Final = ctypes.byref(self.stop)
+        self.queued: Final = (ctypes.c_int * (_FEW * _SIGINFO_WORDS))()
+        self.queued_place: Final = ctypes.byref(self.queued)
+
+
+def reap(tid: int, answers: Answers) -> int | None:
+    """The wait status that was peeked at; None if it is there no more. Keeps the interpreter's lock: it never waits."""
+    return answers.status.value if _waitpid(tid, answers.status_place, _REAP) > 0 else None
+
+
+def peek(answers: Answers, tid: int = 0) -> tuple[int, int, int] | None:
+    """Who has stopped or ended, with which signal or status, and how (CLD_*); it is left to be waited for.
+
+    Of all threads, or the one; None if it has not. Keeps the interpreter's lock: it never waits.
+    """
+    told = answers.stop
+    told[_SI_PID] = 0
+    _waitid(os.P_PID if tid else os.P_ALL, tid, answers.stop_place, _PEEK_NOW)
+    return (told[_SI_PID], told[_SI_STATUS], told[_SI_CODE]) if told[_SI_PID] else None
 
 
 def peek_user(tid: int, offset: int) -> int:
@@ -172,6 +217,14 @@ def syscall_info(tid: int) -> SyscallEntry | SyscallExit | None:
     return SyscallExit(ctypes.c_int64(buffer[3]).value)
 
 
+def pending_signals(tid: int, answers: Answers) -> tuple[int, ...] | None:
+    """The numbers of what is queued for one stopped thread alone; None if it is gone, or they are more than a few."""
+    count = swift(PTRACE_PEEKSIGINFO, tid, _first_few, answers.queued_place)
+    if not 0 <= count < _FEW:
+        return None
+    return tuple(answers.queued[position * _SIGINFO_WORDS] for position in range(count))
+
+
 def shares_memory(first: int, second: int) -> bool:
     """Whether two tasks have one memory (kcmp(2))."""
     same: int = _syscall(SYSCALLS["kcmp"], first, second, KCMP_VM, 0, 0)
@@ -187,9 +240,9 @@ __all__ = [
     "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE", "PTRACE_EVENT_EXEC",
     "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETFPREGS", "PTRACE_GETREGS",
     "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK", "PTRACE_GET_RSEQ_CONFIGURATION",
-    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_POKEUSER",
-    "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO",
-    "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS",
-    "WAIT_THREAD", "SyscallEntry", "SyscallExit", "event_message", "peek_user", "quick", "request", "shares_memory",
-    "swift", "syscall_info", "tgkill",
+    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO",
+    "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS",
+    "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP",
+    "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user",
+    "pending_signals", "quick", "reap", "request", "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

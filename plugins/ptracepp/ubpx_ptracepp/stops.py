@@ -1,6 +1,7 @@
 """What a stop means: wait statuses to events, and none is dropped."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -48,6 +49,7 @@ class Stops(ThreadCommands):
     """The part of ``ports.Tracer`` that tells why threads stop, and who there is. Used in the tracer thread."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._tasks: Final = TaskTable()
         self._threads: Final = self._tasks.threads
         self._processes: Final = ProcessTable(self._take_status)
@@ -79,12 +81,7 @@ class Stops(ThreadCommands):
         if event == 0:
             return self._syscall_event(thread) if number == SYSCALL_STOP else self._signal_event(thread, number)
         if event == PTRACE_EVENT_STOP:
-            if number != signal.SIGTRAP:
-                return events.GroupStopped(thread, number)
-            if thread.interrupted:  # which must not show in the call that the thread waited in
-                thread.interrupted = False
-                self._begin_again(thread)
-            return events.Interrupted(thread)
+            return self._interrupted(thread) if number == signal.SIGTRAP else events.GroupStopped(thread, number)
         message = event_message(tid)
         if message is None:
             return None  # killed meanwhile: its exit follows
@@ -95,7 +92,13 @@ class Stops(ThreadCommands):
             return self._exec_event(thread, message)
         if event == PTRACE_EVENT_EXIT:
             return events.ThreadExiting(thread, os.waitstatus_to_exitcode(message & 0xFFFF))
-        return events.Interrupted(thread)
+        return thread.interruption
+
+    def _interrupted(self, thread: PtraceThread) -> events.Interrupted:
+        if thread.interrupted:  # which must not show in the call that the thread waited in
+            thread.interrupted = False
+            self._begin_again(thread)
+        return thread.interruption
 
     def _signal_event(self, thread: PtraceThread, number: int) -> Any:
         info = siginfo(thread.tid)
@@ -217,6 +220,8 @@ class Stops(ThreadCommands):
             found = guard is not None and self._guards.repair(thread, guard)
         if site is not None:
             site.watchful = _FOR_GOOD if found else max(site.watchful - 1, 0)
+            express = site.certain and site.landing is not None and not site.watchful
+            site.landing_word = ctypes.c_ulong.from_param(site.landing) if express else None
 
     def _share(self, child: ProcessId, parent: ProcessId) -> None:
         """The child lives in its parent's memory."""

@@ -1,5 +1,6 @@
 """The tasks that are traced, and those that whoever made them has announced or that have appeared unannounced."""
 
+import ctypes
 from collections.abc import Iterable, Mapping, MutableSequence
 from typing import Final, cast
 
@@ -8,26 +9,32 @@ from ubpx.core.ports import Site
 from ubpx.core.values import ProcessId, ThreadId
 from ubpx_ptracepp import procfs
 from ubpx_ptracepp.abi import RegisterBuffer
-from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_SYSCALL, shares_memory
+from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_GETREGS, PTRACE_SYSCALL, shares_memory
 
 
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "entered_with", "go", "held", "interrupted", "limit", "pid", "reported",
-                 "resumed_wait", "rewound", "sites", "stepping", "stops", "tid", "trap_unblocked", "watching",
-                 "words")  # fmt: skip
+    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "image", "interrupted",
+                 "interruption", "limit", "pid", "reported", "resumed_wait", "rewound", "sites", "stepping", "stops",
+                 "tid", "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
         self.pid: Final = pid
         self.buffer = RegisterBuffer()
+        self.get_registers: Final = PTRACE_GETREGS, tid, 0, ctypes.byref(self.buffer)
+        """What ``quick`` is called with to fill ``words``."""
+        self.image: Final = memoryview(self.buffer).cast("B")
+        """``words`` as bytes."""
         self.words = cast(MutableSequence[int], memoryview(self.buffer).cast("B").cast("Q"))
         self.sites: Mapping[int, Site] = {}
         self.held = False
         self.stops = 0
         self.interrupted = False
         """We asked it to stop, and have not seen it do so."""
+        self.interruption: Final = events.Interrupted(self)
+        """The event, which is always the same."""
         self.watching = False
         """Its debug registers watch something."""
         self.stepping = False

@@ -1,75 +1,55 @@
-"""The tracer: waits for what it traces, serves arrivals at sites, and says why a thread stopped.
+"""The tracer: what is traced, and what is done to it. How it waits is in ``arrivals``, why threads stop in ``stops``.
 
 Everything but ``ring`` runs in the session's tracer thread, which owns all ptrace requests: any
 other thread's would fail with ESRCH, and that thread's end is the tracer's death.
 """
 
-import contextlib
-import ctypes
-import os
-import signal
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ubpx import TargetGone
-from ubpx.core import events
-from ubpx.core.ports import Site
-from ubpx.core.values import Disturbance, MappedRange, ProcessId, VirtAddr
+from ubpx.core.values import Disturbance, MappedRange, Placement, ProcessId, TracerPost, Urgency, VirtAddr
 from ubpx_ptracepp import parenthood, procfs, waiting
 from ubpx_ptracepp.abi import ABIS, CALL_INSN_SIZE, ORIG_RAX, RAX, RIP
-from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
+from ubpx_ptracepp.arrivals import Arrivals
 from ubpx_ptracepp.doorbell import Doorbell
 from ubpx_ptracepp.guard.remains import GuardRemains
 from ubpx_ptracepp.guard.table import GuardTable
 from ubpx_ptracepp.guarding import FindPlace
 from ubpx_ptracepp.injection import signal_mask, wait_for
 from ubpx_ptracepp.launch import Launch
-from ubpx_ptracepp.parenthood import waitid, waitpid
 from ubpx_ptracepp.requests import (
-    PEEK,
     PTRACE_CONT,
     PTRACE_DETACH,
     PTRACE_EVENT_STOP,
-    PTRACE_GETREGS,
-    PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
-    PTRACE_POKEUSER,
-    WAIT_THREAD,
     SyscallEntry,
-    quick,
     request,
     syscall_info,
 )
 from ubpx_ptracepp.seizing import Seizure, check_seizable
-from ubpx_ptracepp.stops import Stops
 from ubpx_ptracepp.tasks import PtraceThread
 
-_TRAP_STATUS: Final = signal.SIGTRAP << 8 | 0x7F
-_RIP_OFFSET: Final = ctypes.c_long(RIP * 8)
-_SI_CODE_WORD: Final = SI_CODE // 4
-_SI_KERNEL: Final = 0x80
 _NO_CALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 """In orig_rax: the thread is in no system call, or this one is not to be made."""
-_SELDOM: Final = 64
-"""After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
 
 
-class PtraceTracer(Stops):
+class PtraceTracer(Arrivals):
     """Implements ``ubpx.core.ports.Tracer`` for the programs that an x86_64 kernel runs: its own and i386's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._batch: Final[deque[tuple[PtraceThread, Site]]] = deque()
-        self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
-        self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
 
     def open(self) -> None:
         """Called in the tracer thread."""
         self._doorbell = Doorbell()
         parenthood.open_session()
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 5)
+
+    def take_post(self, urgency: Urgency, placement: Placement) -> None:
+        """Have the tracer thread run so, as far as that is permitted."""
+        self._post.take(urgency, placement)
+
+    @property
+    def post(self) -> TracerPost:
+        """How it runs now."""
+        return self._post.now
 
     def close(self) -> None:
         """Called in the tracer thread, when nothing is traced any more."""
@@ -133,92 +113,6 @@ class PtraceTracer(Stops):
             self._share(child, pid)
         self._tasks.add(seized)
         return seized
-
-    # Waiting --------------------------------------------------------------------------------
-
-    def wait(self) -> Any:
-        """The next event; arrivals at sites are served meanwhile."""
-        while True:
-            while self._batch:
-                thread, site = self._batch.popleft()
-                if not site.arrive(thread):
-                    return events.Doorbell()
-                quick(thread.go, thread.tid, 0, 0)
-            if self._queue:
-                return self._queue.popleft()
-            self._gather()
-
-    def _gather(self) -> None:
-        """Consume every stop there is before any thread goes on: so none starves."""
-        peeked = waitid(os.P_ALL, 0, PEEK)
-        while peeked is not None:
-            tid = peeked.si_pid
-            thread = self._threads.get(tid)
-            if thread is None or peeked.si_status != signal.SIGTRAP or peeked.si_code != os.CLD_TRAPPED:
-                self._consume(tid, thread)
-            else:
-                self._take_trap(tid, thread)
-            peeked = waitid(os.P_ALL, 0, PEEK | os.WNOHANG)
-
-    def _take_trap(self, tid: int, thread: PtraceThread) -> None:
-        """Make the thread safe before its stop is consumed: from then on our death does no harm."""
-        words = thread.words
-        words[RIP] = 0
-        quick(PTRACE_GETREGS, tid, 0, thread.buffer)
-        try:
-            site = thread.sites[words[RIP]]
-        except KeyError:
-            site = None
-        if site is None or not (site.certain or (site.in_slot and self._has_moved(thread)) or self._is_breakpoint(tid)):
-            self._consume(tid, thread)
-            return
-        landing = site.landing_word
-        if landing is not None:
-            quick(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
-        elif site.landing is not None:
-            site.landing_word = ctypes.c_ulong(site.landing)
-            quick(PTRACE_POKEUSER, tid, _RIP_OFFSET, site.landing_word)
-        elif not site.make_safe(thread):
-            self._consume(tid, thread)
-            return
-        status = _reap(tid)
-        if status == _TRAP_STATUS:
-            thread.stops += 1
-            if thread.trap_unblocked:
-                self.block_trap_again(thread)
-            if site.watchful or not thread.stops % _SELDOM:
-                self._look_at_mask(thread, site)
-            self._batch.append((thread, site))
-        elif status is not None:  # killed meanwhile
-            self._classify(tid, thread, status)
-
-    def _has_moved(self, thread: PtraceThread) -> bool:
-        """Since it last stopped at a trap in a slot; if no register is another, it may not have run at all."""
-        registers = bytes(thread.buffer)
-        moved, thread.entered_with = registers != thread.entered_with, registers
-        return moved
-
-    def _is_breakpoint(self, tid: int) -> bool:
-        info = self._trap_info
-        info[_SI_CODE_WORD] = 0
-        quick(PTRACE_GETSIGINFO, tid, 0, self._trap_info_buffer)
-        return info[_SI_CODE_WORD] == _SI_KERNEL
-
-    def _consume(self, tid: int, thread: PtraceThread | None) -> None:
-        somebodys = thread is None and self._is_untraced_child(tid)
-        status = _reap(tid)
-        if status is None:
-            return
-        if somebodys and not os.WIFSTOPPED(status):
-            parenthood.hand_over(tid, status)
-        else:
-            self._classify(tid, thread, status)
-
-    def _is_untraced_child(self, tid: int) -> bool:
-        """A handler has started it, so that it is a child of this very thread."""
-        fields = procfs.status(tid)
-        ours = fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
-        return ours and tid not in self._kept and (self._doorbell is None or tid != self._doorbell.pid)
 
     # Threads and processes ------------------------------------------------------------------
 
@@ -322,12 +216,3 @@ class PtraceTracer(Stops):
         guard = self._guards.of(thread.pid)
         if guard is not None:
             guard.resume(thread.tid)
-
-
-def _reap(tid: int) -> int | None:
-    """The wait status that was peeked at; None if it is there no more."""
-    try:
-        found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return status if found else None

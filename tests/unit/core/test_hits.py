@@ -13,6 +13,7 @@ import pytest
 from ubpx._errors import MemoryFault, StaleHit, UsageError
 from ubpx.core.hits import Hit
 from ubpx.core.registers import RegisterLayout, WordRegisters, put
+from ubpx.core.ubp.i386 import I386
 from ubpx.core.ubp.x86_64 import X86_64
 
 if TYPE_CHECKING:
@@ -51,7 +52,14 @@ def thread() -> TracedThread:
 @pytest.fixture
 def hit(thread: TracedThread, memory: CountingMemory) -> Hit:
     around = SimpleNamespace(architecture=X86_64(), layout=LAYOUT, memory=memory)
-    return Hit("the lease", thread, cast(Any, around))
+    return hit_of(thread, around)
+
+
+def hit_of(thread: TracedThread, around: Any) -> Hit:
+    """As ``sites.run_handlers`` makes it."""
+    hit = Hit()
+    hit._lease, hit._thread, hit._surroundings, hit._writes = "the lease", thread, around, None
+    return hit
 
 
 @pytest.mark.parametrize("kind", [list, lambda words: memoryview(bytearray(struct.pack("<27Q", *words))).cast("Q")])
@@ -145,6 +153,21 @@ def test_unknown_register_is_told_which_there_are(hit: Hit) -> None:
     with pytest.raises(AttributeError, match="no register 'x0'"):
         hit.regs.x0 = 1
     assert hit._writes is None
+
+
+@pytest.mark.parametrize("architecture", [X86_64(), I386()])
+def test_attributes_and_items_show_the_same_in_every_architecture(architecture: Any, memory: CountingMemory) -> None:
+    """Invariant: each name is its own register's value, cut to that register's size; two layouts do not mix."""
+    layout = RegisterLayout(
+        architecture.name, architecture.register_names, architecture.pc_name, word_size=architecture.word_size
+    )
+    words = [0xABCD_0000_0000_0000 | position for position in range(len(architecture.register_names))]
+    thread = cast("TracedThread", SimpleNamespace(tid=11, pid=10, words=words))
+    hit = hit_of(thread, SimpleNamespace(architecture=architecture, layout=layout, memory=memory))
+    for name, position in layout.index.items():
+        assert getattr(hit.regs, name) == hit.regs[name] == words[position] & layout.mask
+    setattr(hit.regs, layout.names[0], -1)
+    assert hit._writes == {layout.names[0]: layout.mask}
 
 
 def test_word_registers_are_a_mapping_over_the_words() -> None:

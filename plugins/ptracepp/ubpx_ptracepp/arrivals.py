@@ -1,0 +1,261 @@
+"""How the tracer waits: arrivals at sites are served here, and every other stop is told as an event.
+
+The order at a trap of ours: peek at the stop, make the thread safe, consume the stop, run the handlers, let it go. From
+the moment of consumption our own death does no harm. What each call costs is in docs/explanation/stop-path.md.
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections import deque
+from typing import Any, Final
+
+from ubpx.core import events
+from ubpx.core.ports import Site
+from ubpx_ptracepp import parenthood, procfs
+from ubpx_ptracepp.abi import RIP
+from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
+from ubpx_ptracepp.parenthood import waitid
+from ubpx_ptracepp.placement import Post
+from ubpx_ptracepp.requests import (
+    PEEK,
+    PTRACE_EVENT_STOP,
+    PTRACE_GETSIGINFO,
+    PTRACE_INTERRUPT,
+    PTRACE_POKEUSER,
+    peek,
+    quick,
+    reap,
+    swift,
+)
+from ubpx_ptracepp.stops import Stops
+from ubpx_ptracepp.tasks import PtraceThread
+
+_SIGTRAP: Final = int(signal.SIGTRAP)
+_ALL: Final = os.P_ALL
+_CLD_TRAPPED: Final = os.CLD_TRAPPED
+_TRAP_STATUS: Final = _SIGTRAP << 8 | 0x7F
+_RIP_OFFSET: Final = ctypes.c_long.from_param(RIP * 8)
+_SI_CODE_WORD: Final = SI_CODE // 4
+_SI_KERNEL: Final = 0x80
+_Stop = tuple[int, int, int, int, int]
+"""As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
+_SELDOM: Final = 64
+"""After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
+_INTERRUPTED: Final = PTRACE_EVENT_STOP << 8 | _SIGTRAP
+_MANY: Final = 16
+"""So many threads that were asked to stop are worth a look at each."""
+_STOPS_IN_S: Final = 3e-6
+"""After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
+_LONGEST_NAP_S: Final = 1e-3
+_MOST_NAPS: Final = 8
+
+
+class Arrivals(Stops):
+    """The part of ``ports.Tracer`` that waits. Used in the tracer thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batch: Final[deque[tuple[PtraceThread, Site]]] = deque()
+        self._post: Final = Post()
+        self._asked: Final[deque[PtraceThread]] = deque()
+        """Threads that were asked to stop, and may have."""
+        self._naps = 0
+        """How often in a row none of them had."""
+        self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
+        self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
+
+    def wait(self) -> Any:
+        """The next event; arrivals at sites are served meanwhile."""
+        batch, queue = self._batch, self._queue
+        while True:
+            while batch:
+                thread, site = batch.popleft()
+                if not site.arrive(thread):
+                    return events.Doorbell()
+                quick(thread.go, thread.tid, 0, 0)
+            if queue:
+                return queue.popleft()
+            if self._asked and self._collect():
+                continue
+            stop = self._attend() if len(self._threads) == 1 else waitid(_ALL, 0, PEEK)
+            if stop is None:
+                return events.Doorbell()
+            self._gather(stop)
+
+    def _collect(self) -> bool:
+        """Take the stops of many threads that were asked to stop, each by its tid; whether ``wait`` is to look again.
+
+        The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
+        for one alone, which might be waiting for another that has stopped, too.
+        """
+        asked, threads, answers, look = self._asked, self._threads, self._answers, peek
+        if len(asked) < _MANY:
+            asked.clear()
+            return False
+        misses = 0
+        for _ in range(len(asked)):
+            thread = asked.popleft()
+            if not thread.interrupted or threads.get(thread.tid) is not thread:
+                continue  # its stop has been seen already, or its end
+            found = look(answers, thread.tid)
+            if found is not None:
+                if found[1] == _INTERRUPTED:
+                    self._note_interrupted(thread)
+                else:
+                    self._take(found)
+                misses = 0
+            else:
+                asked.append(thread)
+                misses += 1
+                if misses == _MANY:
+                    break
+        if self._queue or self._batch:
+            self._naps = 0
+        elif self._naps == _MOST_NAPS or not asked:
+            return False
+        else:
+            self._naps += 1
+            time.sleep(min(len(asked) * _STOPS_IN_S, _LONGEST_NAP_S))
+        return True
+
+    def _attend(self) -> _Stop | None:
+        """Serve the only thread there is: the fast lane, for as long as it does nothing but arrive at sites.
+
+        The first stop that ``_gather`` has to take; None: the core has the thread, or there are others. Nobody starves
+        meanwhile: the kernel shows the doorbell and new tasks first. Each step is ``_take_trap``'s, in the same order.
+        """
+        threads, queue, answers = self._threads, self._queue, self._answers
+        (thread,) = threads.values()
+        if thread.trap_unblocked:
+            return waitid(_ALL, 0, PEEK)
+        tid, words, get_registers = thread.tid, thread.words, thread.get_registers
+        ask, take = quick, reap
+        next_stop: Any = waitid
+        while len(threads) == 1 and not queue:
+            stop: _Stop = next_stop(_ALL, 0, PEEK)
+            stopped, _, _, number, code = stop
+            stops = thread.stops + 1
+            if stopped != tid or number != _SIGTRAP or code != _CLD_TRAPPED or not stops % _SELDOM:
+                return stop
+            words[RIP] = 0
+            ask(*get_registers)
+            try:
+                site = thread.sites[words[RIP]]
+            except KeyError:
+                return stop
+            landing = site.landing_word
+            if landing is not None:
+                ask(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
+            elif not site.in_slot or site.watchful or not self._has_moved(thread):
+                return stop
+            status = take(tid, answers)
+            if status != _TRAP_STATUS:
+                if status is not None:  # killed meanwhile
+                    self._classify(tid, thread, status)
+                break
+            thread.stops = stops
+            if not site.arrive(thread):
+                break
+            ask(thread.go, tid, 0, 0)
+        return None
+
+    def _gather(self, first: _Stop) -> None:
+        """Consume every stop there is, ``first`` first, before any thread goes on: so none starves."""
+        threads, batch = self._threads, self._batch
+        tid, _, _, number, code = first
+        stop: tuple[int, int, int] | None = (tid, number, code)
+        while stop is not None:
+            self._take(stop)
+            if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
+                return  # there is nobody else who could have stopped
+            if len(self._asked) >= _MANY:
+                return  # they are found sooner one by one
+            stop = peek(self._answers)
+
+    def _take(self, stop: tuple[int, int, int]) -> None:
+        """Consume one stop, that of a thread at a site once it is safe."""
+        tid, number, code = stop
+        thread = self._threads.get(tid)
+        if thread is None or number != _SIGTRAP or code != _CLD_TRAPPED:
+            self._consume(tid, thread)
+        else:
+            self._take_trap(tid, thread)
+
+    def _take_trap(self, tid: int, thread: PtraceThread) -> None:
+        """Make the thread safe before its stop is consumed: from then on our death does no harm."""
+        words = thread.words
+        words[RIP] = 0
+        quick(*thread.get_registers)
+        try:
+            site = thread.sites[words[RIP]]
+        except KeyError:
+            site = None
+        if site is None or not (site.certain or (site.in_slot and self._has_moved(thread)) or self._is_breakpoint(tid)):
+            self._consume(tid, thread)
+            return
+        if site.landing is not None:
+            landing = site.landing_word or ctypes.c_ulong.from_param(site.landing)
+            quick(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
+        elif not site.make_safe(thread):
+            self._consume(tid, thread)
+            return
+        status = reap(tid, self._answers)
+        if status == _TRAP_STATUS:
+            thread.stops = stops = thread.stops + 1
+            if thread.trap_unblocked:
+                self.block_trap_again(thread)
+            if site.watchful or not stops % _SELDOM:
+                self._look_at_mask(thread, site)
+            if not stops % _SELDOM:
+                self._post.note(_SELDOM, tid)
+            self._batch.append((thread, site))
+        elif status is not None:  # killed meanwhile
+            self._classify(tid, thread, status)
+
+    def _has_moved(self, thread: PtraceThread) -> bool:
+        """Since it last stopped at a trap in a slot; if no register is another, it may not have run at all."""
+        registers = thread.image.tobytes()
+        moved, thread.entered_with = registers != thread.entered_with, registers
+        return moved
+
+    def _is_breakpoint(self, tid: int) -> bool:
+        info = self._trap_info
+        info[_SI_CODE_WORD] = 0
+        quick(PTRACE_GETSIGINFO, tid, 0, self._trap_info_buffer)
+        return info[_SI_CODE_WORD] == _SI_KERNEL
+
+    def _consume(self, tid: int, thread: PtraceThread | None) -> None:
+        somebodys = thread is None and self._is_untraced_child(tid)
+        status = reap(tid, self._answers)
+        if status is None:
+            return
+        if somebodys and not os.WIFSTOPPED(status):
+            parenthood.hand_over(tid, status)
+        else:
+            self._classify(tid, thread, status)
+
+    def _is_untraced_child(self, tid: int) -> bool:
+        """A handler has started it, so that it is a child of this very thread."""
+        fields = procfs.status(tid)
+        ours = fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
+        return ours and tid not in self._kept and (self._doorbell is None or tid != self._doorbell.pid)
+
+    def interrupt(self, thread: PtraceThread) -> None:
+        """Ask it to stop."""
+        if swift(PTRACE_INTERRUPT, thread.tid, 0, 0) == -1:
+            super().interrupt(thread)
+        else:
+            thread.interrupted = True
+        self._asked.append(thread)
+        self._naps = 0
+
+    def _note_interrupted(self, thread: PtraceThread) -> None:
+        """As ``_take`` would, at the stop that it was asked for."""
+        status = reap(thread.tid, self._answers)
+        if status is not None and status >> 8 == _INTERRUPTED and not thread.trap_unblocked:
+            thread.stops += 1
+            self._queue.append(self._interrupted(thread))
+        elif status is not None:
+            self._classify(thread.tid, thread, status)
