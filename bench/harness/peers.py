@@ -6,8 +6,10 @@ import ast
 import json
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -104,6 +106,13 @@ def run_peer(peer: Peer, *, calls: int, function: str = "bench_lea") -> Run:
     Raises Missing if the peer cannot be started, BenchError if it is there and then misses hits, breaks off, or
     harms the program.
     """
+    try:
+        return _run_peer(peer, calls, function)
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:  # it answered nonsense, or nothing
+        raise BenchError(f"{peer.title}: {error!r}") from error
+
+
+def _run_peer(peer: Peer, calls: int, function: str) -> Run:
     warm_up = max(calls // WARM_UP, 1)
     environment = {"BENCH_TRACER": str(build("tracer")), "PYTHONPATH": str(PEERS)}
     with MeasuredProgram(build(*peer.program)) as program:
@@ -149,19 +158,16 @@ def pieces(program: MeasuredProgram, function: str, calls: int) -> Pieces:
 
 def started(peer: Peer, words: list[str], environment: Mapping[str, str]) -> Talk:
     """The peer, armed. Raises Missing if it cannot be."""
-    talk = Talk([*peer.command(), *words], environment=environment)
-    try:
-        line = talk.hear(patience_s=START_S)
-        if line == "armed":
-            return talk
-        reason = json.loads(line)["missing"] if line.startswith('{"missing"') else f"it said {line!r}"
-    except BenchError as error:
-        reason = str(error)
-    except BaseException:
-        talk.__exit__()
-        raise
-    talk.__exit__()
-    raise Missing(reason)
+    with ExitStack() as stack:
+        talk = stack.enter_context(Talk([*peer.command(), *words], environment=environment))
+        try:
+            line = talk.hear(patience_s=START_S)
+        except BenchError as error:
+            raise Missing(str(error)) from None
+        if line != "armed":
+            raise Missing(json.loads(line)["missing"] if line.startswith('{"missing"') else f"it said {line!r}")
+        stack.pop_all()
+        return talk
 
 
 def talk_over(program: MeasuredProgram, talk: Talk) -> None:

@@ -21,6 +21,7 @@ SOURCES: Final = BENCH / "programs"
 FLAGS: Final = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 PATIENCE_S: Final = 120.0
 """For anything that a measured program or a peer is asked for."""
+LAST_WORDS_S: Final = 0.2
 
 
 class BenchError(Exception):
@@ -52,6 +53,7 @@ class Talk:
         self._process: Final = subprocess.Popen([*command], env=everything, process_group=0, **pipes)
         self._unread = b""
         self._complaints = b""
+        self._complaining = True
 
     @property
     def pid(self) -> int:
@@ -77,27 +79,38 @@ class Talk:
         return line.decode(errors="replace").strip()
 
     def _read(self, seconds: float) -> bool:
-        """Whether anything came on either stream; False at the end of its output."""
+        """Wait for anything on either stream; False at the end of its output. Raises BenchError if nothing comes."""
         out, complaints = _there(self._process.stdout), _there(self._process.stderr)
-        ready, _, _ = select.select([out, complaints], [], [], max(seconds, 0))
+        ready, _, _ = select.select([out, complaints] if self._complaining else [out], [], [], max(seconds, 0))
         if not ready:
             raise BenchError(f"{self.name} said nothing for too long")
         if complaints in ready:
             piece = os.read(complaints.fileno(), 1 << 16)
             self._complaints += piece
-            if piece or out not in ready:
-                # At its end this stream is always ready: what is left is on the other.
-                return bool(piece) or self._read_out(out)
-        return self._read_out(out)
+            self._complaining = bool(piece)
+        if out in ready:
+            piece = os.read(out.fileno(), 1 << 16)
+            self._unread += piece
+            return bool(piece)
+        return True
 
-    def _read_out(self, out: IO[bytes]) -> bool:
-        piece = os.read(out.fileno(), 1 << 16)
-        self._unread += piece
-        return bool(piece)
+    def _status(self) -> int:
+        """Its exit status, once it has ended; it is reaped last of all, so that its process id stays its own."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (end := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{self.name} does not end")
+            time.sleep(0.002)
+        return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
     def _ended(self) -> BenchError:
-        status = self._process.wait(timeout=PATIENCE_S)
-        self._complaints += _there(self._process.stderr).read()
+        status = self._status()
+        complaints = _there(self._process.stderr)
+        while select.select([complaints], [], [], LAST_WORDS_S)[0]:  # not to the end: others may have it open too
+            piece = os.read(complaints.fileno(), 1 << 16)
+            if not piece:
+                break
+            self._complaints += piece
         last = self._complaints.decode(errors="replace").strip().splitlines()[-1:]
         return BenchError(f"{self.name} ended with status {status}{': ' if last else ''}{''.join(last)}")
 
@@ -112,11 +125,8 @@ class Talk:
         """Wait for its own end. Raises BenchError if that is not a good one."""
         if not _there(self._process.stdin).closed:
             self.hang_up()
-        try:
-            if self._process.wait(timeout=PATIENCE_S):
-                raise self._ended()
-        except subprocess.TimeoutExpired:
-            raise BenchError(f"{self.name} does not end") from None
+        if self._status():
+            raise self._ended()
 
     def __enter__(self) -> Self:
         return self

@@ -51,9 +51,9 @@ def machine(processors: frozenset[int]) -> dict[str, Any]:
     }
 
 
-def row_as_json(row: Row, rows: Rows, yardstick: str) -> dict[str, Any]:
+def row_as_json(row: Row) -> dict[str, Any]:
     """One peer's figures, or why there are none."""
-    found = ratio(rows, row.peer.name, yardstick) if yardstick in rows else None
+    found = ratio(row, row.yardstick)
     last = row.runs[-1] if row.spans else None
     return {
         "name": row.peer.name,
@@ -63,6 +63,7 @@ def row_as_json(row: Row, rows: Rows, yardstick: str) -> dict[str, Any]:
         "low_us": min(row.spans, default=None),
         "high_us": max(row.spans, default=None),
         "over_c_one_stop": None if found is None else found.value,
+        "rounds": len(row.spans),
         "calls": sum(run.calls for run in row.runs) if last else None,
         "hits": sum(run.hits for run in row.runs) if last else None,
         "counted_by": None if last is None else last.counted_by,
@@ -79,10 +80,8 @@ def as_json(
     rows: Rows,
     figures: Sequence[Figure],
     failures: Sequence[str],
-    yardstick: str,
 ) -> dict[str, Any]:
     """All of it; the bare ratios stand at the top too, by name, for whoever compares runs."""
-    listed = [row_as_json(row, rows, yardstick) for row in rows.values()]
     return {
         "format": FORMAT,
         "date": began.date().isoformat(),
@@ -91,7 +90,7 @@ def as_json(
         "valid": not failures,
         "failures": list(failures),
         "missed": [each.name for each in missed(figures)],
-        "peers": listed,
+        "peers": [row_as_json(row) for row in rows.values()],
         "figures": [each.as_json() for each in figures],
         "values": {each.name: each.value for each in figures},
     }

@@ -12,6 +12,8 @@ from harness.programs import BenchError
 
 MICROSECOND = 1000
 LEAST_CALLS = 20
+YARDSTICK = "c_one_stop"
+"""What all are compared with."""
 Tell = Callable[[str], None]
 
 
@@ -30,6 +32,8 @@ class Row:
     """Why it has no figure: it cannot be had here."""
     invalid: str = ""
     """Why it has none: it was there, and its figure would not be true."""
+    yardstick: Row | None = None
+    """What it is compared with: of the same rounds."""
 
     @property
     def spans(self) -> Sequence[float]:
@@ -56,6 +60,8 @@ def rounds(
     again.
     """
     rows = {peer.name: Row(peer) for peer in peers}
+    for row in rows.values():
+        row.yardstick = rows.get(YARDSTICK)
     for turn in range(count):
         telling(f"round {turn + 1} of {count}: {len(peers)} ways to take a hit")
         shift = turn % len(peers) if peers else 0
@@ -84,8 +90,8 @@ class Ratio:
     high: float
 
 
-def ratio(rows: Rows, name: str, base: str) -> Ratio | None:
+def ratio(row: Row, base: Row | None) -> Ratio | None:
     """None where either has no figure. Rounds are compared with each other: what slows the machine slows both."""
-    pairs = list(zip(rows[name].spans, rows[base].spans, strict=False))
+    pairs = list(zip(row.spans, base.spans, strict=False)) if base is not None else []
     found = sorted(above / below for above, below in pairs)
     return Ratio(statistics.median(found), found[0], found[-1]) if found else None

@@ -46,7 +46,9 @@ def where(result: Result) -> str:
     machine = result["machine"]
     return (
         f"{result['date']}, {machine['processor']}, {machine['processors']} processors, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, ubpx {machine['ubpx']}" + (f" ({machine['commit']})" if machine["commit"] else "")
+        f"Python {machine['python']}, ubpx {machine['ubpx']}"
+        + (f" ({machine['commit']})" if machine["commit"] else "")
+        + f", load {machine['load']:.1f} before"
     )
 
 
@@ -77,7 +79,7 @@ def as_text(result: Result) -> str:
         figures.append((figure["title"], measured(figure), demanded(figure), figure["verdict"]))
         if figure["value"] is None:
             notes.append(f"{figure['title']}: not measured: {figure['missing']}")
-    lines = [where(result), f"medians of {result['rounds']} rounds", ""]
+    lines = [where(result), f"medians of {result['rounds']} rounds, of more where that is quick", ""]
     lines += [*columns(peers, "<>>>><"), "", *columns(figures, "<><<"), ""]
     lines += notes
     lines += [f"NOT VALID: {failure}" for failure in result["failures"]]
@@ -86,26 +88,37 @@ def as_text(result: Result) -> str:
 
 
 def as_markdown(result: Result, picture: str) -> str:
-    """What the README shows: the figure, and the peers' table."""
+    """What the README shows: the figure, the peers' table, and what is demanded."""
     peers = [peer for peer in by_cost(result) if peer["tool"]]
-    shown = [
-        f"| {peer['title']} | {number(peer['us'])} | {times(peer['over_c_one_stop'])} |"
-        for peer in peers
-        if peer["us"] is not None
-    ]
     absent = [f"{peer['title']} ({peer['missing'] or peer['invalid']})" for peer in peers if peer["us"] is None]
     lines = [
         f"![What one hit costs, by tool, on a logarithmic scale]({picture})",
         "",
         "| one hit | us | / C, one stop |",
         "|---|--:|--:|",
-        *shown,
+        *(peer_line(peer) for peer in peers if peer["us"] is not None),
         "",
-        f"Measured on {where(result)}; medians of {result['rounds']} rounds, all processes on one processor.",
+        f"Measured on {where(result)}; medians of at least {result['rounds']} rounds, all processes on one processor.",
     ]
     if absent:
         lines.append(f"Not measured: {'; '.join(absent)}.")
+    limits = [figure for figure in result["figures"] if figure["demand"]]
+    if limits:
+        lines += ["", "<details><summary>At scale, and what is demanded of each figure</summary>", ""]
+        lines += ["| figure | measured | demanded | |", "|---|--:|---|---|", *map(figure_line, limits)]
+        lines += ["", "</details>"]
     return "\n".join(lines)
+
+
+def peer_line(peer: Mapping[str, Any]) -> str:
+    """One row of the README's first table; ours stand out."""
+    title = f"**{peer['title']}**" if peer["name"].startswith("ubpx") else peer["title"]
+    return f"| {title} | {number(peer['us'])} | {times(peer['over_c_one_stop'])} |"
+
+
+def figure_line(figure: Mapping[str, Any]) -> str:
+    """One row of the second."""
+    return f"| {figure['title']} | {measured(figure)} | {demanded(figure)} | {figure['verdict']} |"
 
 
 def replaced(page: str, text: str) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from harness.figures import Demand, Figure, of_ratio
 from harness.peers import Peer, all_peers
-from harness.rounds import Ratio, Row, Rows, ratio, rounds
+from harness.rounds import YARDSTICK, Ratio, Row, Rows, ratio, rounds
 from harness.settings import Settings, variant
 
-YARDSTICK = "c_one_stop"
 COUNTING = "ubpx_counts"
 FASTER = {
     "gdb_python": 13.0,
@@ -19,11 +18,15 @@ FASTER = {
     "lldb_callback": 100.0,
 }
 """How many times ubpx must at least be faster."""
-CLIENTS = (500, 1000)
+SLOW = (*FASTER, "gdbserver_condition")
+"""What takes seconds to start, or for its hits."""
+QUICK_TIMES = 3
+"""So many times as many rounds has what is quick."""
+CLIENTS = (100, 1000)
 VARIANTS = (
     variant("clients=1", "ubpx, one client that does nothing", calls=10_000),
     variant("clients=2", "ubpx, two clients", calls=10_000),
-    variant(f"clients={CLIENTS[0]}", "ubpx, 500 clients", calls=500),
+    variant(f"clients={CLIENTS[0]}", "ubpx, 100 clients", calls=1_000),
     variant(f"clients={CLIENTS[1]}", "ubpx, 1,000 clients", calls=500),
     variant("busy", "ubpx, another Python thread of the host computes", calls=2_000),
     variant("notify", "ubpx, client in another process, notified", calls=10_000, job="remote"),
@@ -34,17 +37,22 @@ REMOTE = {"notify": Demand(most=1.3), "sync": Demand(most=4), "asyncio": Demand(
 
 
 def measure(settings: Settings, *, peers: Sequence[Peer] | None = None) -> tuple[Rows, list[Figure]]:
-    """All rows, and the figures that come of them."""
-    ways = [*(all_peers() if peers is None else peers), *VARIANTS]
-    rows = rounds(ways, settings.rounds, scale=settings.scale, telling=settings.telling)
-    emulated = rounds(
-        [each for each in ways if each.name in {YARDSTICK, COUNTING}],
-        settings.rounds,
-        scale=settings.scale,
-        function="bench_push",
-        telling=settings.telling,
-    )
-    return rows, [*beside_peers(rows), at_a_push(emulated), *conditions(rows)]
+    """All rows, and the figures that come of them.
+
+    What is quick has more rounds, with nothing slow between: who else uses the machine changes within seconds. What is
+    slow has rounds of its own, with what it is compared with among them.
+    """
+    ways = {each.name: each for each in (*(all_peers() if peers is None else peers), *VARIANTS)}
+    compared_with = [ways[name] for name in (YARDSTICK, COUNTING)]
+
+    def measured(some: Sequence[Peer], count: int, function: str = "bench_lea") -> Rows:
+        return rounds(some, count, scale=settings.scale, function=function, telling=settings.telling)
+
+    quick = measured([each for each in ways.values() if each.name not in SLOW], settings.rounds * QUICK_TIMES)
+    slow = measured([*compared_with, *(ways[name] for name in SLOW if name in ways)], settings.rounds)
+    emulated = measured(compared_with, settings.rounds, "bench_push")
+    figures = [*beside_c(quick), *beside_tools(slow), at_a_push(emulated), *conditions(quick)]
+    return {**slow, **quick}, figures
 
 
 def why(*rows: Row) -> str:
@@ -54,13 +62,13 @@ def why(*rows: Row) -> str:
 
 def compared(rows: Rows, above: str, below: str, *, name: str, title: str, demand: Demand | None = None) -> Figure:
     """One row's cost as a multiple of another's."""
-    return of_ratio(name, title, ratio(rows, above, below), demand, why=why(rows[above], rows[below]))
+    return of_ratio(name, title, ratio(rows[above], rows[below]), demand, why=why(rows[above], rows[below]))
 
 
-def beside_peers(rows: Rows) -> list[Figure]:
-    """What ubpx costs, beside what one would use instead."""
+def beside_c(rows: Rows) -> list[Figure]:
+    """What ubpx costs, beside what cannot be had for less."""
     counting = "Python handler that counts"
-    figures = [
+    return [
         compared(
             rows,
             COUNTING,
@@ -85,6 +93,11 @@ def beside_peers(rows: Rows) -> list[Figure]:
             demand=Demand(most=2.0),
         ),
     ]
+
+
+def beside_tools(rows: Rows) -> list[Figure]:
+    """What one would use instead, beside ubpx."""
+    figures = []
     for name, least in FASTER.items():
         title = f"{rows[name].peer.title} / ubpx"
         figures.append(
@@ -127,7 +140,7 @@ def conditions(rows: Rows) -> list[Figure]:
 
 
 def thousandth(rows: Rows) -> Figure:
-    """What one more client adds at a thousand, as a multiple of a bare Python call: the slope from 500 on."""
+    """What one more client adds at a thousand, as a multiple of a bare Python call: the slope from 100 on."""
     few, many = (rows[f"clients_{number}"] for number in CLIENTS)
     name, title, demand = "thousandth_client_over_call", "the 1,000th client adds, in bare Python calls", Demand(most=8)
     pairs = list(zip(many.runs, few.spans, strict=False)) if many.spans and few.spans else []
