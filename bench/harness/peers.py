@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class Peer:
     """How many stops a hit is, where the peer cannot count; the kernel counts stops."""
     arguments: tuple[str, ...] = ()
     """Before the place's."""
+    warm_up_s: float = 0.0
+    """The warm-up lasts at least so long: what is asked for is a place that has been hot for a while."""
     program: tuple[str, ...] = ("target",)
     """What it is measured on, as ``build`` takes it."""
 
@@ -77,6 +80,7 @@ def read_peer(script: Path) -> Peer:
         calls=heads["CALLS"],
         packages=heads.get("PACKAGES", ()),
         stops=heads.get("STOPS"),
+        warm_up_s=heads.get("WARM_UP_S", 0.0),
     )
 
 
@@ -96,7 +100,7 @@ class Run:
     hits: int
     counted_by: str
     """"peer", or "kernel" for one that cannot count."""
-    notes: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     """What it has measured beside."""
 
 
@@ -120,7 +124,7 @@ def _run_peer(peer: Peer, calls: int, function: str) -> Run:
         words = [str(program.pid), *map(hex, (place.address, place.length, place.slot, place.stub, over.address))]
         own = pieces(program, function, calls)
         with started(peer, words, environment) as talk:
-            first = program.run(function, warm_up)
+            first = warm(program, function, warm_up, peer.warm_up_s)
             timed = pieces(program, function, calls)
             talk_over(program, talk)
             answer = json.loads(talk.hear())
@@ -129,7 +133,7 @@ def _run_peer(peer: Peer, calls: int, function: str) -> Run:
             raise BenchError(f"{peer.title}: it has ended, and the program is still stopped at calls")
         program.end()
     hits, by = answer.pop("hits"), "peer"
-    made = warm_up + timed.calls
+    made = first.calls + timed.calls
     if hits is None and peer.stops is not None:
         hits, by = (first.stops + timed.stops) // peer.stops, "kernel"
     if hits != made:
@@ -145,6 +149,15 @@ class Pieces:
     """A call, in the piece that is the median."""
     stops: int
     calls: int
+
+
+def warm(program: MeasuredProgram, function: str, calls: int, seconds: float) -> Pieces:
+    """So many calls, and again until the time is over."""
+    until = time.monotonic() + seconds
+    loops = [program.run(function, calls)]
+    while time.monotonic() < until:
+        loops.append(program.run(function, calls))
+    return Pieces(loops[-1].nanoseconds, sum(loop.stops for loop in loops), calls * len(loops))
 
 
 def pieces(program: MeasuredProgram, function: str, calls: int) -> Pieces:

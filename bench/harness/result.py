@@ -66,6 +66,7 @@ def row_as_json(row: Row) -> dict[str, Any]:
         "rounds": len(row.spans),
         "calls": sum(run.calls for run in row.runs) if last else None,
         "hits": sum(run.hits for run in row.runs) if last else None,
+        "strategy": None if last is None else last.notes.get("strategy"),
         "counted_by": None if last is None else last.counted_by,
         "missing": row.missing or None,
         "invalid": row.invalid or None,

@@ -47,7 +47,7 @@ class Row:
 
     def note(self, name: str) -> float:
         """The median of something that the peer has measured beside."""
-        return statistics.median(run.notes[name] for run in self.runs)
+        return statistics.median(float(run.notes[name]) for run in self.runs)
 
 
 Rows = Mapping[str, Row]

@@ -73,6 +73,7 @@ def as_text(result: Result) -> str:
             continue
         counts = f"{peer['hits']:,} / {peer['calls']:,}" + (" by the kernel" if peer["counted_by"] == "kernel" else "")
         spans = (number(peer[each]) for each in ("us", "low_us", "high_us"))
+        counts += f" {peer['strategy']}" if peer.get("strategy") else ""
         peers.append((peer["title"], *spans, times(peer["over_c_one_stop"]), counts))
     figures = [("figure", "", "demanded", "")]
     for figure in result["figures"]:

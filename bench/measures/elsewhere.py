@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.figures import Demand, Figure
-from harness.peers import JOBS, PEERS
+from harness.peers import JOBS, PEERS, warm
 from harness.programs import BenchError, MeasuredProgram, Talk, build
-from harness.settings import Settings
+from harness.settings import WARM_UP_S, Settings
 
 MOST = 100_000
 MANY = 10_000
@@ -87,10 +87,11 @@ def beside_many(settings: Settings) -> Figure:
 
 
 def hit_turns(program: MeasuredProgram, settings: Settings) -> tuple[float, int]:
-    """Nanoseconds a hit in the turn that is the median, and how many calls were made; the first turn warms up."""
+    """Nanoseconds a hit in the turn that is the median, and how many calls were made, the warm-up's included."""
     calls = settings.times(HITS, least=20)
-    spans = [program.run("bench_lea", calls).nanoseconds for _ in range(HIT_TURNS + 1)]
-    return statistics.median(spans[1:]), calls * len(spans)
+    first = warm(program, "bench_lea", calls, WARM_UP_S)
+    spans = [program.run("bench_lea", calls).nanoseconds for _ in range(HIT_TURNS)]
+    return statistics.median(spans), first.calls + calls * HIT_TURNS
 
 
 def never_hit(settings: Settings) -> Figure:

@@ -20,7 +20,7 @@ FASTER = {
 """How many times ubpx must at least be faster."""
 SLOW = (*FASTER, "gdbserver_condition")
 """What takes seconds to start, or for its hits."""
-QUICK_TIMES = 3
+QUICK_TIMES = 2
 """So many times as many rounds has what is quick."""
 CLIENTS = (100, 1000)
 VARIANTS = (

@@ -14,7 +14,8 @@ from harness.settings import Settings
 
 THREADS = 32
 SPAN_MS = 600
-WARM_UP_MS = 150
+WARM_UP_MS = 1300
+"""By then the place jumps."""
 COUNTING = Peer(name="threads", title="ubpx on many threads", script=PEERS / "ubpx_counts.py", calls=0)
 
 

@@ -8,7 +8,7 @@ beside it; or ``{"missing": REASON}`` if it cannot be had here.
 
 Each file gives TITLE (for the table), CALLS (so many are made in a round: what is slow needs few), PACKAGES (from PyPI;
 with any, it runs in bench's own virtual environment), STOPS (how many stops each hit is, where the kernel has to
-count) and a function ``serve(place, armed)``, which returns the hits.
+count), WARM_UP_S (the warm-up lasts so long at least) and a function ``serve(place, armed)``, which returns the hits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Place:
         return [str(self.pid), *map(hex, (self.address, self.length, self.slot, self.stub, self.over))]
 
 
-Serve = Callable[[Place, Armed], "int | Mapping[str, float | None] | None"]
+Serve = Callable[[Place, Armed], "int | Mapping[str, float | str | None] | None"]
 
 
 def say_armed() -> None:

@@ -5,9 +5,11 @@ from interface import Armed, Place, main, wait_for_end
 
 TITLE = "ubpx, Python handler, two registers"
 CALLS = 20_000
+WARM_UP_S = 1.3
+"""Each second ubpx looks which probepoints are hot, and has them jump."""
 
 
-def serve(place: Place, armed: Armed) -> int:
+def serve(place: Place, armed: Armed) -> dict[str, float | str | None]:
     """What it reads is what the program passes: a round's calls are numbered from 0 on."""
     count = wrong = before = 0
 
@@ -24,9 +26,10 @@ def serve(place: Place, armed: Armed) -> int:
         lease = target.client("bench").probe(place.address, handler)
         armed()
         wait_for_end()
+        strategy = str(lease.probepoint.strategy) if lease.probepoint is not None else None
         if wrong or lease.hits != count:
             raise RuntimeError(f"{wrong} arguments were not what the program passed, {count} of {lease.hits} hits")
-    return count
+    return {"hits": count, "strategy": strategy}
 
 
 if __name__ == "__main__":

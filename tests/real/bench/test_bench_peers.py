@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from harness.peers import Missing, Peer, Run, all_peers, read_peer, run_peer
 from harness.programs import BenchError, MeasuredProgram, Talk, build
 from harness.rounds import rounds
 
-PEERS = {peer.name: peer for peer in all_peers()}
+PEERS = {peer.name: replace(peer, warm_up_s=0.0) for peer in all_peers()}
 CALLS = 100
 MADE = CALLS + CALLS // 4
 """With the warm-up."""
@@ -119,6 +120,13 @@ def test_what_a_peer_measures_beside_is_kept(tmp_path: Path) -> None:
     body = f"armed(); wait_for_end(); return {{'hits': {MADE}, 'bare_call_ns': 41.5}}"
     run: Run = run_peer(make(tmp_path, "noting", body), calls=CALLS)
     assert run.notes == {"bare_call_ns": 41.5}
+
+
+def test_a_warm_up_may_last_some_time_and_its_hits_count() -> None:
+    """Invariant: what is asked to be hot for a while is; its calls and hits are compared like all others."""
+    run = run_peer(replace(PEERS["c_one_stop"], warm_up_s=0.2), calls=CALLS)
+    assert run.calls == run.hits > 2 * MADE
+    assert [peer.name for peer in all_peers() if peer.warm_up_s] == ["ubpx_counts", "ubpx_registers"]
 
 
 def test_talk_is_bounded_and_leaves_nothing_behind() -> None:
