@@ -17,6 +17,7 @@ from typing import IO, Any, Final, Self, cast
 import attrs
 
 from ubpx._errors import InternalError, TargetGone, UnknownSymbol
+from ubpx.core.clients import Client
 from ubpx.core.hits import Hit
 from ubpx.core.probepoints import Lease
 from ubpx.core.values import ProcessId
@@ -29,6 +30,8 @@ ELSEWHERE: Final = "libc:[!_lt]*"
 CLIENTS: Final = 50
 ECHOES: Final = 200
 BARE_CALLS: Final = 50_000
+HEATING_S: Final = 1.5
+"""Probepoints that are hot get a jump within a second or so, if one fits."""
 PATIENCE_S: Final = 300.0
 
 
@@ -159,34 +162,53 @@ def read_two(hit: Hit) -> None:
 
 @attrs.define
 class Bench:
-    """One target and its program, between which every way is measured. Owned by ``measure``."""
+    """One target and its program, between which every way is measured. Owned by ``measure``.
+
+    The place stays probed from the first way to the last: each takes it over from the one before, so that it
+    stays as hot as it is.
+    """
 
     target: Target
     program: BenchProgram
     calls: int
     strategy: str = "?"
     """At the place, when it was last hot."""
+    _ways: int = attrs.field(default=0, init=False)
+    _clients: Sequence[Client] = attrs.field(default=(), init=False)
+
+    def take_over(self, *handlers: Callable[[Hit], None]) -> Sequence[Lease]:
+        """From now on these handlers have the place, each a client's, and no others."""
+        self._ways += 1
+        before, names = self._clients, [f"bench {self._ways}.{number}" for number in range(len(handlers))]
+        self._clients = [self.target.client(name) for name in names]
+        leases = [each.probe(PLACE, handler) for each, handler in zip(self._clients, handlers, strict=True)]
+        for client in before:
+            client.close()
+        self.program.calls = 0
+        return leases
+
+    def heat(self) -> None:
+        """Call until the place is as quick as it gets: its strategy has changed, or would have."""
+        (lease,) = self.take_over(count)
+        first, until = self.look(lease), time.monotonic() + HEATING_S
+        while self.look(lease) == first and time.monotonic() < until:
+            self.program.run(self.calls)
+
+    def look(self, lease: Lease) -> str:
+        """Which strategy the place has."""
+        if lease.probepoint is not None:
+            self.strategy = str(lease.probepoint.strategy)
+        return self.strategy
 
     def probed(self, *handlers: Callable[[Hit], None]) -> float:
-        """Nanoseconds a hit, each handler a client's. Raises InternalError if one of them has missed a hit."""
-        clients = [self.target.client(f"bench {number}") for number in range(len(handlers))]
-        try:
-            leases = [each.probe(PLACE, handler) for each, handler in zip(clients, handlers, strict=True)]
-            return self.timed(leases)
-        finally:
-            for client in clients:
-                client.close()
-
-    def timed(self, leases: Sequence[Lease]) -> float:
-        """A fifth of the calls warms up."""
-        self.program.calls = 0
+        """Nanoseconds a hit; a fifth of the calls warms up. Raises InternalError if a handler has missed a hit."""
+        leases = self.take_over(*handlers)
         self.program.run(max(self.calls // 5, 1))
         span = self.program.run(self.calls)
         for lease in leases:
             if lease.hits != self.program.calls:
                 raise InternalError(f"a lease counted {lease.hits} hits of {self.program.calls} calls")
-            if lease.probepoint is not None:
-                self.strategy = str(lease.probepoint.strategy)
+        self.look(leases[0])
         return span
 
     def busy(self) -> float:
@@ -230,9 +252,8 @@ class Bench:
             self.program.ask("echo")
         return (time.perf_counter_ns() - began) / ECHOES
 
-    def round(self) -> Mapping[str, float]:
-        """Every way once: nanoseconds, the program's own time taken off where it runs its loop."""
-        own = self.program.run(self.calls)
+    def round(self, own: float) -> Mapping[str, float]:
+        """Every way once: nanoseconds, the program's own time for a call taken off where it runs its loop."""
         many = self.elsewhere()
         hits = {
             "hit": self.probed(count),
@@ -258,7 +279,10 @@ def bare_call() -> float:
 def measure(target: Target, program: BenchProgram, *, rounds: int, calls: int, pin: bool) -> BenchResult:
     """All ways in turn, as often as there are rounds."""
     bench = Bench(target, program, calls)
-    spans = [bench.round() for _ in range(rounds)]
+    program.run(calls)
+    own = program.run(calls)
+    bench.heat()
+    spans = [bench.round(own) for _ in range(rounds)]
 
     def median(name: str) -> float:
         return statistics.median(span[name] for span in spans)
