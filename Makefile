@@ -8,6 +8,8 @@ PYTHON ?=
 export PYTHON
 # For how long `make soak` runs.
 SECONDS ?= 1800
+# What else `make bench` is told.
+ARGS ?=
 # So many tests run side by side.
 JOBS ?= $(shell nproc)
 # What runs is what .venv has installed, never the checkout.
@@ -20,7 +22,7 @@ EXISTING = $(notdir $(wildcard $(addprefix $(ROOT)/,$(CODE))))
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Two clients share one probepoint of a running program
@@ -57,9 +59,14 @@ fuzz: ## Fuzz the wire layer and a live broker for an hour each
 		plugins/froggy/tests/test_fuzz.py tests/real/broker/test_fuzz_live.py
 
 .PHONY: bench
-bench: ## Measure the cost of a hit against peers
-	@$(SETUP) --dev --debian
-	@cd $(ROOT) && $(BIN)/python bench/run.py && $(BIN)/python bench/broker.py
+bench: ## Measure ubpx against its peers and its limits (ARGS="--only hits", ARGS=--help)
+	@$(SETUP) --dev --debian --bench
+	@cd $(ROOT) && $(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: bench-publish
+bench-publish: ## The same, and put the table and the figure into the README
+	@$(SETUP) --dev --debian --bench
+	@cd $(ROOT) && $(BIN)/python bench/run.py --publish $(ARGS)
 
 .PHONY: coverage
 coverage: ## Run the tests with branch coverage

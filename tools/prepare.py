@@ -18,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,6 +29,10 @@ VENV_PYTHON = VENV / "bin" / "python"
 STATE = VENV / "ubpx-setup.json"
 WHEELS = ROOT / "build" / "wheels"
 DEBIAN_PACKAGES = ("binutils", "g++", "gcc", "gdb", "libc6-dev", "make")
+BENCH_DEBIAN_PACKAGES = ("gdbserver", "lldb")
+BENCH_PACKAGES = ("frida", "libdebug", "python-ptrace")
+"""What ubpx is measured against, in an environment of its own: none of ours depends on any of them there."""
+BENCH_VENV = ROOT / "build" / "bench" / "venv"
 BUILD_TOOLS = ("hatchling>=1.26",)
 
 
@@ -48,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="tools/setup", description="Prepare .venv.")
     parser.add_argument("--dev", action="store_true", help="with the tools that test and lint need")
     parser.add_argument("--debian", action="store_true", help="with the Debian packages that tests/real and bench need")
+    parser.add_argument("--bench", action="store_true", help="with the peers of bench, as far as they can be had")
     options = parser.parse_args(arguments)
     with only_one_at_a_time():
         if options.debian:
@@ -55,6 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         if not venv_works():
             create_venv()
         install(wants_tools=options.dev)
+        if options.bench:
+            install_peers()
 
 
 @contextlib.contextmanager
@@ -178,6 +186,37 @@ def install_debian_packages() -> None:
     missing = [package for package in wanted if package not in installed]
     if missing:
         apt_get_install(missing)
+
+
+def install_peers() -> None:
+    """What bench measures ubpx against. What cannot be had is said, and will be missing there; nothing fails."""
+    BENCH_VENV.parent.mkdir(parents=True, exist_ok=True)
+    absent = [package for package in BENCH_DEBIAN_PACKAGES if shutil.which(package) is None]
+    if absent:
+        attempt("these will be missing: " + ", ".join(absent), lambda: apt_get_install(absent))
+    python = BENCH_VENV / "bin" / "python"
+    if not python.exists():
+        say(f"creating {BENCH_VENV}")
+        attempt("all peers from PyPI will be missing", lambda: run(VENV_PYTHON, "-m", "venv", "--clear", BENCH_VENV))
+    for package in BENCH_PACKAGES:
+        if python.exists() and not has_package(python, package):
+            say(f"installing {package} for bench")
+            install = partial(run, VENV_PYTHON, "-m", "pip", "-qq", "--python", python, "install", package)
+            attempt(f"{package} will be missing", install)
+
+
+def has_package(python: Path, package: str) -> bool:
+    """Whether an interpreter has it installed."""
+    code = f"import importlib.metadata as metadata; metadata.version({package!r})"
+    return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def attempt(otherwise: str, job: Callable[[], None]) -> None:
+    """Do it; where it cannot be done say what that means, and go on."""
+    try:
+        job()
+    except SystemExit:
+        say(otherwise)
 
 
 def apt_get_install(packages: Sequence[str]) -> None:

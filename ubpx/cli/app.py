@@ -176,6 +176,36 @@ def doctor(context: click.Context, *, pid: int | None, as_json: bool) -> None:
     context.exit(0 if diagnosis.attachable else WRONG)
 
 
+@app.command(epilog=example("ubpx bench", "ubpx bench --pin --json"))
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(min=1, max=1_000), default=5, show_default=True, help="Rounds."
+)
+@click.option(
+    "--calls",
+    metavar="N",
+    type=click.IntRange(min=100, max=10_000_000),
+    default=5_000,
+    show_default=True,
+    help="Hits a round.",
+)
+@click.option("--pin", is_flag=True, help="Tracer and program on one processor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(*, rounds: int, calls: int, pin: bool, as_json: bool) -> None:
+    """Measure what a hit costs on this machine.
+
+    Starts a small program that calls a libc function in a loop, probes that, and compares: with talking to
+    another process, with more clients, with a busy host, with many probes elsewhere. It takes a few seconds, and
+    needs no compiler. All hits are compared with the program's calls; exit status 1 if one was missed.
+
+    Beside other tools, and with more, `make bench` in ubpx's sources measures.
+    """
+    from ubpx.cli.bench.report import as_json_text, as_text
+    from ubpx.cli.bench.run import run_bench
+
+    result = run_bench(rounds=rounds, calls=calls, pin=pin)
+    click.echo(as_json_text(result) if as_json else as_text(result))
+
+
 @app.command(epilog=example("ubpx heal -p 4711"))
 @click.option("-p", "pid", metavar="PID", type=click.IntRange(min=1), required=True, help="The process.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
