@@ -1,4 +1,4 @@
-"""What one hit costs, call by call; what many threads and a stop of all of them cost (docs/explanation/stop-path.md).
+"""What one hit costs, call by call (docs/explanation/stop-path.md).
 
 Run by ``.venv/bin/python bench/stop_path.py [--json] [--rounds N]``. Each call of the tracer's fast lane is made over
 and over at one real stop of the measured program; beside them stands the floor: what a tracer in C takes that does
@@ -15,23 +15,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Any, Final
-
-from run import HEADLINE, BenchError, MeasuredProgram, build, time_c, time_ubpx
+from collections.abc import Callable
+from typing import Any, Final
 
 import ubpx
+from harness.programs import BenchError, MeasuredProgram, build
 
 CALLS: Final = 500
 """So often each call is made at a time."""
 TIMES: Final = 9
 """Of so many times the best counts: what others do on the machine makes none quicker."""
 HITS: Final = 5_000
-THREADS: Final = 32
-SPAN_MS: Final = 300
-SLEEPERS: Final = 1_000
-QUIESCES: Final = 5
+HEADLINE: Final = "bench_lea"
 
 
 def nanoseconds(call: Callable[[], object]) -> float:
@@ -115,102 +110,22 @@ def time_floor(program: MeasuredProgram) -> float:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tracer:
         if tracer.stdout is None or tracer.stdout.readline() != "armed\n":
             raise BenchError("the floor's tracer could not attach")
-        taken: float = program.time(HEADLINE, HITS)
+        taken = program.run(HEADLINE, HITS).nanoseconds
         if tracer.wait(timeout=20):
             raise BenchError("the floor's tracer missed hits")
     return taken
 
 
 def time_hits(program: MeasuredProgram) -> dict[str, float]:
-    """Nanoseconds a hit, all included."""
-    function = program.functions[HEADLINE]
-    own = program.time(HEADLINE, HITS)
-    return {
-        "floor: C, wait and CONT alone": time_floor(program) - own,
-        "C, one stop": time_c(program, function, HITS) - own,
-        "ubpx, a handler that counts": time_ubpx(program, function, HITS) - own,
-    }
-
-
-class ManyThreads:
-    """bench/threads.c, running."""
-
-    def __init__(self) -> None:
-        self._popen = subprocess.Popen([build("threads")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._popen.pid
-        self.address = int(self._read().split()[1], 16)
-
-    def _pipe(self, stream: IO[str] | None) -> IO[str]:
-        if stream is None:
-            raise BenchError("the program has no pipe")
-        return stream
-
-    def _read(self) -> str:
-        return self._pipe(self._popen.stdout).readline()
-
-    def ask(self, line: str) -> list[str]:
-        """Its answer."""
-        pipe = self._pipe(self._popen.stdin)
-        pipe.write(line + "\n")
-        pipe.flush()
-        return self._read().split()
-
-    def run(self, threads: int) -> tuple[float, float]:
-        """Hits a millisecond, and most over least hits of one thread."""
-        taken, calls, least, most = map(int, self.ask(f"{threads} {SPAN_MS}"))
-        return calls / taken * 1e6, most / max(least, 1)
-
-    def kill(self) -> None:
-        """End it."""
-        self._popen.kill()
-        self._popen.wait()
-
-
-@contextmanager
-def many_threads() -> Iterator[ManyThreads]:
-    """Ended in any case."""
-    program = ManyThreads()
-    try:
-        yield program
-    finally:
-        program.kill()
-
-
-def time_threads() -> dict[str, float]:
-    """One thread and 32 on one probe, in turn: throughput of many over that of one, and how even their shares are."""
-    count = 0
-
-    def counts(_: ubpx.Hit) -> None:
-        nonlocal count
-        count += 1
-
-    with many_threads() as program, ubpx.attach(program.pid) as target:
-        lease = target.client("bench").probe(program.address, counts)
-        one, _ = program.run(1)
-        many, uneven = program.run(THREADS)
-        if count != lease.hits:
-            raise BenchError(f"{count} of {lease.hits} hits were handled")
-    return {"throughput over one thread's": many / one, "most over least": uneven}
-
-
-def time_quiesce() -> dict[str, float]:
-    """Milliseconds to stop a thousand sleeping threads, by a loop in C and by ubpx."""
-    with many_threads() as program:
-        if program.ask(f"sleep {SLEEPERS}") != ["ready"]:
-            raise BenchError("the sleepers do not sleep")
-        command = [str(build("quiesce")), str(program.pid), str(QUIESCES)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        spans = []
-        with ubpx.attach(program.pid) as target:
-            client = target.client("bench")
-            for _ in range(QUIESCES):
-                began = time.perf_counter_ns()
-                hold = client.hold()
-                spans.append(time.perf_counter_ns() - began)
-                hold.release()
-                time.sleep(0.02)
-    c, ours = statistics.median(map(int, said.split())) / 1e6, statistics.median(spans) / 1e6
-    return {"C, ms": c, "ubpx, ms": ours, "ratio": ours / c}
+    """Nanoseconds a hit, all included; beside other tracers it is in ``make bench``."""
+    own = program.run(HEADLINE, HITS).nanoseconds
+    floor = time_floor(program) - own
+    with ubpx.attach(program.pid) as target:
+        lease = target.client("bench").probe(program.functions[HEADLINE].address, lambda _: None, strategy="BOOST")
+        ours = program.run(HEADLINE, HITS).nanoseconds - own
+        if lease.hits != HITS:
+            raise BenchError(f"{lease.hits} hits of {HITS} calls")
+    return {"floor: C, wait and CONT alone": floor, "ubpx, a handler that does nothing": ours}
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -219,23 +134,18 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """All of it; the first four on one processor."""
+    """All of it, on one processor."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(everywhere)})
-    program = MeasuredProgram()
     try:
-        found = {
-            "the kernel's calls, ns": medians([time_calls(program) for _ in range(rounds)]),
-            "what Python does, ns": medians([time_arrival(program) for _ in range(rounds)]),
-            "one hit, ns": medians([time_hits(program) for _ in range(rounds)]),
-        }
+        with MeasuredProgram(build("target")) as program:
+            return {
+                "the kernel's calls, ns": medians([time_calls(program) for _ in range(rounds)]),
+                "what Python does, ns": medians([time_arrival(program) for _ in range(rounds)]),
+                "one hit, ns": medians([time_hits(program) for _ in range(rounds)]),
+            }
     finally:
-        program.kill()
-    found[f"{THREADS} threads, one processor"] = medians([time_threads() for _ in range(rounds)])
-    os.sched_setaffinity(0, everywhere)
-    found[f"{THREADS} threads, all processors"] = medians([time_threads() for _ in range(rounds)])
-    found[f"{SLEEPERS} threads are stopped"] = medians([time_quiesce() for _ in range(max(rounds // 3, 1))])
-    return found
+        os.sched_setaffinity(0, everywhere)
 
 
 def main() -> int:

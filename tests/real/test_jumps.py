@@ -127,7 +127,9 @@ def test_writing_behind_a_jump_takes_it_out(target_program: StartProgram) -> Non
     assert program.tell("q").wait() == 0
 
 
-def test_a_released_jump_leaves_the_programs_own_bytes(target_program: StartProgram) -> None:
+def test_a_released_jump_leaves_the_programs_own_bytes(
+    target_program: StartProgram, eventually: Callable[..., bool]
+) -> None:
     """Invariant: the last release puts all of the instruction's bytes back, also from within a handler."""
     program = target_program("neighbours", 4)
     with ubpx.attach(program.pid) as target:
@@ -143,6 +145,7 @@ def test_a_released_jump_leaves_the_programs_own_bytes(target_program: StartProg
 
         lease = client.probe("chain", last, strategy=JUMP)
         program.tell("g")
+        assert eventually(lambda: lease.hits > 0)
         calls = program.tell("s").number("calls")
         assert raw(program, lease.address or 0, 8) == own
         assert 1 <= lease.hits <= min(calls, 4)

@@ -144,12 +144,12 @@ class HitReception:
         points = space.watches.hit(registers)
         if thread.process.silent or not points or not self.tracer.fetch(port):
             return
-        self.serving, self.serving_since = port, monotonic()
+        before, self.serving, self.serving_since = self.serving, port, monotonic()
         leases = tuple(lease for point in points for lease in point.leases)
         for lease in leases:
             lease.hits += 1
         answers = run_handlers(leases, port, space, self) or []
-        self.serving = None
+        self.serving = before
         merged = self._merge(thread, points[0].address, answers)
         self.obey(thread, [(lease.client.name, answer) for lease, answer, _ in answers if answer is not None])
         if merged:

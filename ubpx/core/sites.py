@@ -258,13 +258,13 @@ class ProbeSite:
         if self._heeds_steps and words[self._own_trap_place] & self._own_trap_bit:
             self.unlanded.add(thread.tid)
         reception = self.reception
-        reception.serving = thread
+        before, reception.serving = reception.serving, thread  # a handler may have had the program served
         reception.serving_since = monotonic()
         leases = self.leases
         for lease in leases:
             lease.hits += 1
         answers = run_handlers(leases, thread, self.space, reception)
-        reception.serving = None
+        reception.serving = before
         if answers is None and not (self._steps or thread.held or reception.after_hit or self.unlanded):
             return True
         reception.conclude(thread, self, answers or [])

@@ -54,10 +54,24 @@ def ignore(hit: Any) -> None:
 
 def test_requests_go_to_the_desk_with_every_option(client: Any, desk: RecordingDesk) -> None:
     assert client.probe("libc:write", ignore) == "a lease"
-    defaults = {"strategy": None, "exclusive": False, "priority": 3, "assume_boundary": False, "defer": True}
+    defaults = {
+        "strategy": None,
+        "exclusive": False,
+        "priority": 3,
+        "assume_boundary": False,
+        "defer": True,
+        "once": False,
+    }
     assert desk.requests.pop() == ("probe", client, "libc:write", ignore, defaults)
     client.probe(16, ignore, strategy="STEP", exclusive=True, priority=0, assume_boundary=True, defer=False)
-    changed = {"strategy": "STEP", "exclusive": True, "priority": 0, "assume_boundary": True, "defer": False}
+    changed = {
+        "strategy": "STEP",
+        "exclusive": True,
+        "priority": 0,
+        "assume_boundary": True,
+        "defer": False,
+        "once": False,
+    }
     assert desk.requests.pop() == ("probe", client, 16, ignore, changed)
     assert client.hold() == "a hold"
     assert client.hold(11) == "a hold"
