@@ -266,12 +266,12 @@ class Census:
     def end(self, process: TracedProcess, status: int | None) -> None:
         """The process has ended; with None for ``status`` it was left."""
         self._tracees.processes.pop(process.pid, None)
+        self._ended[process.pid] = process.space  # first: children appear while those who share its memory are left
+        for pid in tuple(self._ended)[:-_REMEMBERED]:
+            del self._ended[pid]
+            self._left.pop(pid, None)
         if not process.silent:
             self._abandon(process.space)
-            self._ended[process.pid] = process.space
-            for pid in tuple(self._ended)[:-_REMEMBERED]:
-                del self._ended[pid]
-                self._left.pop(pid, None)
         for hold in self._keeper.holds.in_process(process.pid):
             self._keeper.holds.drop(hold)
         process.status = status
