@@ -245,7 +245,6 @@ class Steps:
             self._apply(thread, space.architecture.hide_step(registers))
             if space.architecture.restarted(registers) is None:  # else a signal follows, and wants to know where it was
                 self._leave_slot(thread)
-            self._give_back_signals(thread)
             self.stepped(thread)
             return
         outcome = space.architecture.after_step(plan, registers)
@@ -258,11 +257,14 @@ class Steps:
                 self._tracer.correct_fault_address(thread.port, pc)
                 if plan.repeats and pc == plan.origin:
                     self._expect_return(thread, plan.origin, {})
-            self._give_back_signals(thread)
             self.stepped(thread)
 
     def stepped(self, thread: Thread) -> None:
-        """The instruction is done: tell who asked for it. ``words`` are up to date."""
+        """The instruction is done, and what was put off for it is due: tell who asked for it.
+
+        ``words`` are up to date.
+        """
+        self._give_back_signals(thread)
         if thread.step_clients:
             clients, thread.step_clients = thread.step_clients, ()
             space = thread.process.space
