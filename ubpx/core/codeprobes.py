@@ -96,6 +96,7 @@ class CodeProbes:
         start, end = ranges[0].start, max(each.stop for each in ranges)
         sleeper.make_room((VirtAddr(start), VirtAddr(end)), _MANY)
         space = sleeper.space
+        self._coordinator.jumps.clear(space, range(start, end))
         piece = _Piece(start, space.memory.read(start, end - start))
         self._decide(sleeper, piece, ranges)
         for sequence in sequences:

@@ -110,7 +110,7 @@ class Departure:
         before, self._tracees.current = self._tracees.current, None
         for thread in self._tracees.threads_in(space):
             if thread.process.pid in space.vforked:
-                thread.wanted = False  # for what was to be done to the program, which is no more
+                thread.wanted = 0  # for what was to be done to the program, which is no more
         try:
             self._keeper.stop_all(space)
             self._clear_threads(space)

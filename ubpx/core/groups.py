@@ -101,13 +101,15 @@ class Groups:
         found.others = bool(asked.plain)
         found.check_any()
         self._make_room(sleeper, asked, mapped)
-        if not _still_there(client, process, space) or taken(space, asked.plain):  # the program was served meanwhile
+        if not _still_there(client, process, space) or _is_in_the_way(
+            space, asked.plain
+        ):  # the program was served meanwhile
             return None
         awake = self._leasing.probe_many(client, process, found, request, handler) if found.places else []
         if awake is None:
             return None
         try:
-            if not _still_there(client, process, space) or taken(space, asked.plain):
+            if not _still_there(client, process, space) or _is_in_the_way(space, asked.plain):
                 self._leasing.withdraw(awake, LeaseState.RELEASED, process)
                 return None
             self._let_stand(sleeper, pieces, mapped)
@@ -125,6 +127,7 @@ class Groups:
         """All that the program has to do for it, which may be served meanwhile."""
         space, plain = sleeper.space, asked.plain
         for _, first, last in by_mapping(plain, mapped):
+            self._coordinator.jumps.clear(space, range(plain[first], plain[last - 1] + 1))
             sleeper.make_room((plain[first], plain[last - 1]), min(_MANY, last - first))
         self._coordinator.keeper.protect(space, len(plain) + len(asked.found.places))
 
@@ -356,6 +359,11 @@ class Groups:
     def end_lease(self, process: TracedProcess, lease: Lease) -> bool:
         """See ``Leasing.end_after_hit``."""
         return self._leasing.end_after_hit(process, lease)
+
+
+def _is_in_the_way(space: AddressSpace, plain: Sequence[VirtAddr]) -> bool:
+    """Something was armed there while the program was served, or a jump made between."""
+    return bool(taken(space, plain)) or bool(plain and space.registry.jumps_near(range(plain[0], plain[-1] + 1)))
 
 
 def _still_there(client: Client, process: TracedProcess, space: AddressSpace) -> bool:

@@ -228,6 +228,11 @@ class Jumps:
         if here is not None and strategy not in (None, Strategy.JUMP):
             self.take_out(space, (here,))
 
+    def clear(self, space: AddressSpace, addresses: range) -> None:
+        """Before code is probed as a whole; the program may be served meanwhile. What is hot still may jump again."""
+        while near := space.registry.jumps_near(addresses):
+            self.take_out(space, near)
+
     def _make_way(self, space: AddressSpace, addresses: range) -> None:
         """Before a client writes there, from any thread."""
         if any(each.jump is not None for each in space.registry.relying_on(addresses)):

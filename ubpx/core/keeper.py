@@ -207,7 +207,7 @@ class Keeper:
         quiesced = (space.quiesced or space.taking_turns) and process.pid not in space.vforked
         was = thread.held
         held = self.holds.holds(process.pid, thread.tid, but_for=thread.stepped_by)
-        thread.held = thread.wanted or quiesced or held
+        thread.held = thread.wanted > 0 or quiesced or held
         thread.tell_port()
         if thread.held and not was and thread is not self._tracees.current:
             return thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is
@@ -276,8 +276,7 @@ class Keeper:
         try:
             yield thread
         finally:
-            thread.wanted = False
-            self.refresh(thread)
+            self._let_run(thread)
 
     def _some_parked(self, space: AddressSpace) -> Thread | None:
         threads = sorted(self._tracees.threads_in(space), key=lambda each: each.pending)  # those that owe none first
@@ -319,11 +318,9 @@ class Keeper:
                 if thread.process.space is space and self._parked_plainly(thread):  # it may have exec'd meanwhile
                     return thread
             except BaseException:
-                thread.wanted = False
-                self.refresh(thread)
+                self._let_run(thread)
                 raise
-            thread.wanted = False
-            self.refresh(thread)
+            self._let_run(thread)
             other = self._some_parked(space)  # made by that one, which waits for it now
             if other is not None:
                 return other
@@ -345,7 +342,7 @@ class Keeper:
 
     def _stop_for_a_moment(self, thread: Thread) -> None:
         """Want it stopped; what it owes it takes first."""
-        thread.wanted = True
+        thread.wanted += 1
         if thread.state is State.PARKED:
             thread.state = State.RUNNING
             thread.pending, due = 0, thread.pending
@@ -353,6 +350,11 @@ class Keeper:
             self._tracer.interrupt(thread.port)
         self.refresh(thread)
         self._run_until(lambda: thread.state in _STOPPED)
+
+    def _let_run(self, thread: Thread) -> None:
+        """Once nobody wants it stopped any more: a handler that ran meanwhile may have wanted the same one."""
+        thread.wanted = max(thread.wanted - 1, 0)
+        self.refresh(thread)
 
     def _can_stop(self, thread: Thread) -> bool:
         """Not on its way out, waiting for a vfork child, or held by somebody."""

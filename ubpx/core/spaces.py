@@ -316,8 +316,8 @@ class Thread:
         self.mask: int | None = None
         """The program's signal mask while ours is in force."""
         self.group_stopped = False
-        self.wanted = False
-        """Kept for a moment by ubpx itself."""
+        self.wanted = 0
+        """So often it is kept for a moment by ubpx itself."""
         self.stop = StopKind.PLAIN
         self.vfork_child: ProcessId | None = None
         self.step_clients: tuple[str, ...] = ()

@@ -92,7 +92,7 @@ class Turns:
 
     def _kept(self, thread: Thread) -> bool:
         held = self._keeper.holds.holds(thread.process.pid, thread.tid, but_for=thread.stepped_by)
-        return held or thread.wanted or thread.group_stopped
+        return held or thread.wanted > 0 or thread.group_stopped
 
     def _take(self, space: AddressSpace, thread: Thread) -> None:
         """One instruction, or all iterations of it, with its trap out; then the thread parks."""
