@@ -245,7 +245,7 @@ def test_refused_instruction(echo: Program, symbol: str) -> None:
     ("symbol", "strategy"),
     [
         ("probed_lea", ubpx.Strategy.EMULATE),
-        ("probed_lea", ubpx.Strategy.JUMP),
+        ("probed_push", ubpx.Strategy.JUMP),
         ("probed_indirect", ubpx.Strategy.BOOST),
         ("probed_popf_itself", ubpx.Strategy.BOOST),
     ],

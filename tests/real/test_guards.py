@@ -25,7 +25,7 @@ GUARD = ROOT / "plugins" / "ptracepp" / "ubpx_ptracepp" / "guard"
 SIGTRAP_BIT = 1 << (signal.SIGTRAP - 1)
 FINDING = {
     "no-guard": ["--kills", "2"],
-    "no-rows": ["--kills", "6", "--at", "PtraceTracer.wait: PTRACE_CONT"],
+    "no-rows": ["--kills", "6", "--at", "Arrivals._take_trap: reap"],
     "no-frame": ["--kills", "6", "--at", "Injector._run: PTRACE_SYSCALL"],
     "half-healed": ["--kills", "4"],
 }

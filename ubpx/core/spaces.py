@@ -118,6 +118,7 @@ class HidingMemory:
     def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
         check_bytes(data)
+        check_span(address, len(data))
         self.make_way(range(address, address + len(data)))
         with self.writing:
             self._refuse_patched(address, len(data))
@@ -126,6 +127,7 @@ class HidingMemory:
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
         check_bytes(data)
+        check_span(address, len(data))
         self.make_way(range(address, address + len(data)))
         with self.writing:
             self._refuse_patched(address, len(data))
