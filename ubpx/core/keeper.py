@@ -265,6 +265,8 @@ class Keeper:
         """A stopped thread of the space that a system call can be injected into; raises TargetGone."""
         serving = self.serving()
         current = self._tracees.threads.get(serving.tid) if serving is not None else self._tracees.current
+        if serving is not None and current is not None:
+            current.vfork_child = None  # it has arrived: it waits for none any more
         if current is not None and current.process.space is space and self._injectable(current):
             yield current
             return
@@ -358,7 +360,7 @@ class Keeper:
 
     def _can_stop(self, thread: Thread) -> bool:
         """Not on its way out, waiting for a vfork child, or held by somebody."""
-        if thread.state in LEAVING or self._waits(thread):
+        if thread.state in LEAVING or self._waits(thread) or self._is_served(thread):
             return False
         if thread.state is State.PARKED:
             return thread.pending > 0 and not self._is_somebodys(thread)
