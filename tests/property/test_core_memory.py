@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ubpx.core.dormant import DormantTraps
-from ubpx.core.spaces import HidingMemory, StandingTraps
+from ubpx.core.hiding import HidingMemory, StandingTraps
 from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import VirtAddr
 from ubpx.testing import FakeMemory

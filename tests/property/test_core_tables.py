@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ubpx.core.hiding import StandingTraps
 from ubpx.core.probepoints import Probepoint, Registry
 from ubpx.core.slots import SlotArea, SlotTable
-from ubpx.core.spaces import StandingTraps
 from ubpx.core.ubp import insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
 from ubpx.core.values import PAGE_SIZE, AddressSpaceId, Insn, VirtAddr

@@ -14,7 +14,8 @@ from ubpx._errors import ForeignTrap, InsnRefused, MemoryFault, SlotsExhausted, 
 from ubpx.core.footing import is_intact, looks_ours
 from ubpx.core.grounds import Mapped
 from ubpx.core.probepoints import Probepoint
-from ubpx.core.sites import EntrySite, ProbeSite, Reception, probe_site
+from ubpx.core.silent import EntrySite
+from ubpx.core.sites import ProbeSite, Reception, probe_site
 from ubpx.core.slots import slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps

@@ -11,7 +11,8 @@ from ubpx.core.arming import Armory
 from ubpx.core.keeper import Keeper, Move, give_back
 from ubpx.core.listener import Listener
 from ubpx.core.ports import TracedThread, Tracer
-from ubpx.core.sites import SilentSites, leave_slot
+from ubpx.core.silent import SilentSites
+from ubpx.core.sites import leave_slot
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import Input, State
 from ubpx.core.ubp import Architecture, architecture

@@ -1,7 +1,8 @@
 """Where one target's clients bring their requests, and from where they are told what happens.
 
 Between the clients (any thread), the coordinator (the tracer thread, addresses only) and whoever
-resolves specs.
+resolves specs. One page, although a long one: it decides hardly anything, but is where each request has its door; each
+method hands over to leasing, groups, watching, code probes or the keeper, and sees that it is done in the right thread.
 """
 
 import os

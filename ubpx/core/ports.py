@@ -1,4 +1,8 @@
-"""What the core needs of the world, as Protocols; backends implement them."""
+"""What the core needs of the world, as Protocols; backends implement them.
+
+One page, although a long one: it is nearly all signatures and docstrings, and whoever writes a backend or a resolver
+reads it as a whole.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from typing import Any, Final, NamedTuple, Protocol, overload

@@ -1,6 +1,6 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -412,59 +412,3 @@ class TombSite:
             self.reception.conclude(thread, self, [])
             return False
         return True
-
-
-class EntrySite:
-    """The temporary trap at a new program's entry point, where its libraries are mapped."""
-
-    __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
-    in_slot = False
-
-    def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
-        self.address: Final = address
-        self._space: Final = space
-        self.landing: VirtAddr | None = None
-        self.landing_word: Any = None
-        self.watchful = 3
-        self.certain = True
-        self.reception: Final = reception
-
-    def make_safe(self, thread: TracedThread) -> bool:
-        """The trap is taken out at once, so the thread can start over."""
-        set_pc(self.reception.tracer, thread, self._space, self.address)
-        return True
-
-    def arrive(self, thread: TracedThread) -> bool:
-        """The program is ready."""
-        self.reception.entered(thread)
-        return False
-
-
-class SilentSites(Mapping[int, Site]):
-    """What children that share a space's memory meet at its traps: stepped over, not counted.
-
-    Each site is made when one of them first gets there. Owned by the space.
-    """
-
-    def __init__(self, sites: Mapping[int, Site]) -> None:
-        self._sites: Final = sites
-        self._made: Final[dict[int, tuple[Site, Site]]] = {}
-        """By PC: the site that it stands for, and the silent one."""
-
-    def __getitem__(self, pc: int) -> Site:
-        site = self._sites[pc]
-        if isinstance(site, EntrySite):
-            raise KeyError(pc)
-        if not isinstance(site, ProbeSite):
-            return site
-        known, silent = self._made.get(pc, (None, site))
-        if known is not site:
-            silent = probe_site(site.probepoint, site.space, site.reception)
-            self._made[pc] = site, silent
-        return silent
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._sites)
-
-    def __len__(self) -> int:
-        return len(self._sites)

@@ -6,7 +6,7 @@ import pytest
 
 from ubpx._errors import MemoryFault, UsageError
 from ubpx.core.dormant import DormantTraps
-from ubpx.core.spaces import HidingMemory, StandingTraps
+from ubpx.core.hiding import HidingMemory, StandingTraps
 from ubpx.core.ubp.plans import TrapPatch
 from ubpx.core.values import VirtAddr
 from ubpx.testing import FakeMemory
