@@ -24,7 +24,7 @@ from ubpx.core.coordinator import Coordinator
 from ubpx.core.leasing import Leasing, all_stays
 from ubpx.core.probepoints import Lease, LeaseState
 from ubpx.core.sites import Reception, TombSite
-from ubpx.core.sleepers import SLOT_NEEDED, CodeProbe, Sleeper, Verdicts, judge, reason_of
+from ubpx.core.sleepers import SLOT_NEEDED, CodeProbe, Sleeper, Verdicts, judge, open_tombs, reason_of
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.values import MappedRange, Place, VirtAddr
 
@@ -108,7 +108,7 @@ class CodeProbes:
         if apart:  # somebody may write beside a trap, which then must be written alone
             single += [VirtAddr(start + at) for at, mark in enumerate(piece.marks) if mark]
         else:
-            _open_tombs(space, start, piece.marks)
+            open_tombs(space, [VirtAddr(start + at) for at, mark in enumerate(piece.marks) if mark])
             self._tell_guard(space, piece)
             with space.memory.writing:
                 space.dormant.insert(space.raw, start, piece.code, piece.marks, sleeper)
@@ -288,13 +288,6 @@ def _holding(ranges: Sequence[range], named: Iterable[int]) -> list[range]:
     places = ((bisect_right(starts, address) - 1, address) for address in set(named).difference(starts))
     found = {at for at, address in places if at >= 0 and address in ranges[at]}
     return [ranges[at] for at in sorted(found)]
-
-
-def _open_tombs(space: AddressSpace, start: int, marks: bytearray) -> None:
-    """What threads met where traps were taken out must not answer for those that come there now."""
-    for pc, site in tuple(space.sites.items()):
-        if isinstance(site, TombSite) and 0 <= site.address - start < len(marks) and marks[site.address - start]:
-            del space.sites[pc]
 
 
 def _taken(space: AddressSpace, addresses: range, marks: bytearray) -> list[VirtAddr]:

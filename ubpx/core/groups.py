@@ -20,7 +20,7 @@ from ubpx.core.leasing import Leasing, all_stays
 from ubpx.core.probepoints import Handler, Lease, LeaseGroup, LeaseState
 from ubpx.core.requests import Request
 from ubpx.core.sites import Reception, TombSite
-from ubpx.core.sleepers import SLEEPS, SLOT_NEEDED, Sleeper, Verdicts, judge
+from ubpx.core.sleepers import SLEEPS, SLOT_NEEDED, Sleeper, Verdicts, judge, open_tombs
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.values import PAGE_SIZE, VirtAddr
 from ubpx.core.wanted import Asked, Wanted, by_mapping, check_number, sorted_out, taken
@@ -89,8 +89,6 @@ class Groups:
         self, client: Client, process: TracedProcess, asked: Asked, request: Request, handler: Handler
     ) -> LeaseGroup | None:
         space, found = process.space, asked.found
-        if request.once:
-            handler = self._leasing.once(handler)
         sleeper = GroupSleeper(
             self, process, client, request, handler, age=self._leasing.next_age(), spec_of=asked.spec_of
         )
@@ -101,15 +99,13 @@ class Groups:
         found.others = bool(asked.plain)
         found.check_any()
         self._make_room(sleeper, asked, mapped)
-        if not _still_there(client, process, space) or _is_in_the_way(
-            space, asked.plain
-        ):  # the program was served meanwhile
+        if _something_came_between(client, process, space, asked.plain):  # the program was served meanwhile
             return None
         awake = self._leasing.probe_many(client, process, found, request, handler) if found.places else []
         if awake is None:
             return None
         try:
-            if not _still_there(client, process, space) or _is_in_the_way(space, asked.plain):
+            if _something_came_between(client, process, space, asked.plain):
                 self._leasing.withdraw(awake, LeaseState.RELEASED, process)
                 return None
             self._let_stand(sleeper, pieces, mapped)
@@ -221,7 +217,7 @@ class Groups:
         sleeper.addresses = [address for piece in pieces for address in piece.addresses]
         sleeper.heads = b"".join(piece.heads for piece in pieces)
         sleeper.pages = frozenset(address // PAGE_SIZE for address in sleeper.addresses)
-        _open_tombs(space, sleeper.addresses)
+        open_tombs(space, sleeper.addresses)
         with space.memory.writing:
             try:
                 for piece in pieces:
@@ -361,13 +357,14 @@ class Groups:
         return self._leasing.end_after_hit(process, lease)
 
 
-def _is_in_the_way(space: AddressSpace, plain: Sequence[VirtAddr]) -> bool:
-    """Something was armed there while the program was served, or a jump made between."""
-    return bool(taken(space, plain)) or bool(plain and space.registry.jumps_near(range(plain[0], plain[-1] + 1)))
-
-
-def _still_there(client: Client, process: TracedProcess, space: AddressSpace) -> bool:
-    return process.space is space and not process.ended.is_set() and client.state is ClientState.LIVE
+def _something_came_between(
+    client: Client, process: TracedProcess, space: AddressSpace, plain: Sequence[VirtAddr]
+) -> bool:
+    """While the program was served: one of them is gone, or something was armed there, or a jump made."""
+    stays = process.space is space and not process.ended.is_set() and client.state is ClientState.LIVE
+    if not stays or taken(space, plain):
+        return True
+    return bool(plain and space.registry.jumps_near(range(plain[0], plain[-1] + 1)))
 
 
 def _may_be_dormant(process: TracedProcess, request: Request) -> bool:
@@ -384,13 +381,3 @@ def _read(space: AddressSpace, start: int, end: int) -> bytes:
         return space.memory.read(start, end + HEAD_SIZE - start)
     except MemoryFault:
         return space.memory.read(start, -(-end // PAGE_SIZE) * PAGE_SIZE - start)
-
-
-def _open_tombs(space: AddressSpace, addresses: Sequence[VirtAddr]) -> None:
-    """What threads met where traps were taken out must not answer for those that come there now."""
-    trap_size = len(space.architecture.trap_bytes)
-    for address in space.former.keys() & set(addresses) if space.former else ():
-        if isinstance(space.sites.get(address + trap_size), TombSite):
-            del space.sites[address + trap_size]
-    for address in space.changes.lost.keys() & set(addresses) if space.changes.lost else ():
-        del space.changes.lost[address]

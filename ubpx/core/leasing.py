@@ -187,12 +187,12 @@ class Leasing:
     ) -> list[Lease] | None:
         """Arm all the places ``found``, or none. None: a handler or an exec has come between; once more, please."""
         client.check_live()
+        if request.strategy is Strategy.JUMP:
+            raise UsageError("many places at once get no jumps; leave strategy= out, and those that are hot get theirs")
         space, registry = process.space, process.space.registry
         for address in found.places:
             space.dormant.wake(address)
         self._settle(process, found.places)
-        if request.strategy is Strategy.JUMP:
-            raise UsageError("many places at once get no jumps; leave strategy= out, and those that are hot get theirs")
         for address in found.places:
             self._coordinator.jumps.make_way(space, address, request.strategy)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)
@@ -216,8 +216,6 @@ class Leasing:
     ) -> list[Lease]:
         """A lease for each place; nothing can fail any more."""
         space, leases = process.space, []
-        if request.once:
-            handler = self.once(handler)
         for address, (_, spec) in found.places.items():
             lease = self.new_lease(client, request, handler, spec)
             self.grant(lease, space, address)

@@ -6,7 +6,7 @@ arrival.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
@@ -24,7 +24,7 @@ from ubpx.core.clients import Client
 from ubpx.core.ports import Site, TracedThread
 from ubpx.core.probepoints import Handler, Lease, LeaseState, Probepoint
 from ubpx.core.requests import Request
-from ubpx.core.sites import Reception, set_pc
+from ubpx.core.sites import Reception, TombSite, set_pc
 from ubpx.core.spaces import AddressSpace, TracedProcess
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode
 from ubpx.core.values import VirtAddr
@@ -76,6 +76,16 @@ Verdicts = dict[Hashable, str]
 """By the kind of instruction: why it is refused, or one of the two below."""
 SLEEPS: Final = ""
 SLOT_NEEDED: Final = "there must be a slot for it"
+
+
+def open_tombs(space: AddressSpace, addresses: Iterable[VirtAddr]) -> None:
+    """What threads met where traps were taken out must not answer for those that come there now."""
+    buried = space.former.keys() | space.changes.lost.keys()
+    for address in buried.intersection(addresses) if buried else ():
+        pc = address + len(space.architecture.trap_bytes)
+        if isinstance(space.sites.get(pc), TombSite):
+            del space.sites[pc]
+        space.changes.lost.pop(address, None)
 
 
 def judge(space: AddressSpace, code: bytes, address: VirtAddr) -> str:

@@ -165,3 +165,16 @@ def test_a_detach_ends_all(wide: World) -> None:
     wide.desk.process = None
     assert {lease.state for lease in group} == {LeaseState.RELEASED}
     group.release()
+
+
+def test_a_place_that_was_lost_is_met_again(wide: World) -> None:
+    """Invariant: what threads met where a trap was written over answers no more once one stands there again."""
+    lease = wide.client("before").probe(PLACES[0], ignore)
+    own = wide.process.space.memory.read(PLACES[0], 1)
+    wide.memory.patch(PLACES[0], b"\x90")
+    lease.release()
+    assert PLACES[0] in wide.process.space.changes.lost
+    wide.memory.patch(PLACES[0], own)
+    group = dormant(wide)
+    wide.arrive(PID, PLACES[0])
+    assert (group.hits, group[0].hits) == (1, 1)
