@@ -44,15 +44,9 @@ class Healer:
         if remains is None:
             return None
         space = process.space
-        space.quiesced = True
-        try:
-            self._keeper.stop_all(space)
+        with self._keeper.quiet(space, to_its_end=True):
             self._let_leave(space, remains)
             return self._heal(space, remains, process.mappings())
-        finally:
-            space.quiesced = False
-            for thread in self._tracees.threads_in(space):
-                self._keeper.refresh(thread)
 
     def _let_leave(self, space: AddressSpace, remains: Remains) -> None:
         """No thread may be in the guard's code when that goes."""

@@ -5,7 +5,7 @@ out in one write while no thread of the memory runs.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -16,8 +16,8 @@ from ubpx.core.keeper import Keeper
 from ubpx.core.ports import Tracer
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import JumpSite, Reception, probe_site
+from ubpx.core.slots import page_within
 from ubpx.core.spaces import AddressSpace, Tracees
-from ubpx.core.stepping import State
 from ubpx.core.ubp.plans import SlotCode, Strategy, TrapPatch
 from ubpx.core.values import MOST_JUMP_PAGES, PAGE_SIZE, VirtAddr
 
@@ -27,6 +27,7 @@ _ANYWHERE: Final = 1 << 31
 """A jump with more targets than this can lead to any area."""
 _MOST_AT_ONCE: Final = 64
 """Jumps that are made during one stop."""
+_UNMAPPED: Final = "its code is not mapped any more"
 _PROMOTED: Final = frozenset({Strategy.BOOST, Strategy.EMULATE})
 
 
@@ -87,7 +88,7 @@ class Jumps:
                     except (InsnRefused, SlotsExhausted) as error:
                         each.jumpless = error.reason
                     except MemoryFault:
-                        each.jumpless = "its code is not mapped any more"
+                        each.jumpless = _UNMAPPED
 
     def _refusal(self, space: AddressSpace, probepoint: Probepoint) -> str | None:
         """Why it must not jump, whatever its neighbours are."""
@@ -98,8 +99,6 @@ class Jumps:
             return f"{probepoint.armed_by} is the only way past it"
         if ground is None or ground.rewritable:
             return "the program may change this code at any moment"
-        if space.dormant.first_in(probepoint.address + 1, space.architecture.jump_size - 1) is not None:
-            return "a neighbour is probed"
         if not self._may(space):
             return "children share the memory, or slots are forbidden"
         return None
@@ -109,18 +108,29 @@ class Jumps:
         try:
             targets, _ = self._targets(space, probepoint)
             entry = self._entry(space, probepoint)
-        except (InsnRefused, MemoryFault) as error:
-            return str(getattr(error, "reason", "its code is not mapped any more"))
-        code, reach = probepoint.slot_code, probepoint.analysis.reach
-        starts = range(targets.start - entry, targets.stop - entry)
-        if (code is not None and code.slot in starts) or len(starts) > _ANYWHERE:
-            return None
-        if space.slots.find_free_within(starts, reach) is None:
-            if space.slots.jump_pages >= MOST_JUMP_PAGES:
-                return f"the {MOST_JUMP_PAGES} pages for jumps are taken"
-            if self._keeper.page_for(space, starts, reach) is None:
-                return "something else is mapped where its jump can lead"
+            code, reach = probepoint.slot_code, probepoint.analysis.reach
+            starts = range(targets.start - entry, targets.stop - entry)
+            reached = (code is not None and code.slot in starts) or len(starts) > _ANYWHERE
+            if not reached and space.slots.find_free_within(starts, reach) is None:
+                self._page(space, probepoint, starts)
+        except (InsnRefused, SlotsExhausted) as error:
+            return error.reason
+        except MemoryFault:
+            return _UNMAPPED
         return None
+
+    def _page(self, space: AddressSpace, probepoint: Probepoint, starts: range) -> VirtAddr:
+        """Where another page can be mapped in which a slot begins at one of ``starts``; raises SlotsExhausted."""
+        if space.slots.jump_pages >= MOST_JUMP_PAGES:
+            raise SlotsExhausted(space.pid, probepoint.address, f"the {MOST_JUMP_PAGES} pages for jumps are taken")
+        architecture = space.architecture
+        page = page_within(
+            self._tracer.mappings(space.pid), starts, probepoint.analysis.reach,
+            slot_size=architecture.slot_size, limit=architecture.address_limit,
+        )  # fmt: skip
+        if page is None:
+            raise SlotsExhausted(space.pid, probepoint.address, "something else is mapped where its jump can lead")
+        return page
 
     def _make(self, space: AddressSpace, probepoint: Probepoint) -> None:
         plan = self._plan(space, probepoint)
@@ -128,7 +138,7 @@ class Jumps:
         there = space.raw.read(address, len(jump.trap))
         trap = probepoint.patch.trap
         inside = range(address + 1, address + len(there))
-        if there != trap + jump.original[len(trap) :] or any(pc in inside for pc in self._counters(space)):
+        if there != trap + jump.original[len(trap) :] or any(pc in inside for pc in self._keeper.counters(space)):
             return  # it is looked at again
         if plan.fresh:
             arming.fill_slot(space, probepoint.analysis, plan.code.slot)
@@ -146,11 +156,6 @@ class Jumps:
             space.patches[address] = jump
             space.raw.patch(address, jump.trap)
         probepoint.why = f"threads come by often: a jump instead of {probepoint.armed_by}'s trap"
-
-    def _counters(self, space: AddressSpace) -> Iterator[int]:
-        for thread in self._tracees.threads_in(space):
-            if thread.state is State.PARKED and self._tracer.fetch(thread.port):
-                yield thread.port.words[space.layout.pc]
 
     def _targets(self, space: AddressSpace, probepoint: Probepoint) -> tuple[range, bytes]:
         """Where its jump can lead, and with which bytes behind it; raises InsnRefused, MemoryFault."""
@@ -196,9 +201,7 @@ class Jumps:
         if slot is None and len(starts) > _ANYWHERE:
             self._keeper.map_area(space, reach)
         elif slot is None:
-            if space.slots.jump_pages >= MOST_JUMP_PAGES:
-                raise SlotsExhausted(space.pid, probepoint.address, f"the {MOST_JUMP_PAGES} pages for jumps are taken")
-            self._keeper.map_page(space, starts, reach)
+            self._keeper.map_page(space, self._page(space, probepoint, starts))
             space.slots.jump_pages += 1
         slot = slot or space.slots.find_free_within(starts, reach)
         if slot is None:
@@ -272,4 +275,4 @@ def _has_become_hot(probepoint: Probepoint) -> bool:
 
 
 def _forced(probepoint: Probepoint) -> bool:
-    return any(lease.forced is not None for lease in probepoint.leases)
+    return any(lease.forced not in (None, Strategy.JUMP) for lease in probepoint.leases)

@@ -14,7 +14,7 @@ from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
 from ubpx.core.quiet import StillRunning
-from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole, page_within
+from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import LEAVING, Input, State
 from ubpx.core.values import PAGE_SIZE, Disturbance, ProcessId, ThreadId, VirtAddr
@@ -222,14 +222,20 @@ class Keeper:
         self._run_until(lambda: self._end_is_clear(space))
 
     @contextmanager
-    def quiet(self, space: AddressSpace) -> Iterator[None]:
-        """No thread of the space runs meanwhile; one whose handlers or event we are in is stopped as it is."""
+    def quiet(self, space: AddressSpace, *, to_its_end: bool = False) -> Iterator[None]:
+        """No thread of the space runs meanwhile; one whose handlers or event we are in is stopped as it is.
+
+        ``to_its_end``: a process that is exiting has ended by then.
+        """
         if space.quiesced:
             yield
             return
         space.quiesced = True
         try:
-            self._stop_threads(space)
+            if to_its_end:
+                self.stop_all(space)
+            else:
+                self._stop_threads(space)
             yield
         finally:
             space.quiesced = False
@@ -370,16 +376,13 @@ class Keeper:
         """Free the retired slots that no thread is in; False where the threads cannot all be stopped now."""
         if self.serving() is not None or self._tracees.current is not None or space.quiesced:
             return False
-        space.quiesced = True
-        try:
-            self.stop_all(space)
-            threads = [thread for thread in self._tracees.threads_in(space) if thread.state is State.PARKED]
-            counters = [each.port.words[space.layout.pc] for each in threads if self._tracer.fetch(each.port)]
-            return space.slots.free_retired(counters) > 0
-        finally:
-            space.quiesced = False
-            for thread in self._tracees.threads_in(space):
-                self.refresh(thread)
+        with self.quiet(space, to_its_end=True):
+            return space.slots.free_retired(self.counters(space)) > 0
+
+    def counters(self, space: AddressSpace) -> list[int]:
+        """Where the parked threads of the space stand."""
+        threads = [thread for thread in self._tracees.threads_in(space) if thread.state is State.PARKED]
+        return [each.port.words[space.layout.pc] for each in threads if self._tracer.fetch(each.port)]
 
     def protect(self, space: AddressSpace, traps: int = 0) -> None:
         """Before anything is done that would be the program's end if we were killed: have it guarded, if it can be.
@@ -428,19 +431,12 @@ class Keeper:
                     break  # else another thread of the program took the place meanwhile
         space.slots.add_area(SlotArea(place, size, space.architecture.slot_size))
 
-    def map_page(self, space: AddressSpace, starts: range, reach: Sequence[VirtAddr]) -> None:
-        """Let the program map a page in which a slot can begin at one of ``starts``; raises SlotsExhausted."""
+    def map_page(self, space: AddressSpace, place: VirtAddr) -> None:
+        """Let the program map a page of slots there; raises SlotsExhausted."""
         with self.stopped_thread(space) as thread:
-            place = self.page_for(space, starts, reach)
-            if place is None or not self._tracer.map_area(thread.port, place, PAGE_SIZE):
-                reason = "something else is mapped where its jump can lead"
-                raise SlotsExhausted(space.pid, VirtAddr(starts.start), reason)
+            if not self._tracer.map_area(thread.port, place, PAGE_SIZE):
+                raise SlotsExhausted(space.pid, place, "another thread of the program has taken the place")
         space.slots.add_area(SlotArea(place, PAGE_SIZE, space.architecture.slot_size))
-
-    def page_for(self, space: AddressSpace, starts: range, reach: Sequence[VirtAddr]) -> VirtAddr | None:
-        """Where that page could be mapped now; None: nowhere."""
-        size, limit = space.architecture.slot_size, space.architecture.address_limit
-        return page_within(self._tracer.mappings(space.pid), starts, reach, slot_size=size, limit=limit)
 
 
 def give_back(tracer: Tracer, thread: TracedThread, space: AddressSpace) -> None:

@@ -209,11 +209,9 @@ class Steps:
         pc = VirtAddr(thread.port.words[space.layout.pc])
         code = space.slots.code_at(pc)
         if code is None and (pc in space.patches or pc in space.dormant):
-            jump = space.patches.get(pc)
-            if jump is not None and jump is space.registry.jumped.get(
-                pc
-            ):  # a step over the jump would not be an arrival
-                thread.port.words[space.layout.pc] = jump.reported_pc - 1
+            probepoint = space.registry.at(pc)
+            if probepoint is not None and probepoint.jump is not None:  # a step over the jump would be no arrival
+                thread.port.words[space.layout.pc] = probepoint.jump.reported_pc - 1
                 self._tracer.store(thread.port)
             return
         if code is not None:
