@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,23 @@ def of_ratio(name: str, title: str, found: Ratio | None, demand: Demand | None, 
     if found is None:
         return Figure(name=name, title=title, value=None, demand=demand, missing=why)
     return Figure(name=name, title=title, value=found.value, low=found.low, high=found.high, demand=demand)
+
+
+def of_values(
+    name: str,
+    title: str,
+    values: Iterable[float],
+    demand: Demand,
+    *,
+    unit: str = "x",
+    details: Mapping[str, Any] | None = None,
+) -> Figure:
+    """A figure that each round has given one value of: the median, and between which it lies."""
+    found = sorted(values)
+    return Figure(
+        name=name, title=title, value=statistics.median(found), low=found[0], high=found[-1],
+        unit=unit, demand=demand, details=details or {},
+    )  # fmt: skip
 
 
 def missed(figures: Sequence[Figure]) -> list[Figure]:

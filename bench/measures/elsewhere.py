@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.figures import Demand, Figure
+from harness.figures import Demand, Figure, of_values
 from harness.peers import JOBS, PEERS, warm
 from harness.programs import BenchError, MeasuredProgram, Talk, build
 from harness.settings import WARM_UP_S, Settings
@@ -74,16 +74,9 @@ def beside_many(settings: Settings) -> Figure:
             ratios.append(within * 2 / (before + after))
     if hits != calls:
         raise BenchError(f"{hits} hits, {calls} calls")
-    ratios.sort()
-    return Figure(
-        name="armed_elsewhere_over_one",
-        title="a hit, 100,000 armed elsewhere / none",
-        value=statistics.median(ratios),
-        low=ratios[0],
-        high=ratios[-1],
-        demand=Demand(most=1.1),
-        details={"hits": hits, "calls": calls},
-    )
+    title = "a hit, 100,000 armed elsewhere / none"
+    counts = {"hits": hits, "calls": calls}
+    return of_values("armed_elsewhere_over_one", title, ratios, Demand(most=1.1), details=counts)
 
 
 def hit_turns(program: MeasuredProgram, settings: Settings) -> tuple[float, int]:
@@ -111,16 +104,8 @@ def never_hit(settings: Settings) -> Figure:
                 tracer.end()
             traced.end()
             free.end()
-    slower.sort()
-    return Figure(
-        name="armed_not_hit_percent",
-        title="a program among 10,000 traps that it does not meet is slower by",
-        value=statistics.median(slower),
-        low=slower[0],
-        high=slower[-1],
-        unit="%",
-        demand=Demand(most=1.0),
-    )
+    title = "a program among 10,000 traps that it does not meet is slower by"
+    return of_values("armed_not_hit_percent", title, slower, Demand(most=1.0), unit="%")
 
 
 def quickest(traced: MeasuredProgram, free: MeasuredProgram, settings: Settings) -> float:

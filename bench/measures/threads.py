@@ -7,7 +7,7 @@ import os
 import statistics
 from dataclasses import dataclass
 
-from harness.figures import Demand, Figure
+from harness.figures import Demand, Figure, of_values
 from harness.peers import PEERS, Peer, started
 from harness.programs import BenchError, Talk, build
 from harness.settings import Settings
@@ -74,26 +74,21 @@ def measure(settings: Settings) -> list[Figure]:
 
 def figures_of(where: str, alone: list[Shares], many: list[Shares]) -> list[Figure]:
     """Two of each affinity."""
-    rates = sorted(all_.rate / one.rate for all_, one in zip(many, alone, strict=True))
-    spreads = sorted(each.spread for each in many)
+    rates = [all_.rate / one.rate for all_, one in zip(many, alone, strict=True)]
     counts = {"hits": sum(each.hits for each in many), "calls": sum(each.calls for each in many)}
     return [
-        Figure(
-            name=f"threads_throughput_{where}",
-            title=f"{THREADS} threads' throughput / one thread's, {where}",
-            value=statistics.median(rates),
-            low=rates[0],
-            high=rates[-1],
-            demand=Demand(least=0.8),
+        of_values(
+            f"threads_throughput_{where}",
+            f"{THREADS} threads' throughput / one thread's, {where}",
+            rates,
+            Demand(least=0.8),
             details={"one_per_s": statistics.median(each.rate for each in alone), **counts},
         ),
-        Figure(
-            name=f"threads_spread_{where}",
-            title=f"{THREADS} threads: most hits of a thread / least, {where}",
-            value=statistics.median(spreads),
-            low=spreads[0],
-            high=spreads[-1],
-            demand=Demand(most=1.5),
+        of_values(
+            f"threads_spread_{where}",
+            f"{THREADS} threads: most hits of a thread / least, {where}",
+            (each.spread for each in many),
+            Demand(most=1.5),
             details=counts,
         ),
     ]

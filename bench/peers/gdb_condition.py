@@ -1,6 +1,6 @@
 """gdb: a breakpoint whose condition is never true. It counts by assigning, which costs little beside the rest."""
 
-from interface import Armed, Place, main, need, run
+from interface import Armed, Place, main, run_gdb
 
 TITLE = "gdb, false condition"
 CALLS = 500
@@ -9,7 +9,6 @@ CALLS = 500
 def serve(place: Place, armed: Armed) -> int | None:
     """Gdb evaluates the condition."""
     commands = [
-        "set pagination off",
         f"attach {place.pid}",
         "set var $hits = 0",
         f"break *{place.address:#x} if ($hits = $hits + 1) < 0",
@@ -20,7 +19,7 @@ def serve(place: Place, armed: Armed) -> int | None:
         "delete",
         "detach",
     ]
-    return run([need("gdb"), "-nx", "-q", "-batch", *(word for each in commands for word in ("-ex", each))], armed)
+    return run_gdb(commands, armed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """gdb: a breakpoint in Python whose stop() counts and does not stop."""
 
-from interface import Armed, Place, main, need, run
+from interface import Armed, Place, main, run_gdb
 
 TITLE = "gdb, Python breakpoint"
 CALLS = 500
@@ -28,8 +28,7 @@ gdb.execute("detach")
 def serve(place: Place, armed: Armed) -> int | None:
     """The script is gdb's, run within it."""
     script = SCRIPT.format(address=place.address, over=place.over)
-    commands = ["set pagination off", f"attach {place.pid}", f"python exec({script!r})"]
-    return run([need("gdb"), "-nx", "-q", "-batch", *(word for each in commands for word in ("-ex", each))], armed)
+    return run_gdb([f"attach {place.pid}", f"python exec({script!r})"], armed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """gdbserver: it evaluates a false condition itself, so that gdb is not asked. It cannot count: the kernel does."""
 
-from interface import Armed, Place, main, need, run
+from interface import Armed, Place, main, need, run_gdb
 
 TITLE = "gdbserver, false condition"
 CALLS = 2_000
@@ -12,7 +12,6 @@ def serve(place: Place, armed: Armed) -> int | None:
     """Gdb only says what the condition is."""
     server = need("gdbserver")
     commands = [
-        "set pagination off",
         "set sysroot /",
         f"target remote | {server} --once --attach - {place.pid}",
         "set breakpoint condition-evaluation target",
@@ -24,7 +23,7 @@ def serve(place: Place, armed: Armed) -> int | None:
         "delete",
         "detach",
     ]
-    return run([need("gdb"), "-nx", "-q", "-batch", *(word for each in commands for word in ("-ex", each))], armed)
+    return run_gdb(commands, armed)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,9 @@ def run(command: list[str], armed: Armed) -> int | None:
                 program.wait()
                 return hits
     raise RuntimeError(f"{command[0]} ended without a count: {' / '.join(said[-3:])}")
+
+
+def run_gdb(commands: list[str], armed: Armed) -> int | None:
+    """The same of gdb, which attaches and leaves by these commands."""
+    whole = ["set pagination off", *commands]
+    return run([need("gdb"), "-nx", "-q", "-batch", *(word for each in whole for word in ("-ex", each))], armed)
