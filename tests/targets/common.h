@@ -51,6 +51,18 @@ static inline void say(const char *format, ...)
         give_up(LONELY, "cannot say %s", strerror(errno));
 }
 
+/* The calls of all threads, which each returns when it is over. */
+static inline unsigned long joined(const pthread_t *thread, long threads)
+{
+    unsigned long calls = 0;
+    for (long i = 0; i < threads; i++) {
+        void *done;
+        pthread_join(thread[i], &done);
+        calls += (unsigned long)done;
+    }
+    return calls;
+}
+
 /* Wait for a child of any sort, which must have been made and end with this wait status. */
 static inline void reap(pid_t child, int expected, const char *sort)
 {

@@ -35,12 +35,7 @@ int main(int argc, char **argv)
     for (long i = 0; i < threads && late; i++)
         start_thread(&thread[i], caller, (void *)i);
     pthread_barrier_wait(&gate);
-    unsigned long calls = 0;
-    for (long i = 0; i < threads; i++) {
-        void *done;
-        pthread_join(thread[i], &done);
-        calls += (unsigned long)done;
-    }
+    unsigned long calls = joined(thread, threads);
     if (probed->function == probed_rip && rip_counter != calls)
         give_up(BAD_RESULT, "the instruction ran %lu times in %lu calls", rip_counter, calls);
     say("calls=%lu", calls);

@@ -34,12 +34,7 @@ int main(int argc, char **argv)
     pthread_barrier_wait(&gate);
     await_byte();
     over = true;
-    unsigned long calls = 0;
-    for (long i = 0; i < threads; i++) {
-        void *done;
-        pthread_join(thread[i], &done);
-        calls += (unsigned long)done;
-    }
+    unsigned long calls = joined(thread, threads);
     say("calls=%lu", calls);
     await_byte();
     return 0;
