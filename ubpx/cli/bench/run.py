@@ -5,22 +5,21 @@ Ratios, for they say the same on machines of different speed and load: each is o
 
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, Self, cast
+from typing import Any, Final, Self
 
 import attrs
 
-from ubpx._errors import InternalError, TargetGone, UnknownSymbol
+from ubpx._errors import InternalError, UnknownSymbol
+from ubpx.cli.dialogue import Dialogue
 from ubpx.core.clients import Client
 from ubpx.core.hits import Hit
 from ubpx.core.probepoints import Lease
-from ubpx.core.values import ProcessId
 from ubpx.target import Target, attach
 
 PROGRAM: Final = Path(__file__).with_name("program.py")
@@ -71,39 +70,17 @@ class BenchResult:
         return self.hit_us / self.echo_us
 
 
-class BenchProgram:
-    """The running program, and the lines that go to and fro. Owned by ``run_bench``."""
+class BenchProgram(Dialogue):
+    """The running program. Owned by ``run_bench``."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-I", str(PROGRAM)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._orders = cast("IO[str]", self._process.stdin)
-        self._answers = cast("IO[str]", self._process.stdout)
-        self._watchdog = threading.Timer(PATIENCE_S, self._process.kill)
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        super().__init__([sys.executable, "-I", str(PROGRAM)], PATIENCE_S)
         self.calls = 0
         """That it was told to make since the last look."""
 
-    @property
-    def pid(self) -> ProcessId:
-        """Its process id."""
-        return ProcessId(self._process.pid)
-
-    def listen(self) -> str:
-        """Its next line; raises TargetGone if it ended instead."""
-        line = self._answers.readline()
-        if not line:
-            raise TargetGone(self.pid, self._process.wait())
-        return line.rstrip("\n")
-
     def ask(self, order: str) -> str:
         """What it answers. Raises TargetGone."""
-        try:
-            self._orders.write(f"{order}\n")
-            self._orders.flush()
-        except BrokenPipeError:
-            raise TargetGone(self.pid, self._process.wait()) from None
+        self.say(order)
         return self.listen()
 
     def begin(self) -> None:
@@ -121,11 +98,7 @@ class BenchProgram:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Whatever happened, leave nothing behind."""
-        self._watchdog.cancel()
-        self._process.kill()
-        with self._process:  # closes the pipes, and waits
-            pass
+        self.end()
 
 
 def run_bench(*, rounds: int, calls: int, pin: bool) -> BenchResult:

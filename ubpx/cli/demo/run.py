@@ -2,19 +2,18 @@
 
 import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import Final, cast
 
 import attrs
 
-from ubpx._errors import PluginFailed, TargetGone
+from ubpx._errors import PluginFailed
+from ubpx.cli.dialogue import Dialogue
 from ubpx.core.probepoints import Lease, Probepoint
-from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.core.values import VirtAddr
 from ubpx.target import Target, attach
 
 PLACE: Final = "libc:labs"
@@ -77,29 +76,11 @@ class DemoResult:
         )
 
 
-class DemoProgram:
-    """The running program, and the lines that go to and fro. Owned by ``run_demo``."""
+class DemoProgram(Dialogue):
+    """The running program. Owned by ``run_demo``."""
 
     def __init__(self, *, threads: int, calls: int) -> None:
-        command = [sys.executable, "-I", str(PROGRAM), str(threads), str(calls)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._orders = cast("IO[str]", self._process.stdin)
-        self._answers = cast("IO[str]", self._process.stdout)
-        self._watchdog = threading.Timer(PATIENCE_S, self._process.kill)
-        self._watchdog.daemon = True
-        self._watchdog.start()
-
-    @property
-    def pid(self) -> ProcessId:
-        """Its process id."""
-        return ProcessId(self._process.pid)
-
-    def listen(self) -> str:
-        """Its next line; raises TargetGone if it ended instead."""
-        line = self._answers.readline()
-        if not line:
-            raise TargetGone(self.pid, self._process.poll())
-        return line.rstrip("\n")
+        super().__init__([sys.executable, "-I", str(PROGRAM), str(threads), str(calls)], PATIENCE_S)
 
     def run_between_gates(self) -> tuple[int, int]:
         """Open the gates; its own count of calls, and the rounds of its other threads meanwhile."""
@@ -108,25 +89,12 @@ class DemoProgram:
 
     def open_gate(self) -> None:
         """Let its threads call."""
-        self._orders.write("go\n")
-        self._orders.flush()
+        self.say("go")
 
     def await_gate(self) -> tuple[int, int]:
         """Until they have: its own count of calls, and the rounds of its other threads meanwhile."""
         answer = json.loads(self.listen())
         return answer["calls"], answer["rounds"]
-
-    def finish(self) -> int:
-        """Let it end; its exit status (negative: the signal that killed it)."""
-        self._orders.close()
-        return self._process.wait()
-
-    def end(self) -> None:
-        """Whatever happened, leave nothing behind."""
-        self._watchdog.cancel()
-        self._process.kill()
-        with self._process:  # closes the pipes, and waits
-            pass
 
 
 def run_demo(*, threads: int = THREADS, calls: int = CALLS) -> DemoResult:
