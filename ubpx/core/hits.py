@@ -227,6 +227,7 @@ class Hit:
         )
 
     def __repr__(self) -> str:
-        if self._thread is None:
+        try:
+            return f"<hit of thread {self.tid} at {self.address:#x}>"
+        except StaleHit:  # also while we look: who watches for handlers that overrun is another thread
             return "<hit, over>"
-        return f"<hit of thread {self.tid} at {self.address:#x}>"

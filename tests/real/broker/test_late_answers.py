@@ -64,6 +64,31 @@ def test_a_hold_of_the_handlers_own_is_not_ended_by_its_late_answer(
         assert target.holds() == ()
 
 
+def test_what_stands_for_a_late_answer_is_not_the_clients_to_release(
+    path: str, echo: Program, eventually: Callable[..., bool]
+) -> None:
+    """Invariant: of its own, a client is shown the holds that its verdicts took, and of others everything."""
+    late, answer = threading.Event(), threading.Event()
+
+    def handler(_hit: Any) -> ubpx.Verdict:
+        late.set()
+        assert answer.wait(2)
+        return ubpx.Verdict.HOLD
+
+    with connect(path) as one, connect(path) as two:
+        one.client("c").probe("answer", handler)
+        echo.tell("1\n")
+        assert late.wait(2)
+        assert eventually(lambda: [each.owner for each in two.holds()] == ["c"]), "it is late by now"
+        assert one.holds() == ()
+        answer.set()
+        assert eventually(one.holds)
+        (hold,) = one.holds()
+        hold.release()
+        assert echo.number("answer") == 2
+        assert (one.holds(), two.holds()) == ((), ())
+
+
 def test_a_late_write_stands_beside_a_hold_of_the_process(
     path: str, echo: Program, eventually: Callable[..., bool]
 ) -> None:

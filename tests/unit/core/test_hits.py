@@ -89,6 +89,21 @@ def test_every_attribute_of_a_hit_that_is_over_refuses(hit: Hit, name: str) -> N
     assert repr(hit) == "<hit, over>"
 
 
+def test_a_hit_can_end_while_another_thread_describes_it(hit: Any) -> None:
+    """Invariant: who watches for handlers that overrun, in a thread of its own, can name the hit whatever comes."""
+
+    class Ending(Hit):
+        @property
+        def tid(self) -> Any:
+            self._thread = None
+            return super().tid
+
+    ending: Any = Ending()
+    for name in ("_lease", "_thread", "_surroundings", "_writes"):
+        setattr(ending, name, getattr(hit, name))
+    assert repr(ending) == "<hit, over>"
+
+
 @pytest.mark.parametrize(
     "use",
     [

@@ -63,8 +63,8 @@ class Absent(Protocol):
         """The target's."""
         ...
 
-    def keeps_waiting(self) -> None:
-        """A thread is held until a late answer comes."""
+    def keeps_waiting(self, tid: int) -> None:
+        """This thread is held until a late answer comes."""
         ...
 
     def failed(self, error: str, where: str) -> None:
@@ -110,7 +110,7 @@ class SyncHandler:
                     for name, value in answer.registers.items():
                         hit.regs[name] = value
                 return verdict_of(answer)
-        return _unusual(self._seat, answer, Verdict.HOLD, self._entry.described)
+        return _unusual(self._seat, tid, answer, Verdict.HOLD, self._entry.described)
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
         """A late answer has come; in a worker thread."""
@@ -162,7 +162,7 @@ class HookCaller:
         if answer is None or isinstance(answer, Answer):
             with _understood(self._seat, lambda: name):
                 return verdict_of(answer) if waits and answer is not None else None
-        return _unusual(self._seat, answer, Verdict.HOLD if waits else None, lambda: name)
+        return _unusual(self._seat, tid, answer, Verdict.HOLD if waits else None, lambda: name)
 
     def settle(self, tid: int, answer: Answer | Raised) -> None:
         """A late answer has come; in a worker thread."""
@@ -211,11 +211,11 @@ def _understood(seat: Absent, where: Callable[[], str]) -> Iterator[None]:
 
 
 def _unusual(
-    seat: Absent, answer: Raised | Unanswered | None, when_late: Verdict | None, where: Callable[[], str]
+    seat: Absent, tid: int, answer: Raised | Unanswered | None, when_late: Verdict | None, where: Callable[[], str]
 ) -> Verdict | None:
     if answer is Unanswered.LATE:
         if when_late is not None:
-            seat.keeps_waiting()
+            seat.keeps_waiting(tid)
         return when_late
     if isinstance(answer, Raised):
         seat.failed(answer.error, where())

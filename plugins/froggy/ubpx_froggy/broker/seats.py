@@ -6,7 +6,7 @@ A seat outlives its connection while it has persistent leases; it is *absent* th
 import contextlib
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -157,6 +157,8 @@ class Seat:
         self._releasing: Final = threading.Lock()
         self._taken: Final[list[Hold]] = []
         """Holds that the client has asked for, as opposed to those that stand for late answers."""
+        self._standing: Final[list[int]] = []
+        """The threads of holds that stand for late answers, each as often as it has such holds."""
         self.strikes = 0
         """Exceptions since its last success, late ones included."""
         self._client: Client | None = None
@@ -198,8 +200,9 @@ class Seat:
 
     # What its handlers do -------------------------------------------------------------------
 
-    def keeps_waiting(self) -> None:
-        """A thread is held until a late answer comes."""
+    def keeps_waiting(self, tid: int) -> None:
+        """This thread is held until a late answer comes."""
+        self._standing.append(tid)
         self.note_stop()
 
     def note_stop(self) -> None:
@@ -264,10 +267,27 @@ class Seat:
     def _release(self, tid: int, registers: dict[str, int] | None = None) -> None:
         """End one hold of the thread that stood for a late answer: one that the client has not taken itself."""
         with self._releasing:  # two answers about one thread end two holds of it
-            mine = [each for each in self._home_of(tid).holds() if each.owner == self.name and each.thread == tid]
-            hold = next((each for each in mine if not any(each is taken for taken in self._taken)), None)
-            if hold is not None:
-                hold.release(registers or None)
+            try:
+                hold = next(iter(self._untaken(tid, self._home_of(tid).holds())), None)
+                if hold is not None:
+                    hold.release(registers or None)
+            finally:
+                self._standing.remove(tid)
+
+    def _untaken(self, tid: int, holds: Iterable[Hold]) -> list[Hold]:
+        """Its holds of a thread that stand for late answers, or that verdicts took; the oldest first."""
+        mine = [each for each in holds if each.owner == self.name and each.thread == tid]
+        return [each for each in mine if not any(each is taken for taken in self._taken)]
+
+    def stands_for_an_answer(self, hold: Hold, holds: Iterable[Hold]) -> bool:
+        """Whether of all ``holds`` there were this one stands for a late answer, and is not the client's to release.
+
+        For a hold that has ended meanwhile as well: who asks need not hear of it.
+        """
+        if hold.thread is None:
+            return False
+        standing = self._untaken(hold.thread, holds)[: self._standing.count(hold.thread)]
+        return hold.released or any(each is hold for each in standing)
 
     def take_hold(self, thread: int | None) -> Hold:
         """A hold that the client asks for; raises what ``client.hold`` does, UsageError if it has left meanwhile."""

@@ -185,12 +185,14 @@ class Service:
         for child in target.family:
             with contextlib.suppress(UbpxError):  # it ends, or is left, just now
                 found += child.holds()
-        return [self._hold_info(guest, hold) for hold in found]
-
-    def _hold_info(self, guest: Guest, hold: Hold) -> m.HoldInfo:
-        seat = guest.owns(hold)
-        handle = guest.add_hold(hold, seat) if seat is not None else None
-        return m.HoldInfo(handle, hold.owner, hold.process, hold.thread)
+        infos = []
+        for hold in found:
+            seat = guest.owns(hold)
+            if seat is None:
+                infos.append(m.HoldInfo(None, hold.owner, hold.process, hold.thread))
+            elif not seat.stands_for_an_answer(hold, found):
+                infos.append(m.HoldInfo(guest.add_hold(hold, seat), hold.owner, hold.process, hold.thread))
+        return infos
 
     # Clients, holds ---------------------------------------------------------------------------
 
