@@ -17,6 +17,7 @@ import ubpx
 from tests.real.conftest import ROOT, changed_text, eventually, maps_of, status_of, stopped_or_traced
 from ubpx.testing import kills
 from ubpx.testing.kill_plants import PLANTS
+from ubpx_ptracepp.tracer import PtraceTracer
 
 if TYPE_CHECKING:
     from tests.real.conftest import Program, StartProgram
@@ -42,6 +43,19 @@ def trace_and_die(program: Program, symbol: str, strategy: ubpx.Strategy | None 
             if hits:
                 program.tell("g")
             if eventually(lambda: lease.hits >= hits, 20):
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(tracer, 0)[1]) == -signal.SIGKILL
+
+
+def watch_and_die(pid: int, address: int) -> None:
+    """In a process of its own: attach, watch for writes, be killed after some: the debug registers stay as they are."""
+    tracer = os.fork()
+    if tracer == 0:
+        try:
+            lease = ubpx.attach(pid).client("one").watch(address, size=8, access="WRITE", handler=lambda _: None)
+            if eventually(lambda: lease.hits >= 10, 20):
                 os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
@@ -157,6 +171,56 @@ def test_a_programs_own_handler_lives_on_behind_the_guard(target_program: StartP
     assert program.number("calls") > 0
     assert heal(program.pid)["healed"] is not None
     assert program.tell("q").wait() == 0
+
+
+def test_a_handler_that_has_interrupted_the_guard_finds_it_when_it_returns(target_program: StartProgram) -> None:
+    """Invariant: whoever heals sees to it that no thread is in the guard's code, or returns to it, when that goes."""
+    program = target_program("alarms", "write")
+    counter = program.number("counter")
+    program.tell("g")
+    for _ in range(10):
+        watch_and_die(program.pid, counter)
+        assert heal(program.pid)["healed"] is not None
+    assert program.tell("q").number("rounds") > 0
+    assert program.wait() == 0
+
+
+def test_a_trap_of_the_dead_is_met_while_it_is_healed(
+    target_program: StartProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: a thread that runs into it with the next tracer there executes the program's own instruction."""
+    program = target_program("echo", 1)
+    trace_and_die(program, "answer")
+    remains = PtraceTracer.remains
+
+    def met(tracer: PtraceTracer, pid: Any) -> Any:
+        found = remains(tracer, pid)
+        program.tell("5\n")
+        assert eventually(lambda: status_of(pid)["State"].startswith("t"), 10)
+        return found
+
+    monkeypatch.setattr(PtraceTracer, "remains", met)
+    with ubpx.attach(program.pid) as target:
+        assert target.healed is not None
+        assert program.number("answer") == 6
+    assert program.answer(7) == 8
+
+
+@pytest.mark.parametrize("end", ["detach", "death"])
+def test_a_programs_own_traps_are_met_while_the_guard_goes(target_program: StartProgram, end: str) -> None:
+    """Invariant: its handler has been called by the guard, and returns to the program, whenever the guard is undone."""
+    program = target_program("alarms", "trap")
+    assert program.number("counter")
+    program.tell("g")
+    for _ in range(10 if end == "death" else 200):
+        if end == "death":
+            trace_and_die(program, "probed_idle")
+            assert heal(program.pid)["healed"] is not None
+        else:
+            with ubpx.attach(program.pid) as target:
+                target.client("one").probe("probed_idle", lambda _: None)
+    assert program.tell("q").number("rounds") > 0
+    assert program.wait() == 0
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -14,6 +14,7 @@ from ubpx.core.batches import Batches
 from ubpx.core.census import Census
 from ubpx.core.departure import Departure
 from ubpx.core.following import Following
+from ubpx.core.guard_code import GuardCode
 from ubpx.core.healing import Healer
 from ubpx.core.jumps import Jumps
 from ubpx.core.keeper import Keeper
@@ -49,14 +50,16 @@ class Coordinator:
             tracer, self.tracees, self.keeper, self.armory,
             move=self._move, abandon=self._abandon,
         )  # fmt: skip
-        self._healer: Final = Healer(tracer, self.tracees, self.keeper, self.run_until)
+        guard_code = GuardCode(tracer, self.tracees, self.keeper, self.run_until)
+        self._healer: Final = Healer(tracer, self.tracees, self.keeper, guard_code)
         self._following: Final = Following(
             tracer, self.tracees, self._census, armory=self.armory, move=self._move, run_until=self.run_until
         )  # fmt: skip
         self._census.followers = self._following
         self._departure: Final = Departure(
             tracer, self.tracees, self._census,
-            keeper=self.keeper, steps=self._steps, armory=self.armory, batches=self.batches, run_until=self.run_until,
+            keeper=self.keeper, steps=self._steps, armory=self.armory, batches=self.batches,
+            guard_code=guard_code, run_until=self.run_until,
         )  # fmt: skip
         self.detach: Final = self._departure.detach
         self._handlers: Final[Mapping[type, Callable[[Thread, Any], None]]] = {

@@ -8,6 +8,7 @@ from ubpx.core import watchpoints
 from ubpx.core.arming import Armory
 from ubpx.core.batches import Batches
 from ubpx.core.census import Census
+from ubpx.core.guard_code import GuardCode
 from ubpx.core.keeper import Keeper, RunUntil, give_back
 from ubpx.core.ports import Tracer
 from ubpx.core.spaces import AddressSpace, TracedProcess, Tracees
@@ -22,7 +23,7 @@ class Departure:
 
     def __init__(
         self, tracer: Tracer, tracees: Tracees, census: Census, *, keeper: Keeper, steps: Steps, armory: Armory,
-        batches: Batches, run_until: RunUntil,
+        batches: Batches, guard_code: GuardCode, run_until: RunUntil,
     ) -> None:  # fmt: skip
         self._tracer: Final = tracer
         self._tracees: Final = tracees
@@ -31,6 +32,7 @@ class Departure:
         self._steps: Final = steps
         self._armory: Final = armory
         self._batches: Final = batches
+        self._guard_code: Final = guard_code
         self._run_until: Final = run_until
         self._abandoned: Final[list[AddressSpace]] = []
         """Memories that a program has left, and children that share it have not."""
@@ -72,8 +74,8 @@ class Departure:
                 self._tracer.watch(thread.port, watchpoints.NOTHING)
         if space.slots.areas or space.guard is not None:
             try:
-                with self._keeper.stopped_thread(space) as thread:
-                    give_back(self._tracer, thread.port, space)
+                code = space.guard.code if space.guard is not None else range(0)
+                self._guard_code.once_empty(space, code, lambda thread: give_back(self._tracer, thread.port, space))
             except SlotsExhausted as error:
                 _log.warning("process %d keeps what it has mapped for us: %s", space.pid, error.reason)
             space.slots.forget_areas()

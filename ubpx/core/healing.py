@@ -11,7 +11,9 @@ from itertools import takewhile
 from typing import Final
 
 from ubpx._errors import InsnRefused, MemoryFault, SlotsExhausted, TargetGone
-from ubpx.core.keeper import Keeper, RunUntil
+from ubpx.core.grounds import Mapped
+from ubpx.core.guard_code import GuardCode, stack_of
+from ubpx.core.keeper import Keeper
 from ubpx.core.ports import Remains, Tracer
 from ubpx.core.sites import set_pc
 from ubpx.core.slots import ORIGIN_SIZE, SlotArea, slot_image
@@ -23,20 +25,16 @@ from ubpx.core.values import MappedRange, VirtAddr
 from ubpx.core.watchpoints import NOTHING
 
 _log = logging.getLogger("ubpx.healing")
-_TRIES: Final = 1000
-"""A thread that is putting something right itself, at our guard, is let run so many times until it is done."""
-_MOST_STACK: Final = 8 << 20
-"""Bytes of one stack that are looked through."""
 
 
 class Healer:
     """Takes out what others have left. Owned by the Coordinator."""
 
-    def __init__(self, tracer: Tracer, tracees: Tracees, keeper: Keeper, run_until: RunUntil) -> None:
+    def __init__(self, tracer: Tracer, tracees: Tracees, keeper: Keeper, guard_code: GuardCode) -> None:
         self._tracer: Final = tracer
         self._tracees: Final = tracees
         self._keeper: Final = keeper
-        self._run_until: Final = run_until
+        self._guard_code: Final = guard_code
 
     def heal(self, process: TracedProcess) -> Healed | None:
         """Of a process that we have just attached to; None where there was nothing. Raises TargetGone."""
@@ -45,20 +43,9 @@ class Healer:
             return None
         space = process.space
         with self._keeper.quiet(space, to_its_end=True):
-            self._let_leave(space, remains)
+            self._guard_code.let_out(space, remains.guard_code)
+            self._guard_code.stand_before_traps(space)
             return self._heal(space, remains, process.mappings())
-
-    def _let_leave(self, space: AddressSpace, remains: Remains) -> None:
-        """No thread may be in the guard's code when that goes."""
-        for _ in range(_TRIES):
-            inside = [each for each in self._stopped(space) if self._pc(each) in remains.guard_code]
-            if not inside:
-                return
-            for thread in inside:
-                thread.state = State.RUNNING
-                self._tracer.resume(thread.port)
-                self._tracer.interrupt(thread.port)
-            self._run_until(lambda: all(each.state is not State.RUNNING for each in inside))  # noqa: B023 - at once
 
     def _stopped(self, space: AddressSpace) -> Iterator[Thread]:
         for thread in self._tracees.threads_in(space):
@@ -85,8 +72,9 @@ class Healer:
             if self._put_right_stack(thread, slots, mappings):
                 moved.add(thread.tid)
         try:
-            with self._keeper.stopped_thread(space) as thread:
-                self._tracer.clear_remains(thread.port, remains)
+            self._guard_code.once_empty(
+                space, remains.guard_code, lambda thread: self._tracer.clear_remains(thread.port, remains)
+            )
         except SlotsExhausted as error:
             _log.warning("process %d keeps memory of a tracer that was killed: %s", space.pid, error.reason)
         return Healed(traps=standing, overwritten=overwritten, areas=len(remains.areas), threads=len(moved))
@@ -138,17 +126,12 @@ class Healer:
     def _put_right_stack(self, thread: Thread, slots: "_Slots", mappings: Sequence[MappedRange]) -> bool:
         """Whatever would bring the thread back to a slot: a signal's frame, a return address."""
         space = thread.process.space
-        layout = space.layout
-        sp = thread.port.words[layout.index[space.architecture.sp_name]]
-        stack = next((each for each in mappings if sp in each), None)
-        if stack is None or not slots.areas:
+        sp = thread.port.words[space.layout.index[space.architecture.sp_name]]
+        data = stack_of(space, sp, Mapped(mappings)) if slots.areas else None
+        if data is None:
             return False
         size = space.architecture.word_size
-        start = sp // size * size
-        try:
-            data = space.raw.read(start, min(stack.end - start, _MOST_STACK))
-        except MemoryFault:
-            return False
+        start = sp - sp % size
         found = False
         for at, word in enumerate(memoryview(data[: len(data) // size * size]).cast("Q" if size == 8 else "I")):
             code = slots.code_at(word) if slots.may_hold(word) else None

@@ -252,6 +252,11 @@ class Guard(Protocol):
     """What a program needs to know of us to go on unharmed when its tracer is killed; it lies in its own memory."""
 
     @property
+    def code(self) -> range:
+        """Where threads are that put something right themselves."""
+        ...
+
+    @property
     def room(self) -> int:
         """How many more traps it can know."""
         ...

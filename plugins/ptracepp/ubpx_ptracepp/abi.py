@@ -6,6 +6,7 @@ call, which the kernel keeps as the sign-extended 64-bit number that its restart
 """
 
 import ctypes
+import signal
 from collections.abc import Mapping
 from functools import cache
 from typing import Final, Literal
@@ -24,6 +25,11 @@ RAX: Final = 10
 ORIG_RAX: Final = 15
 RIP: Final = 16
 RSP: Final = 19
+
+FAULTS: Final = frozenset({signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+"""Signals that instructions raise: a thread that has one blocked dies of it."""
+ALL_BUT_FAULTS: Final = ~sum(1 << (each - 1) for each in FAULTS) & 0xFFFF_FFFF_FFFF_FFFF
+"""A set of signals, as the kernel has it."""
 
 CALL_INSN_SIZE: Final = 2
 """Of ``syscall`` and ``int $0x80``. Where i386's vdso enters by sysenter, it is left behind an ``int $0x80``."""

@@ -10,6 +10,7 @@ from typing import Final
 from ubpx import PtraceFailed
 from ubpx.core.values import VirtAddr, Watched
 from ubpx_ptracepp import procfs
+from ubpx_ptracepp.abi import ALL_BUT_FAULTS, FAULTS
 from ubpx_ptracepp.injection import set_signal_mask, signal_mask
 from ubpx_ptracepp.requests import (
     PTRACE_GETFPREGS,
@@ -42,9 +43,6 @@ _STATUS, _CONTROL = 6, 7
 _KINDS: Final = {"EXECUTE": 0, "WRITE": 1, "READWRITE": 3}
 _LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
 SIGTRAP_BIT: Final = 1 << (signal.SIGTRAP - 1)
-_FAULTS: Final = frozenset({signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
-_FAULTS_PENDING: Final = sum(1 << (each - 1) for each in _FAULTS)
-_ALL_BUT_TRAPS: Final = 0xFFFF_FFFF_FFFF_FFFF & ~_FAULTS_PENDING
 
 
 class ThreadCommands:
@@ -150,7 +148,7 @@ class ThreadCommands:
         mask = signal_mask(thread.tid)
         if mask is None:
             return 0
-        set_signal_mask(thread.tid, mask | _ALL_BUT_TRAPS)
+        set_signal_mask(thread.tid, mask | ALL_BUT_FAULTS)
         return mask
 
     def restore_signals(self, thread: PtraceThread, mask: int) -> None:
@@ -161,8 +159,8 @@ class ThreadCommands:
         """Whether a trap or fault is queued for the stopped thread."""
         queued = pending_signals(thread.tid, self._answers)
         if queued is not None:
-            return not _FAULTS.isdisjoint(queued)
-        return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & _FAULTS_PENDING)
+            return not FAULTS.isdisjoint(queued)
+        return bool(int(procfs.status(thread.tid).get("SigPnd", "0"), 16) & ~ALL_BUT_FAULTS)
 
     def send_signal(self, thread: PtraceThread, signal: int) -> None:
         """To the one thread."""

@@ -8,6 +8,7 @@ import attrs
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import Decoder, default_decoder
 from ubpx.core.ubp.x86_architecture import X86
+from ubpx.core.ubp.x86_frames import innermost_32
 from ubpx.core.ubp.x86_operands import MODE_32, Mode
 from ubpx.core.values import ReadableRegisters, VirtAddr
 
@@ -43,6 +44,10 @@ class I386(X86):
         # With SA_SIGINFO the handler has pointers to siginfo and ucontext; without, the context itself is there.
         context = third + _CONTEXT_IN_UCONTEXT if signal and second > sp and third > sp else sp + 8
         return VirtAddr(int.from_bytes(memory.read(VirtAddr(context + _EIP_IN_CONTEXT), 4), "little"))
+
+    def innermost_frame(self, stack: bytes) -> tuple[VirtAddr, VirtAddr] | None:
+        """See Architecture."""
+        return innermost_32(stack)
 
     def argument(self, index: int, regs: ReadableRegisters, memory: Memory) -> int:
         """See Architecture. Source: System V ABI, Intel386 supplement, section 2.2.3."""

@@ -357,6 +357,12 @@ class Architecture(Protocol):
         """At the first instruction of a signal's handler: where the handler will return to. Raises MemoryFault."""
         ...
 
+    def innermost_frame(self, stack: bytes) -> tuple[VirtAddr, VirtAddr] | None:
+        """Where a thread goes on, and with which stack pointer, when the signal has been dealt with whose frame lies
+        on its stack before all others; ``stack`` is from a whole word on. None: none does.
+        """
+        ...
+
     def emulate(self, analysis: InsnAnalysis, regs: ReadableRegisters, memory: Memory) -> Outcome:
         """Do what the instruction does, on values; nothing is written here.
 

@@ -8,6 +8,7 @@ import attrs
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import Decoder, default_decoder
 from ubpx.core.ubp.x86_architecture import X86
+from ubpx.core.ubp.x86_frames import innermost_64
 from ubpx.core.ubp.x86_operands import MODE_64, Mode
 from ubpx.core.values import ReadableRegisters, VirtAddr
 
@@ -40,6 +41,10 @@ class X86_64(X86):  # noqa: N801  (the processor's own name)
     def interrupted_pc(self, regs: ReadableRegisters, memory: Memory) -> VirtAddr:
         """See Architecture. Source: struct rt_sigframe, arch/x86/include/asm/sigframe.h."""
         return VirtAddr(int.from_bytes(memory.read(VirtAddr(regs["rsp"] + _RIP_IN_FRAME), 8), "little"))
+
+    def innermost_frame(self, stack: bytes) -> tuple[VirtAddr, VirtAddr] | None:
+        """See Architecture."""
+        return innermost_64(stack)
 
     def argument(self, index: int, regs: ReadableRegisters, memory: Memory) -> int:
         """See Architecture. Source: System V ABI, AMD64 supplement, section 3.2.3."""

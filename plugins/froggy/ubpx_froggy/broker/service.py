@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ubpx import Hold, MemoryFault, Target, TargetGone, UbpxError, UsageError
+from ubpx import MemoryFault, Target, TargetGone, UbpxError, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.values import Follow, MappedRange, parse_maps
 from ubpx_froggy import messages as m

@@ -7,7 +7,7 @@ from typing import Final
 import attrs
 
 from ubpx.core.values import PAGE_SIZE, VirtAddr
-from ubpx_ptracepp.abi import X86_64, Abi
+from ubpx_ptracepp.abi import ALL_BUT_FAULTS, X86_64, Abi
 from ubpx_ptracepp.guard.code import IMAGES
 
 MAGIC: Final = b"ubpx guard 1\n\0\0\0"
@@ -88,7 +88,7 @@ def our_action(abi: Abi, address: VirtAddr, before: Action | None = None) -> Act
     handler, _, restorer = _offsets(abi)
     if before is None:
         flags = SA_SIGINFO | SA_RESTORER | SA_ONSTACK | SA_NODEFER
-        return Action(handler=address + handler, flags=flags, restorer=address + restorer, mask=0)
+        return Action(handler=address + handler, flags=flags, restorer=address + restorer, mask=ALL_BUT_FAULTS)
     flags = SA_SIGINFO | SA_RESTORER | before.flags & _KEPT_FLAGS
     has_restorer = before.flags & SA_RESTORER  # then no frame of its handler leads to us
     back = before.restorer if has_restorer else address + restorer

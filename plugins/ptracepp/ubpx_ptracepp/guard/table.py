@@ -7,7 +7,7 @@ from typing import Final
 import attrs
 
 from ubpx import MemoryFault
-from ubpx.core.values import ProcessId, VirtAddr
+from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 from ubpx_ptracepp.guard import layout
 from ubpx_ptracepp.memory import ProcessMemory
 
@@ -45,6 +45,11 @@ class GuardTable:
         self._tasks: Final[list[int]] = [0] * layout.MANY_TASKS
         size = layout.SIZE - layout.ROWS_AT
         self.add_area(VirtAddr(address + layout.ROWS_AT), size, layout.ROWS)
+
+    @property
+    def code(self) -> range:
+        """Where its code is."""
+        return range(self.address, self.address + PAGE_SIZE)
 
     def _write(self, address: int, data: bytes) -> None:
         """Not if the program has taken its guard away, or has something else there: then it goes without."""
