@@ -80,7 +80,7 @@ def check_untouched(program: Program, maps: set[str]) -> None:
 
 
 def test_the_guards_bytes_are_of_its_source() -> None:
-    """Invariant: what is shipped was compiled from the source beside it (tools/guard.py --write)."""
+    """Invariant: what is shipped was compiled from the source beside it (tools/images.py --write)."""
     from ubpx_ptracepp.guard.code import SOURCE
 
     assert hashlib.sha256((GUARD / "guard.c").read_bytes()).hexdigest() == SOURCE

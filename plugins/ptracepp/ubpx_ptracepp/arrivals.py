@@ -16,6 +16,7 @@ from ubpx.core.ports import Site
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
+from ubpx_ptracepp.lane.turning import UNEXPECTED, Turns
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.placement import Post
 from ubpx_ptracepp.requests import (
@@ -63,12 +64,15 @@ class Arrivals(Stops):
         """Threads that were asked to stop, and may have."""
         self._naps = 0
         """How often in a row none of them had."""
+        self._turns: Final = Turns()
         self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
         self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
 
     def wait(self) -> Any:
         """The next event; arrivals at sites are served meanwhile."""
         batch, queue = self._batch, self._queue
+        if self._left is not None:
+            self._consume_left()
         while True:
             while batch:
                 thread, site = batch.popleft()
@@ -124,42 +128,46 @@ class Arrivals(Stops):
         """Serve the only thread there is: the fast lane, for as long as it does nothing but arrive at sites.
 
         The first stop that ``_gather`` has to take; None: the core has the thread, or there are others. Nobody starves
-        meanwhile: the kernel shows the doorbell and new tasks first. Each step is ``_take_trap``'s, in the same order.
+        meanwhile: the kernel shows the doorbell and new tasks first. What ``_take_trap`` does is done here in the same
+        order, but for consuming the stop: that would only show it again, to ``wait`` within a handler (see ``_left``).
         """
-        threads, queue, answers = self._threads, self._queue, self._answers
+        threads, queue = self._threads, self._queue
         (thread,) = threads.values()
         if thread.trap_unblocked:
             return waitid(_ALL, 0, PEEK)
-        tid, words, get_registers = thread.tid, thread.words, thread.get_registers
-        ask, take = quick, reap
-        next_stop: Any = waitid
+        turns, words, sites = self._turns, thread.words, thread.sites
+        prepare, take, site_at = turns.prepare, turns.take, turns.site
+        turns.attend(thread)
+        go = 0
         while len(threads) == 1 and not queue:
-            stop: _Stop = next_stop(_ALL, 0, PEEK)
-            stopped, _, _, number, code = stop
             stops = thread.stops + 1
-            if stopped != tid or number != _SIGTRAP or code != _CLD_TRAPPED or not stops % _SELDOM:
-                return stop
-            words[RIP] = 0
-            ask(*get_registers)
-            try:
-                site = thread.sites[words[RIP]]
-            except KeyError:
-                return stop
-            landing = site.landing_word
-            if landing is not None:
-                ask(PTRACE_POKEUSER, tid, _RIP_OFFSET, landing)
-            elif not site.in_slot or site.watchful or not self._has_moved(thread):
-                return stop
-            status = take(tid, answers)
-            if status != _TRAP_STATUS:
-                if status is not None:  # killed meanwhile
-                    self._classify(tid, thread, status)
-                break
-            thread.stops = stops
-            if not site.arrive(thread):
-                break
-            ask(thread.go, tid, 0, 0)
+            closely = not stops % _SELDOM
+            prepare(go, sites, expected=not closely)
+            go = 0
+            number = take()
+            if number >= 0:
+                thread.stops = stops
+                self._left = thread
+                if not site_at(number).arrive(thread):
+                    self._consume_left()
+                    return None
+                self._left = None
+                go = thread.go
+                continue
+            site = sites.get(words[RIP]) if number == UNEXPECTED and not closely else None
+            if site is None or not turns.expect(words[RIP], site):
+                return waitid(_ALL, 0, PEEK)
+        if go:
+            quick(go, thread.tid, 0, 0)
         return None
+
+    def _consume_left(self) -> None:
+        """The stop of the thread whose handlers run, if it is not consumed yet: it must not be seen again."""
+        thread, self._left = self._left, None
+        if thread is not None:
+            status = reap(thread.tid, self._answers)
+            if status is not None and status != _TRAP_STATUS:  # killed meanwhile
+                self._classify(thread.tid, thread, status)
 
     def _gather(self, first: _Stop) -> None:
         """Consume every stop there is, ``first`` first, before any thread goes on: so none starves."""

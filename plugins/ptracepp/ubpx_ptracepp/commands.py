@@ -50,19 +50,28 @@ class ThreadCommands:
 
     def __init__(self) -> None:
         self._answers: Final = Answers()
+        self._left: PtraceThread | None = None
+        """The thread whose handlers run while its stop is not consumed (see ``Arrivals``)."""
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""
+        self._leave_stop(thread)
         thread.stepping = False
         if swift(thread.go, thread.tid, 0, signal) == -1:
             request(thread.go, thread.tid, 0, signal)
 
     def step(self, thread: PtraceThread, signal: int = 0) -> None:
         """One instruction."""
+        self._leave_stop(thread)
         thread.stepping = True
         self._let_trap(thread)
         if swift(PTRACE_SINGLESTEP, thread.tid, 0, signal) == -1:
             request(PTRACE_SINGLESTEP, thread.tid, 0, signal)
+
+    def _leave_stop(self, thread: PtraceThread) -> None:
+        """Its stop, which may not be consumed yet, is over: nobody will see it again."""
+        if self._left is thread:
+            self._left = None
 
     def _let_trap(self, thread: PtraceThread) -> None:
         """A step is not to end in a blocked SIGTRAP: the kernel would undo the process's action for it."""
@@ -79,6 +88,7 @@ class ThreadCommands:
 
     def listen(self, thread: PtraceThread) -> None:
         """Stay in the group-stop; one that was killed meanwhile stands at its exit, which follows."""
+        self._leave_stop(thread)
         try:
             request(PTRACE_LISTEN, thread.tid)
         except PtraceFailed as error:

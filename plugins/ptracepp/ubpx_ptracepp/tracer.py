@@ -153,6 +153,7 @@ class PtraceTracer(Arrivals):
 
     def detach(self, thread: PtraceThread, signal: int = 0) -> None:
         """Trace it no more."""
+        self._leave_stop(thread)
         if request(PTRACE_DETACH, thread.tid, 0, signal) and int(thread.tid) == thread.pid:
             self._kept.leader_is_left(thread.pid)  # one that was killed meanwhile is ours until we have its status
 

@@ -1,6 +1,6 @@
 /* What a traced program runs if its tracer is killed and a thread meets a trap that was left behind.
  *
- * Compiled by tools/guard.py to bytes that depend on no address (code.py); ubpx_ptracepp/guard/layout.py
+ * Compiled by tools/images.py to bytes that depend on no address (code.py); ubpx_ptracepp/guard/layout.py
  * describes the same memory. Rules: no library, no relocation, no state but `struct data`; every thread may
  * be here at once, and be interrupted here.
  */

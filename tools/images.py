@@ -1,7 +1,7 @@
-"""Compile the guard, what traced programs run if their tracer is killed, to the bytes that ubpx-ptracepp ships.
+"""Compile what ubpx-ptracepp ships as machine code to bytes: the guard, and the turn of the fast lane.
 
-    python tools/guard.py            print the page that belongs beside guard.c
-    python tools/guard.py --write    write it
+    python tools/images.py            print the pages that belong beside guard.c and lane.c
+    python tools/images.py --write    write them
 
 Needs gcc with -m32 (gcc-multilib) and ld.
 """
@@ -13,8 +13,9 @@ import tempfile
 from base64 import b85encode
 from pathlib import Path
 
-ROOM = Path(__file__).resolve().parent.parent / "plugins" / "ptracepp" / "ubpx_ptracepp" / "guard"
-SOURCE, PAGE = ROOM / "guard.c", ROOM / "code.py"
+PACKAGE = Path(__file__).resolve().parent.parent / "plugins" / "ptracepp" / "ubpx_ptracepp"
+PIECES = {"guard": ("x86_64", "i386"), "lane": ("x86_64",)}
+"""By name: for which architectures. Each has a room of that name, with its source."""
 FLAGS = [
     *("-Os", "-fpie", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
     *("-mgeneral-regs-only", "-fcf-protection=none", "-nostdlib", "-Wall", "-Wextra", "-Werror"),
@@ -29,28 +30,32 @@ SCRIPT = """SECTIONS {
 """
 
 
-def image(architecture: str) -> bytes:
-    """The guard's code for programs of one architecture, position-independent, its head first."""
+def image(source: Path, architecture: str) -> bytes:
+    """The code for one architecture, position-independent, its head first."""
     width, emulation = EMULATIONS[architecture]
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         (room / "script").write_text(SCRIPT)
-        subprocess.run(["gcc", width, *FLAGS, "-c", str(SOURCE), "-o", str(room / "o")], check=True)
+        subprocess.run(["gcc", width, *FLAGS, "-c", str(source), "-o", str(room / "o")], check=True)
         link = ["ld", "-m", emulation, "-T", "script", "--oformat", "binary", "o", "-o", "image"]
         subprocess.run(link, check=True, cwd=room)
         return (room / "image").read_bytes()
 
 
-def page() -> str:
+def page(piece: str) -> str:
     """The module that holds the images of now's source."""
-    lines = ['"""The compiled guard, by architecture: written by tools/guard.py from guard.c, not by hand."""', ""]
+    source = PACKAGE / piece / f"{piece}.c"
+    lines = [
+        f'"""The compiled {piece}, by architecture: written by tools/images.py from {source.name}, not by hand."""',
+        "",
+    ]
     lines += ["from base64 import b85decode", "from collections.abc import Mapping", "from typing import Final", ""]
-    lines += [f'SOURCE: Final = "{hashlib.sha256(SOURCE.read_bytes()).hexdigest()}"']
+    lines += [f'SOURCE: Final = "{hashlib.sha256(source.read_bytes()).hexdigest()}"']
     lines += ['"""The SHA-256 of the source that was compiled."""', ""]
     lines += ["IMAGES: Final[Mapping[str, bytes]] = {"]
-    for architecture in EMULATIONS:
+    for architecture in PIECES[piece]:
         lines += [f'    "{architecture}": b85decode(']
-        text = b85encode(image(architecture)).decode()
+        text = b85encode(image(source, architecture)).decode()
         lines += [f'        "{text[at : at + COLUMNS]}"' for at in range(0, len(text), COLUMNS)]
         lines += ["    ),"]
     return "\n".join([*lines, "}", ""])
@@ -59,11 +64,13 @@ def page() -> str:
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write code.py")
-    if parser.parse_args().write:
-        PAGE.write_text(page())
-    else:
-        print(page(), end="")
+    parser.add_argument("--write", action="store_true", help="write each code.py")
+    write = parser.parse_args().write
+    for piece in PIECES:
+        if write:
+            (PACKAGE / piece / "code.py").write_text(page(piece))
+        else:
+            print(page(piece), end="")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+/* One turn of the tracer's fast lane: let a thread go on, wait for the next stop of anybody's, and if that is the
+ * thread's at a trap that the tracer expects, send it on.
+ *
+ * Runs in the tracer itself, as one call instead of five. Compiled by tools/images.py to bytes that depend on no address
+ * (code.py); turning.py describes the same memory. No library, no relocation, no state but `struct turn`.
+ */
+
+#include <signal.h>
+#include <stdint.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+
+#define PAGE 4096
+#define MANY_PLACES 4
+#define OTHER (-1)             /* another stop, or none: it is left to be looked at */
+#define UNEXPECTED (-2)        /* the thread's own trap elsewhere: its registers are fetched */
+#define PEEK (WEXITED | WSTOPPED | WNOWAIT | __WALL | __WNOTHREAD)
+#define RIP __builtin_offsetof(struct user_regs_struct, rip)
+#define FROM_KERNEL 0x80       /* SI_KERNEL */
+
+struct place {
+    uint64_t reported;         /* the PC behind the trap */
+    uint64_t landing;          /* where the thread goes on; 0: where it is */
+    uint64_t certain;          /* no: what the kernel says of the signal must be looked at */
+};
+
+struct turn {                  /* the second page */
+    uint64_t go;               /* the request that lets the thread run; 0: it runs */
+    uint64_t tid;
+    uint64_t registers;        /* where its struct user_regs_struct is to be */
+    uint64_t count;            /* so many places are expected */
+    struct place places[MANY_PLACES];
+    siginfo_t stop, trap;
+};
+
+extern unsigned char first[] __attribute__((visibility("hidden")));
+#define turn ((struct turn *)(first + PAGE))
+
+static long call(long number, long a, long b, long c, long d)
+{
+    long result;
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = 0;
+    __asm__ volatile("syscall" : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
+    return result;
+}
+
+__asm__(".section .head,\"ax\"\n"
+        ".globl first\n.hidden first\n"
+        "first:\n\tjmp take_turn\n"
+        "\t.text\n");
+
+static int is_breakpoint(void)
+{
+    turn->trap.si_code = 0;
+    call(SYS_ptrace, PTRACE_GETSIGINFO, (long)turn->tid, 0, (long)&turn->trap);
+    return turn->trap.si_code == FROM_KERNEL;
+}
+
+/* The number of the place where the thread has arrived, or one of the above. */
+__attribute__((used)) long take_turn(void)
+{
+    struct user_regs_struct *registers = (struct user_regs_struct *)turn->registers;
+    long failed;
+
+    if (turn->go)
+        call(SYS_ptrace, (long)turn->go, (long)turn->tid, 0, 0);
+    do
+        failed = call(SYS_waitid, P_ALL, 0, (long)&turn->stop, PEEK);
+    while (failed == -4 /* EINTR */);
+    if (failed || turn->stop.si_pid != (int)turn->tid || turn->stop.si_status != SIGTRAP
+        || turn->stop.si_code != CLD_TRAPPED)
+        return OTHER;
+    registers->rip = 0;
+    call(SYS_ptrace, PTRACE_GETREGS, (long)turn->tid, 0, (long)registers);
+    for (uint64_t number = 0; number < turn->count && number < MANY_PLACES; number++) {
+        const struct place *place = &turn->places[number];
+        if (place->reported != registers->rip || !(place->certain || is_breakpoint()))
+            continue;
+        if (place->landing)
+            call(SYS_ptrace, PTRACE_POKEUSER, (long)turn->tid, RIP, (long)place->landing);
+        return (long)number;
+    }
+    return UNEXPECTED;
+}

@@ -1,0 +1,154 @@
+"""A thread that is traced alone: what is done for each of its arrivals in one call is what is done for all others."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import ubpx
+from tests.real.conftest import ROOT, changed_text, stopped_or_traced
+from ubpx_ptracepp import arrivals
+from ubpx_ptracepp.lane.turning import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.real.conftest import Program, StartProgram
+
+LANE = ROOT / "plugins" / "ptracepp" / "ubpx_ptracepp" / "lane"
+FUNCTIONS = [f"probed_{each}" for each in "abcdef"]
+TIMES = 2_000
+
+
+@pytest.fixture(params=["compiled", "by calls"])
+def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How turns are taken in sessions that begin from now on."""
+    if request.param == "by calls":
+        monkeypatch.setattr(arrivals, "Turns", lambda: Turns(compiled=False))
+    return str(request.param)
+
+
+def noting(to: list[int]) -> Callable[[Any], None]:
+    """A handler that notes the first argument."""
+    return lambda hit: to.append(hit.regs.rdi)
+
+
+@pytest.fixture
+def alone(target_program: StartProgram) -> Program:
+    """A program of one thread."""
+    return target_program("alone", TIMES)
+
+
+def test_the_lanes_bytes_are_of_its_source() -> None:
+    """Invariant: what is shipped was compiled from the source beside it (tools/images.py --write)."""
+    from ubpx_ptracepp.lane.code import SOURCE
+
+    assert hashlib.sha256((LANE / "lane.c").read_bytes()).hexdigest() == SOURCE
+
+
+def test_turns_are_compiled_where_they_can_be() -> None:
+    """Invariant: the slower way is only for processes that may have no code of their own."""
+    assert Turns().take.__class__ is not Turns(compiled=False).take.__class__
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+def test_every_arrival_at_several_places_is_seen(alone: Program, count: int) -> None:
+    """Invariant: exact at more places than are expected at once, with the registers at arrival."""
+    seen: dict[str, list[int]] = {name: [] for name in FUNCTIONS[-count:]}
+    with ubpx.attach(alone.pid) as target:
+        client = target.client("one")
+        leases = {name: client.probe(name, noting(to)) for name, to in seen.items()}
+        assert alone.tell("g").number("calls") == 6 * TIMES
+        assert {name: lease.hits for name, lease in leases.items()} == dict.fromkeys(seen, TIMES)
+    for name, values in seen.items():
+        assert values == list(range(FUNCTIONS.index(name), 6 * TIMES, 6))
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
+def test_probes_come_and_go_from_a_handler(alone: Program) -> None:
+    """Invariant: a place that a handler changes is looked at anew: no arrival there is missed, or has two handlers."""
+    others: list[int] = []
+    with ubpx.attach(alone.pid) as target:
+        client = target.client("one")
+
+        def handler(_hit: Any) -> None:
+            if lease.hits % 100 == 50:
+                client.probe("probed_b", lambda _: others.append(1), once=True)
+
+        lease = client.probe("probed_a", handler)
+        assert alone.tell("g").number("calls") == 6 * TIMES
+        assert (lease.hits, len(others)) == (TIMES, TIMES // 100)
+    assert changed_text(alone.pid) == []
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
+def test_a_hot_thread_is_held_and_left(alone: Program, eventually: Callable[..., bool]) -> None:
+    """Invariant: what a handler's verdict, another thread and a detach want is done at once, and nothing stays."""
+    with ubpx.attach(alone.pid) as target:
+        client = target.client("one")
+        lease = client.probe("probed_a", lambda hit: ubpx.Verdict.HOLD if hit.lease.hits == 500 else None)
+        alone.tell("g")
+        assert eventually(target.holds)
+        assert lease.hits == 500
+        (hold,) = target.holds()
+        hold.release()
+        assert eventually(lambda: lease.hits >= 600)
+        with client.hold():
+            before = lease.hits
+            assert target.registers(alone.pid)["rip"]
+            assert lease.hits == before
+    assert alone.number("calls") == 6 * TIMES
+    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize("symbol", ["probed_a", "probed_e", "probed_f"])
+@pytest.mark.parametrize("strategy", [None, "JUMP", "BOOST", "STEP", "INLINE"])
+def test_a_tracer_killed_in_its_handler_does_no_harm(alone: Program, symbol: str, strategy: str | None) -> None:
+    """Invariant: the stop is not consumed while handlers run, and yet the program goes on as if it had been."""
+    if (symbol, strategy) in {("probed_f", "JUMP"), ("probed_e", "JUMP")}:
+        strategy = "EMULATE"
+    tracer = os.fork()
+    if tracer == 0:
+        try:
+            target = ubpx.attach(alone.pid)
+
+            def handler(hit: Any) -> None:
+                if hit.lease.hits == TIMES // 2 + 7:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            target.client("one").probe(symbol, handler, strategy=strategy)
+            alone.tell("g")
+            signal.alarm(20)
+            signal.pause()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(tracer, 0)[1]) == -signal.SIGKILL
+    assert alone.number("calls") == 6 * TIMES
+    with ubpx.attach(alone.pid) as target:
+        assert target.healed is not None
+    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
+    assert alone.tell("g").number("calls") == 12 * TIMES
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
+def test_a_thread_that_is_killed_in_its_handler_is_seen_to_end(alone: Program) -> None:
+    """Invariant: its end is told once, and as it was."""
+    with ubpx.attach(alone.pid) as target:
+
+        def handler(hit: Any) -> None:
+            if hit.lease.hits == 1_000:
+                os.kill(hit.pid, signal.SIGKILL)
+
+        target.client("one").probe("probed_a", handler)
+        alone.tell("g")
+        assert target.wait(timeout=20) == -signal.SIGKILL
