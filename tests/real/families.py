@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 SCRIPT: Final = Path(__file__).with_name("broker") / "client_processes.py"
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 180.0
+"""A fork of a process with many mappings has been seen to take more than a minute on a machine that was overloaded."""
 
 
 class ClientProcesses:
