@@ -42,16 +42,42 @@ class Sleeper(Protocol):
 class _Block:
     """BLOCK_SIZE bytes of the program, from an address that is a multiple of that. Owned by its DormantTraps."""
 
-    __slots__ = ("original", "standing", "start", "written")
+    __slots__ = ("_fallen", "original", "standing", "start")
 
     def __init__(self, start: int) -> None:
         self.start: Final = start
         self.original: Final = bytearray(BLOCK_SIZE)
-        """The program's own bytes, where ``written`` says so."""
+        """The program's own bytes, where a trap stands or has stood."""
         self.standing: Final = bytearray(BLOCK_SIZE)
         """By address: whose dormant trap stands there, as a number; 0: none."""
-        self.written: Final = bytearray(BLOCK_SIZE)
-        """255: a trap of ours stands there or has stood there."""
+        self._fallen: bytearray | None = None
+        """255: a trap of ours has stood there; None: nowhere yet."""
+
+    def knows(self, inside: int) -> bool:
+        """Whether a trap of ours stands or has stood at that byte of it."""
+        return self.standing[inside] != 0 or (self._fallen is not None and self._fallen[inside] != 0)
+
+    def fall(self, marks: bytes, inside: slice = slice(BLOCK_SIZE)) -> None:
+        """Where ``marks`` has 255 traps stood that stand no more."""
+        if self._fallen is None:
+            self._fallen = bytearray(BLOCK_SIZE)
+        self._fallen[inside] = blended(bytes(self._fallen[inside]), marks, marks)
+        self.standing[inside] = blended(bytes(self.standing[inside]), bytes(len(marks)), marks)
+
+    @property
+    def written(self) -> bytearray:
+        """A mask of where traps of ours stand or have stood."""
+        mask = self.standing.translate(_ONES)
+        return (
+            mask if self._fallen is None else bytearray(blended(bytes(mask), bytes(self._fallen), bytes(self._fallen)))
+        )
+
+    def forget(self, inside: slice) -> None:
+        """What was mapped there is gone."""
+        nothing = bytes(inside.stop - inside.start)
+        self.standing[inside] = nothing
+        if self._fallen is not None:
+            self._fallen[inside] = nothing
 
     def pages(self, marks: bytearray) -> Iterator[slice]:
         """The runs of pages in which there are marks, each from its first mark to behind its last."""
@@ -105,7 +131,7 @@ class DormantTraps:
     def knows(self, address: int) -> bool:
         """Whether such a trap stands there or has stood there."""
         block = self._blocks.get(address // BLOCK_SIZE)
-        return block is not None and block.written[address % BLOCK_SIZE] != 0
+        return block is not None and block.knows(address % BLOCK_SIZE)
 
     def sleeper_at(self, address: int) -> Sleeper | None:
         """Whose dormant trap stands there."""
@@ -115,7 +141,7 @@ class DormantTraps:
     def meet(self, address: VirtAddr) -> Site | None:
         """What a thread meets that has run into a trap there, made now; None: the trap is not ours."""
         block = self._blocks.get(address // BLOCK_SIZE)
-        if block is None or not block.written[address % BLOCK_SIZE]:
+        if block is None or not block.knows(address % BLOCK_SIZE):
             return None
         sleeper = self._sleepers[block.standing[address % BLOCK_SIZE]]
         return self.tomb(address) if sleeper is None else sleeper.meet(address)
@@ -220,10 +246,9 @@ class DormantTraps:
         # All is known before the first trap stands: whoever reads memory meanwhile never sees one.
         if number_of_block in self._blocks:
             block.original[inside] = blended(bytes(block.original[inside]), code, mask)
-            block.written[inside] = blended(bytes(block.written[inside]), mask, mask)
             block.standing[inside] = blended(bytes(block.standing[inside]), bytes((number,)) * len(code), mask)
         else:
-            block.original[inside], block.written[inside] = code, mask
+            block.original[inside] = code
             block.standing[inside] = marks.translate(_numbered(number))
             self._blocks[number_of_block] = block
         self.count += len(marks) - marks.count(0)
@@ -247,8 +272,7 @@ class DormantTraps:
         block = self._blocks.get(addresses[0] // BLOCK_SIZE) if addresses else None
         if block is None:
             return addresses
-        start, written = block.start, block.written
-        return [address for address in addresses if not written[address - start]]
+        return [address for address in addresses if not block.knows(address - block.start)]
 
     def of(self, sleeper: Sleeper) -> Iterator[VirtAddr]:
         """Where traps of the sleeper's stand, ascending; it may change meanwhile."""
@@ -282,7 +306,7 @@ class DormantTraps:
     def note(self, address: int, original: bytes) -> None:
         """Another trap is about to be written there: these are the program's own bytes now."""
         block = self._blocks.get(address // BLOCK_SIZE)
-        if block is not None and block.written[address % BLOCK_SIZE]:
+        if block is not None and block.knows(address % BLOCK_SIZE):
             block.original[address % BLOCK_SIZE] = original[0]
 
     # Taking out ---------------------------------------------------------------------------
@@ -291,7 +315,8 @@ class DormantTraps:
         """The trap is somebody else's from now on (space.patches has it), or stands no more."""
         block = self._blocks.get(address // BLOCK_SIZE)
         if block is not None and block.standing[address % BLOCK_SIZE]:
-            block.standing[address % BLOCK_SIZE] = 0
+            at = address % BLOCK_SIZE
+            block.fall(b"\xff", slice(at, at + 1))
             self.count -= 1
 
     def take_out_some(self, memory: Memory, sleeper: Sleeper, addresses: Iterable[VirtAddr]) -> None:
@@ -324,7 +349,7 @@ class DormantTraps:
     def _clear(self, memory: Memory, block: _Block, marks: bytearray) -> None:
         """Where ``marks`` has 255 a trap stands, and stands no more."""
         self._restore(memory, block, marks)
-        block.standing[:] = blended(bytes(block.standing), bytes(BLOCK_SIZE), bytes(marks))
+        block.fall(bytes(marks))
         self.count -= BLOCK_SIZE - marks.count(0)
 
     def _restore(self, memory: Memory, block: _Block, marks: bytearray) -> None:
@@ -353,7 +378,7 @@ class DormantTraps:
     def end(self) -> None:
         """None stands any more: the program has left this memory, and it was cleaned."""
         for block in self._blocks.values():
-            block.standing[:] = bytes(BLOCK_SIZE)
+            block.fall(bytes(block.standing.translate(_ONES)))
         self.count = 0
 
     def drop(self, addresses: range) -> None:
@@ -361,7 +386,7 @@ class DormantTraps:
         for block, inside in tuple(self._within(addresses)):
             size = inside.stop - inside.start
             self.count -= size - block.standing[inside].count(0)
-            block.standing[inside] = block.written[inside] = bytes(size)
+            block.forget(inside)
             if block.written.count(0) == BLOCK_SIZE:
                 del self._blocks[block.start // BLOCK_SIZE]
 

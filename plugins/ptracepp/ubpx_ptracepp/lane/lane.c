@@ -18,6 +18,7 @@
 #define UNEXPECTED (-2)        /* the thread's own trap elsewhere: its registers are fetched */
 #define PEEK (WEXITED | WSTOPPED | WNOWAIT | __WALL | __WNOTHREAD)
 #define RIP __builtin_offsetof(struct user_regs_struct, rip)
+#define REGISTERS (sizeof(struct user_regs_struct) / 8)
 #define FROM_KERNEL 0x80       /* SI_KERNEL */
 
 struct place {
@@ -32,6 +33,7 @@ struct turn {                  /* the second page */
     uint64_t registers;        /* where its struct user_regs_struct is to be */
     uint64_t count;            /* so many places are expected */
     struct place places[MANY_PLACES];
+    uint64_t arrived[REGISTERS]; /* its registers when it arrived last at a place that is not certain; 0: unknown */
     siginfo_t stop, trap;
 };
 
@@ -53,8 +55,17 @@ __asm__(".section .head,\"ax\"\n"
         "first:\n\tjmp take_turn\n"
         "\t.text\n");
 
-static int is_breakpoint(void)
+/* A thread that has run since it arrived last has other registers; one that has not may have been sent a signal. */
+static int is_breakpoint(const uint64_t *registers)
 {
+    uint64_t others = 0, known = turn->arrived[RIP / 8];
+
+    for (unsigned at = 0; at < REGISTERS; at++) {
+        others |= registers[at] ^ turn->arrived[at];
+        turn->arrived[at] = registers[at];
+    }
+    if (known && others)
+        return 1;
     turn->trap.si_code = 0;
     call(SYS_ptrace, PTRACE_GETSIGINFO, (long)turn->tid, 0, (long)&turn->trap);
     return turn->trap.si_code == FROM_KERNEL;
@@ -78,7 +89,7 @@ __attribute__((used)) long take_turn(void)
     call(SYS_ptrace, PTRACE_GETREGS, (long)turn->tid, 0, (long)registers);
     for (uint64_t number = 0; number < turn->count && number < MANY_PLACES; number++) {
         const struct place *place = &turn->places[number];
-        if (place->reported != registers->rip || !(place->certain || is_breakpoint()))
+        if (place->reported != registers->rip || !(place->certain || is_breakpoint((const uint64_t *)registers)))
             continue;
         if (place->landing)
             call(SYS_ptrace, PTRACE_POKEUSER, (long)turn->tid, RIP, (long)place->landing);

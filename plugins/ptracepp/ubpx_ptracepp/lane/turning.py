@@ -20,6 +20,7 @@ _GO, _TID, _REGISTERS, _COUNT, _PLACES = range(5)
 """Words of struct turn."""
 _PLACE_WORDS: Final = 3
 _MANY_PLACES: Final = 4
+_ARRIVED: Final = _PLACES + _MANY_PLACES * _PLACE_WORDS
 _WORDS: Final = PAGE_SIZE // 8
 _READ, _WRITE, _EXECUTE = 1, 2, 4
 _SIGTRAP: Final = 5
@@ -52,6 +53,7 @@ class Turns:
         """From now on it is this thread's turn; it is expected nowhere."""
         self._fields[_TID] = thread.tid
         self._fields[_REGISTERS] = ctypes.addressof(thread.buffer)
+        self._fields[_ARRIVED + RIP] = 0
         self._places.clear()
 
     def prepare(self, go: int, sites: Mapping[int, Site], *, expected: bool) -> None:
