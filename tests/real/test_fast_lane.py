@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 LANE = ROOT / "plugins" / "ptracepp" / "ubpx_ptracepp" / "lane"
 FUNCTIONS = [f"probed_{each}" for each in "abcdef"]
 TIMES = 2_000
+KILLS = 12
 
 
 @pytest.fixture(params=["compiled", "by calls"])
@@ -132,6 +135,38 @@ def test_a_tracer_killed_in_its_handler_does_no_harm(alone: Program, symbol: str
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(tracer, 0)[1]) == -signal.SIGKILL
+    assert alone.number("calls") == 6 * TIMES
+    with ubpx.attach(alone.pid) as target:
+        assert target.healed is not None
+    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
+    assert alone.tell("g").number("calls") == 12 * TIMES
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_tracer_killed_at_any_time_in_a_turn_does_no_harm(alone: Program, seed: int) -> None:
+    """Invariant: between any two of the calls that a turn makes, too."""
+    chance = random.Random(seed)
+    strategy = chance.choice([None, "BOOST", "JUMP"])
+    began, told = os.pipe()
+    tracer = os.fork()
+    if tracer == 0:
+        try:
+            client = ubpx.attach(alone.pid).client("one")
+            client.probe("probed_a", lambda _: None, strategy=strategy)
+            client.probe("probed_e", lambda hit: hit.regs.rdi and None)
+            os.write(told, b"!")
+            signal.alarm(20)
+            signal.pause()
+        finally:
+            os._exit(1)
+    assert os.read(began, 1) == b"!"
+    os.close(began)
+    os.close(told)
+    alone.tell("g")
+    time.sleep(chance.uniform(0, 0.03))
+    os.kill(tracer, signal.SIGKILL)
+    os.waitpid(tracer, 0)
     assert alone.number("calls") == 6 * TIMES
     with ubpx.attach(alone.pid) as target:
         assert target.healed is not None
