@@ -140,7 +140,10 @@ class Probepoints(_Message, tag="probepoints", frozen=True):
 
 
 class Holds(_Message, tag="holds", frozen=True):
-    """Gives ``list[HoldInfo]``: everybody's, those in followed children included."""
+    """Gives ``list[HoldInfo]``: everybody's, those in followed children included.
+
+    But for those of the peer's own that stand for answers that it still owes: they end with these.
+    """
 
     target: Handle
 

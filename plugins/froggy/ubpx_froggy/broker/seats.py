@@ -230,9 +230,9 @@ class Seat:
                 if mistake is not None:
                     answer = Raised(answer.call, f"UsageError: {mistake}")
             if isinstance(answer, Raised):
-                self.failed(answer.error, "a hook" if entry is None else entry.described())
-                if entry is not None:
+                if entry is not None:  # before it may be quarantined: who sees that finds all errors counted
                     entry.late_errors += 1
+                self.failed(answer.error, "a hook" if entry is None else entry.described())
                 self._release(tid)
                 return
             self._obey(tid, answer)
