@@ -235,8 +235,8 @@ class Seat:
                 self.failed(answer.error, "a hook" if entry is None else entry.described())
                 self._release(tid)
                 return
+            self.strikes = 0  # before the thread runs, and may arrive again
             self._obey(tid, answer)
-            self.strikes = 0
 
     def _mistake(self, tid: int, answer: Answer) -> str | None:
         """What is wrong with an answer; raises UsageError if the thread is gone."""
