@@ -121,12 +121,15 @@ static void do_stepping(void)
     check(last_trap == (unsigned long)behind_stepped, "last trap", last_trap);
 }
 
+/* Slots are near the program; what is mapped elsewhere lies at most 1 TiB, and the stack's gap, below the end. */
+static const unsigned long LIBRARIES = 0x7e0000000000ul;
+
 static void on_alarm(int signal, siginfo_t *info, void *context)
 {
     unsigned long rip = ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
     bool in_program = rip >= (unsigned long)&__executable_start && rip < (unsigned long)&etext;
     check(signal == SIGUSR1 && info != NULL, "signal", signal);
-    check(in_program || rip > 0x7f0000000000ul, "rip of the frame", rip);
+    check(in_program || rip > LIBRARIES, "rip of the frame", rip);
     alarms++;
     made++;
     make_syscall(SYS_getppid);
