@@ -46,6 +46,16 @@ def alone(target_program: StartProgram) -> Program:
     return target_program("alone", TIMES)
 
 
+def check_unharmed(alone: Program) -> None:
+    """It ends the calls that its tracer was killed amid, is healed, and makes as many again."""
+    assert alone.number("calls") == 6 * TIMES
+    with ubpx.attach(alone.pid) as target:
+        assert target.healed is not None
+    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
+    assert alone.tell("g").number("calls") == 12 * TIMES
+    assert alone.tell("q").wait() == 0
+
+
 def test_the_lanes_bytes_are_of_its_source() -> None:
     """Invariant: what is shipped was compiled from the source beside it (tools/images.py --write)."""
     from ubpx_ptracepp.lane.code import SOURCE
@@ -135,12 +145,7 @@ def test_a_tracer_killed_in_its_handler_does_no_harm(alone: Program, symbol: str
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(tracer, 0)[1]) == -signal.SIGKILL
-    assert alone.number("calls") == 6 * TIMES
-    with ubpx.attach(alone.pid) as target:
-        assert target.healed is not None
-    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
-    assert alone.tell("g").number("calls") == 12 * TIMES
-    assert alone.tell("q").wait() == 0
+    check_unharmed(alone)
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
@@ -167,12 +172,7 @@ def test_a_tracer_killed_at_any_time_in_a_turn_does_no_harm(alone: Program, seed
     time.sleep(chance.uniform(0, 0.03))
     os.kill(tracer, signal.SIGKILL)
     os.waitpid(tracer, 0)
-    assert alone.number("calls") == 6 * TIMES
-    with ubpx.attach(alone.pid) as target:
-        assert target.healed is not None
-    assert (changed_text(alone.pid), stopped_or_traced(alone.pid)) == ([], {})
-    assert alone.tell("g").number("calls") == 12 * TIMES
-    assert alone.tell("q").wait() == 0
+    check_unharmed(alone)
 
 
 @pytest.mark.usefixtures("turns")

@@ -6,7 +6,7 @@ A signal's handler may have interrupted the guard, so that the thread stands els
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ubpx._errors import MemoryFault, SlotsExhausted
@@ -74,8 +74,8 @@ class GuardCode:
     def stand_before_traps(self, space: AddressSpace) -> None:
         """Who has met a trap just now stands before it, and knows of no signal; one that still stands is met again."""
         size = len(space.architecture.trap_bytes)
-        for thread in self._stopped(space):
-            at = VirtAddr(self._pc(thread) - size)
+        for thread in self._keeper.standing(space):
+            at = VirtAddr(thread.pc - size)
             if thread.pending != signal.SIGTRAP or not _is_trap(space, at):
                 continue
             if int.from_bytes(self._tracer.signal_info(thread.port)[8:12], "little") == _SI_KERNEL:
@@ -88,7 +88,7 @@ class GuardCode:
             return ()
         mappings = Mapped(self._tracer.mappings(space.pid))
         return [
-            each for each in self._stopped(space) if self._pc(each) in code or self._leads_back(each, code, mappings)
+            each for each in self._keeper.standing(space) if each.pc in code or self._leads_back(each, code, mappings)
         ]
 
     def _let_run(self, threads: Sequence[Thread], pause_s: float) -> bool:
@@ -109,14 +109,6 @@ class GuardCode:
                 self._tracer.interrupt(thread.port)
         self._run_until(lambda: _have_stopped(threads))
         return False
-
-    def _stopped(self, space: AddressSpace) -> Iterator[Thread]:
-        for thread in self._tracees.threads_in(space):
-            if thread.state is State.PARKED and self._tracer.fetch(thread.port):
-                yield thread
-
-    def _pc(self, thread: Thread) -> VirtAddr:
-        return VirtAddr(thread.port.words[thread.process.space.layout.pc])
 
     def _leads_back(self, thread: Thread, code: range, mappings: Mapped) -> bool:
         """Whether it comes back there when all signals have been dealt with whose handlers run."""

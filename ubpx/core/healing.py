@@ -6,7 +6,7 @@ written, and written to that program alone.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Final
 
@@ -18,7 +18,6 @@ from ubpx.core.ports import Remains, Tracer
 from ubpx.core.sites import set_pc
 from ubpx.core.slots import ORIGIN_SIZE, SlotArea, slot_image
 from ubpx.core.spaces import AddressSpace, Healed, Thread, TracedProcess, Tracees
-from ubpx.core.stepping import State
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import SlotCode, TrapPatch
 from ubpx.core.values import MappedRange, VirtAddr
@@ -47,24 +46,16 @@ class Healer:
             self._guard_code.stand_before_traps(space)
             return self._heal(space, remains, process.mappings())
 
-    def _stopped(self, space: AddressSpace) -> Iterator[Thread]:
-        for thread in self._tracees.threads_in(space):
-            if thread.state is State.PARKED and self._tracer.fetch(thread.port):
-                yield thread
-
-    def _pc(self, thread: Thread) -> VirtAddr:
-        return VirtAddr(thread.port.words[thread.process.space.layout.pc])
-
     def _heal(self, space: AddressSpace, remains: Remains, mappings: Sequence[MappedRange]) -> Healed:
         standing, overwritten = self._restore(space, remains)
         masks = dict(remains.masks)
         moved = set()
         slots = _Slots(space, remains.areas)
-        for thread in self._stopped(space):
+        for thread in self._keeper.standing(space):
             if thread.tid in masks:
                 self._tracer.restore_signals(thread.port, masks[thread.tid])
             self._tracer.watch(thread.port, NOTHING)
-            pc = self._pc(thread)
+            pc = thread.pc
             code = slots.code_at(pc)
             if code is not None:
                 set_pc(self._tracer, thread.port, space, code.program_pc(pc))

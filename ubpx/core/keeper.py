@@ -381,8 +381,13 @@ class Keeper:
 
     def counters(self, space: AddressSpace) -> list[int]:
         """Where the parked threads of the space stand."""
-        threads = [thread for thread in self._tracees.threads_in(space) if thread.state is State.PARKED]
-        return [each.port.words[space.layout.pc] for each in threads if self._tracer.fetch(each.port)]
+        return [thread.pc for thread in self.standing(space)]
+
+    def standing(self, space: AddressSpace) -> Iterator[Thread]:
+        """The parked threads of the space, their registers up to date."""
+        for thread in self._tracees.threads_in(space):
+            if thread.state is State.PARKED and self._tracer.fetch(thread.port):
+                yield thread
 
     def protect(self, space: AddressSpace, traps: int = 0) -> None:
         """Before anything is done that would be the program's end if we were killed: have it guarded, if it can be.

@@ -221,6 +221,11 @@ class Thread:
         """As the tracer numbers it."""
         return self.port.tid
 
+    @property
+    def pc(self) -> VirtAddr:
+        """As ``port.words`` have it."""
+        return VirtAddr(self.port.words[self.process.space.layout.pc])
+
     def tell_port(self) -> None:
         """Whether an arrival may end in going on at once: not if it is held, or comes instead of a step's end."""
         self.port.held = self.held or bool(self.step_clients) or self.state is State.STEPPING
