@@ -14,6 +14,7 @@ from base64 import b85encode
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "plugins" / "ptracepp" / "ubpx_ptracepp"
+HEADER = PACKAGE / "system_call.h"
 PIECES = {"guard": ("x86_64", "i386"), "lane": ("x86_64",)}
 """By name: for which architectures. Each has a room of that name, with its source."""
 FLAGS = [
@@ -36,7 +37,7 @@ def image(source: Path, architecture: str) -> bytes:
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         (room / "script").write_text(SCRIPT)
-        subprocess.run(["gcc", width, *FLAGS, "-c", str(source), "-o", str(room / "o")], check=True)
+        subprocess.run(["gcc", width, *FLAGS, "-c", "-I", str(PACKAGE), str(source), "-o", str(room / "o")], check=True)
         link = ["ld", "-m", emulation, "-T", "script", "--oformat", "binary", "o", "-o", "image"]
         subprocess.run(link, check=True, cwd=room)
         return (room / "image").read_bytes()
@@ -50,7 +51,7 @@ def page(piece: str) -> str:
         "",
     ]
     lines += ["from base64 import b85decode", "from collections.abc import Mapping", "from typing import Final", ""]
-    lines += [f'SOURCE: Final = "{hashlib.sha256(source.read_bytes()).hexdigest()}"']
+    lines += [f'SOURCE: Final = "{hashlib.sha256(HEADER.read_bytes() + source.read_bytes()).hexdigest()}"']
     lines += ['"""The SHA-256 of the source that was compiled."""', ""]
     lines += ["IMAGES: Final[Mapping[str, bytes]] = {"]
     for architecture in PIECES[piece]:

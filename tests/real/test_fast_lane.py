@@ -60,7 +60,10 @@ def test_the_lanes_bytes_are_of_its_source() -> None:
     """Invariant: what is shipped was compiled from the source beside it (tools/images.py --write)."""
     from ubpx_ptracepp.lane.code import SOURCE
 
-    assert hashlib.sha256((LANE / "lane.c").read_bytes()).hexdigest() == SOURCE
+    assert (
+        hashlib.sha256((LANE.parent / "system_call.h").read_bytes() + (LANE / "lane.c").read_bytes()).hexdigest()
+        == SOURCE
+    )
 
 
 def test_turns_are_compiled_where_they_can_be() -> None:

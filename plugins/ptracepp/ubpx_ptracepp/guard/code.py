@@ -4,7 +4,7 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "147fac7b4a4907e904fa29d51654911d88f6c47be42e1d56b4ef0377f9015322"
+SOURCE: Final = "dd2f7c7bf2f7e6e97f4caa9cb37f9f77a6955fc24b10f33752d839a43172db5d"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {

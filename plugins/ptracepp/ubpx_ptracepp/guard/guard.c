@@ -61,15 +61,7 @@ extern const unsigned char first[] __attribute__((visibility("hidden")));
 
 #ifdef __x86_64__
 #define PC REG_RIP
-static long call(long number, long a, long b, long c, long d)
-{
-    long result;
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = 0;
-    __asm__ volatile("syscall" : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
-    return result;
-}
+#include "system_call.h"
 #define AT(offset) (long)(offset)
 #define SYSTEM_CALL "syscall"
 #define TO_FRAME "lea first + 3 * 4096(%rip), %rsp"

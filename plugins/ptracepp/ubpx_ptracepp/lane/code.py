@@ -4,7 +4,7 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "bb1dfa2671abb56c43f9fd955b6fbbb1fc5b3cbc510804ce4a0e7d7ff357fbef"
+SOURCE: Final = "f02425f1a7f399c81bc3cb51cbe51ee28f1c07ca069a5b9ea926f3d5ccbc8f68"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {

@@ -40,15 +40,7 @@ struct turn {                  /* the second page */
 extern unsigned char first[] __attribute__((visibility("hidden")));
 #define turn ((struct turn *)(first + PAGE))
 
-static long call(long number, long a, long b, long c, long d)
-{
-    long result;
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = 0;
-    __asm__ volatile("syscall" : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
-    return result;
-}
+#include "system_call.h"
 
 __asm__(".section .head,\"ax\"\n"
         ".globl first\n.hidden first\n"
