@@ -106,21 +106,19 @@ class HidingMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Write as the program could; raises MemoryFault, and UsageError over a probed byte."""
-        check_bytes(data)
-        check_span(address, len(data))
-        self.make_way(range(address, address + len(data)))
-        with self.writing:
-            self._refuse_patched(address, len(data))
-            self._raw.write(address, data)
+        self._change(self._raw.write, address, data)
 
     def patch(self, address: int, data: bytes) -> None:
         """Write through page protections; raises MemoryFault, and UsageError over a probed byte."""
+        self._change(self._raw.patch, address, data)
+
+    def _change(self, change: Callable[[int, bytes], None], address: int, data: bytes) -> None:
         check_bytes(data)
         check_span(address, len(data))
         self.make_way(range(address, address + len(data)))
         with self.writing:
             self._refuse_patched(address, len(data))
-            self._raw.patch(address, data)
+            change(address, data)
 
     def _refuse_patched(self, address: int, size: int) -> None:
         check_span(address, size)
