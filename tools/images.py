@@ -1,6 +1,6 @@
-"""Compile what ubpx-ptracepp ships as machine code to bytes: the guard, and the turn of the fast lane.
+"""Compile what ubpx-ptracepp ships as machine code to bytes: the guard, the turn of the fast lane, the look at a crowd.
 
-    python tools/images.py            print the pages that belong beside guard.c and lane.c
+    python tools/images.py            print the pages that belong beside the sources
     python tools/images.py --write    write them
 
 Needs gcc with -m32 (gcc-multilib) and ld.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "plugins" / "ptracepp" / "ubpx_ptracepp"
 HEADER = PACKAGE / "system_call.h"
-PIECES = {"guard": ("x86_64", "i386"), "lane": ("x86_64",)}
+PIECES = {"guard": ("x86_64", "i386"), "lane": ("x86_64",), "crowd": ("x86_64",)}
 """By name: for which architectures. Each has a room of that name, with its source."""
 FLAGS = [
     *("-Os", "-fpie", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables"),

@@ -66,7 +66,7 @@ def test_every_module_imports_alone_without_a_warning() -> None:
 
     def problems(*names: str) -> str:
         command = [sys.executable, "-W", "error", "-c", IMPORT_ALONE, *names]
-        outcome = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=50, check=False)
+        outcome = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=200, check=False)
         return outcome.stdout + outcome.stderr
 
     assert problems("ubpx.nosuch").startswith("ubpx.nosuch: ModuleNotFoundError")

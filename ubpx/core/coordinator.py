@@ -183,6 +183,8 @@ class Coordinator:
         """Let the thread do what its state says."""
         self._watch(thread)
         match thread.state:
+            case State.PARKED:
+                return
             case State.STEPPING if self._turns.needs(thread):
                 self._turns.ask(thread)
                 self._departure.leave_abandoned()
@@ -217,10 +219,11 @@ class Coordinator:
 
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
-        must_end = thread.state is State.STEPPING and thread.plan is not None
-        if thread.held and (must_end or self.tracer.pending_fault(thread.port)):
-            self._resume_before_parking(thread)
-            return
+        if thread.held:
+            must_end = thread.state is State.STEPPING and thread.plan is not None
+            if must_end or self.tracer.pending_fault(thread.port):
+                self._resume_before_parking(thread)
+                return
         self._move(thread, Input.INTERRUPTED)
 
     def _resume_before_parking(self, thread: Thread) -> None:

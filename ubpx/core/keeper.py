@@ -192,8 +192,7 @@ class Keeper:
 
     def _refresh_all(self, threads: Iterable[Thread]) -> None:
         """As ``refresh`` for each; they are asked to stop in one go: a processor that idles between two wakes late."""
-        for thread in [each for each in threads if self._must_stop(each)]:
-            self._tracer.interrupt(thread.port)
+        self._tracer.interrupt_all([each.port for each in threads if self._must_stop(each)])
 
     def refresh(self, thread: Thread) -> None:
         """Bring a thread in line with who holds it."""

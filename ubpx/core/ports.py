@@ -381,6 +381,10 @@ class Tracer(Protocol):
         """Ask a running thread to stop: Interrupted follows, unless something else comes first."""
         ...
 
+    def interrupt_all(self, threads: Sequence[TracedThread]) -> None:
+        """As ``interrupt`` for each, in one go."""
+        ...
+
     def cannot_run(self, thread: TracedThread) -> bool:
         """Whether a thread that was asked to stop waits in the kernel where it cannot, as for a vfork child.
 

@@ -153,7 +153,8 @@ def _interrupt_and_registers(traced: Traced) -> None:
     """Interrupted follows an interrupt; what is stored is what is fetched; the thread does not notice."""
     tracer, thread = traced.tracer, traced.thread
     before = thread.stops
-    traced.stop()
+    tracer.interrupt_all([thread])
+    traced.next(events.Interrupted)
     expect(thread.stops, before + 1)
     require(tracer.fetch(thread))
     kept = tuple(thread.words)

@@ -190,6 +190,11 @@ class FakeTracer(Life):
             if thread.interrupt_since is not None or not thread.group_signal:
                 self._interrupt(thread)
 
+    def interrupt_all(self, threads: Sequence[Any]) -> None:
+        """One after the other."""
+        for thread in threads:
+            self.interrupt(thread)
+
     def interrupt(self, thread: Any) -> None:
         """Interrupted follows; of a stopped thread, once it goes on."""
         self._check_owner("interrupt")

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ubpx.core import events
@@ -16,12 +17,13 @@ from ubpx.core.ports import Site
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
+from ubpx_ptracepp.crowd.looking import MANY, OTHER, RUNS, UNKNOWN, Crowd
 from ubpx_ptracepp.lane.turning import UNEXPECTED, Turns
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.placement import Post
 from ubpx_ptracepp.requests import (
+    INTERRUPTED,
     PEEK,
-    PTRACE_EVENT_STOP,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
     PTRACE_POKEUSER,
@@ -44,9 +46,6 @@ _Stop = tuple[int, int, int, int, int]
 """As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
 _SELDOM: Final = 64
 """After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
-_INTERRUPTED: Final = PTRACE_EVENT_STOP << 8 | _SIGTRAP
-_MANY: Final = 16
-"""So many threads that were asked to stop are worth a look at each."""
 _STOPS_IN_S: Final = 3e-6
 """After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
 _LONGEST_NAP_S: Final = 1e-3
@@ -65,6 +64,7 @@ class Arrivals(Stops):
         self._naps = 0
         """How often in a row none of them had."""
         self._turns: Final = Turns()
+        self._crowd: Final = Crowd(self._answers)
         self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
         self._trap_info: Final = memoryview(self._trap_info_buffer).cast("B").cast("i")
 
@@ -94,27 +94,25 @@ class Arrivals(Stops):
         The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
         for one alone, which might be waiting for another that has stopped, too.
         """
-        asked, threads, answers, look = self._asked, self._threads, self._answers, peek
-        if len(asked) < _MANY:
+        asked, threads = self._asked, self._threads
+        if len(asked) < MANY:
             asked.clear()
             return False
-        misses = 0
-        for _ in range(len(asked)):
-            thread = asked.popleft()
-            if not thread.interrupted or threads.get(thread.tid) is not thread:
-                continue  # its stop has been seen already, or its end
-            found = look(answers, thread.tid)
-            if found is not None:
-                if found[1] == _INTERRUPTED:
-                    self._note_interrupted(thread)
-                else:
-                    self._take(found)
-                misses = 0
-            else:
+        # The stop of any other has been seen already, or its end.
+        due = [each for each in asked if each.interrupted and threads.get(each.tid) is each]
+        asked.clear()
+        for thread, status, fetched, queued in self._crowd.look(due):
+            if status == RUNS:
                 asked.append(thread)
-                misses += 1
-                if misses == _MANY:
-                    break
+            elif status >> 8 == INTERRUPTED and not thread.trap_unblocked:
+                thread.stops = stops = thread.stops + 1
+                if queued != UNKNOWN:
+                    thread.queued = stops, queued
+                self._queue.append(self._interrupted(thread, fetched=fetched != 0))
+            elif status == OTHER:
+                self._take_other(thread)
+            else:
+                self._classify(thread.tid, thread, status)
         if self._queue or self._batch:
             self._naps = 0
         elif self._naps == _MOST_NAPS or not asked:
@@ -178,7 +176,7 @@ class Arrivals(Stops):
             self._take(stop)
             if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
                 return  # there is nobody else who could have stopped
-            if len(self._asked) >= _MANY:
+            if len(self._asked) >= MANY:
                 return  # they are found sooner one by one
             stop = peek(self._answers)
 
@@ -259,11 +257,21 @@ class Arrivals(Stops):
         self._asked.append(thread)
         self._naps = 0
 
-    def _note_interrupted(self, thread: PtraceThread) -> None:
-        """As ``_take`` would, at the stop that it was asked for."""
-        status = reap(thread.tid, self._answers)
-        if status is not None and status >> 8 == _INTERRUPTED and not thread.trap_unblocked:
-            thread.stops += 1
-            self._queue.append(self._interrupted(thread))
-        elif status is not None:
-            self._classify(thread.tid, thread, status)
+    def interrupt_all(self, threads: Sequence[PtraceThread]) -> None:
+        """As ``interrupt`` for each."""
+        if len(threads) < MANY:
+            for thread in threads:
+                self.interrupt(thread)
+            return
+        failed = self._crowd.ask(threads)
+        for thread in threads:
+            thread.interrupted = True
+        self._asked.extend(threads)
+        self._naps = 0
+        for thread in failed:
+            super().interrupt(thread)
+
+    def _take_other(self, thread: PtraceThread) -> None:
+        stop = peek(self._answers, thread.tid)
+        if stop is not None:
+            self._take(stop)

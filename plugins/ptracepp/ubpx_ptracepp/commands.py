@@ -167,6 +167,9 @@ class ThreadCommands:
 
     def pending_fault(self, thread: PtraceThread) -> bool:
         """Whether a trap or fault is queued for the stopped thread."""
+        found_at, bits = thread.queued
+        if found_at == thread.stops:
+            return bool(bits & ~ALL_BUT_FAULTS)
         queued = pending_signals(thread.tid, self._answers)
         if queued is not None:
             return not FAULTS.isdisjoint(queued)

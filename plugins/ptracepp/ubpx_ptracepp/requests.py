@@ -8,6 +8,7 @@ addresses. ``request`` checks.
 import ctypes
 import errno
 import os
+import signal
 from typing import Any, Final, NamedTuple
 
 from ptrace.binding.func import (
@@ -64,6 +65,8 @@ OPTIONS: Final = (
     | PTRACE_O_TRACEEXIT
 )
 TASK_EVENTS: Final = frozenset({PTRACE_EVENT_CLONE, PTRACE_EVENT_FORK, PTRACE_EVENT_VFORK})
+INTERRUPTED: Final = PTRACE_EVENT_STOP << 8 | int(signal.SIGTRAP)
+"""The stop that PTRACE_INTERRUPT asks for: a wait status without its lowest byte."""
 SYSCALL_STOP: Final = 0x85
 """The stop signal at a system call's entry and exit, with PTRACE_O_TRACESYSGOOD."""
 
@@ -231,18 +234,19 @@ def shares_memory(first: int, second: int) -> bool:
     return same == 0
 
 
-def tgkill(pid: int, tid: int, signal: int) -> None:
+def tgkill(pid: int, tid: int, number: int) -> None:
     """Send a signal to one thread; a thread that is gone does not mind."""
-    _syscall(SYSCALLS["tgkill"], pid, tid, signal)
+    _syscall(SYSCALLS["tgkill"], pid, tid, number)
 
 
 __all__ = [
-    "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE", "PTRACE_EVENT_EXEC",
-    "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETFPREGS", "PTRACE_GETREGS",
-    "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK", "PTRACE_GET_RSEQ_CONFIGURATION",
-    "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL", "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO",
-    "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS", "PTRACE_SETOPTIONS", "PTRACE_SETREGS",
-    "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP",
-    "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user",
-    "pending_signals", "quick", "reap", "request", "shares_memory", "swift", "syscall_info", "tgkill",
+    "INTERRUPTED", "KCMP_VM", "OPTIONS", "PEEK", "PTRACE_CONT", "PTRACE_DETACH", "PTRACE_EVENT_CLONE",
+    "PTRACE_EVENT_EXEC", "PTRACE_EVENT_EXIT", "PTRACE_EVENT_STOP", "PTRACE_EVENT_VFORK", "PTRACE_GETFPREGS",
+    "PTRACE_GETREGS", "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK",
+    "PTRACE_GET_RSEQ_CONFIGURATION", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL",
+    "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO", "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS",
+    "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP",
+    "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry",
+    "SyscallExit", "event_message", "peek", "peek_user", "pending_signals", "quick", "reap", "request",
+    "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

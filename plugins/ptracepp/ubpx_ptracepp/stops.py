@@ -15,7 +15,7 @@ from ubpx.core import events
 from ubpx.core.ports import Site
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx_ptracepp import procfs, waiting
-from ubpx_ptracepp.abi import ORIG_RAX
+from ubpx_ptracepp.abi import ORIG_RAX, RAX
 from ubpx_ptracepp.commands import SI_ADDR, SI_CODE, ThreadCommands, siginfo
 from ubpx_ptracepp.doorbell import Doorbell
 from ubpx_ptracepp.guarding import Guards
@@ -94,10 +94,10 @@ class Stops(ThreadCommands):
             return events.ThreadExiting(thread, os.waitstatus_to_exitcode(message & 0xFFFF))
         return thread.interruption
 
-    def _interrupted(self, thread: PtraceThread) -> events.Interrupted:
+    def _interrupted(self, thread: PtraceThread, *, fetched: bool = False) -> events.Interrupted:
         if thread.interrupted:  # which must not show in the call that the thread waited in
             thread.interrupted = False
-            self._begin_again(thread)
+            self._begin_again(thread, fetched=fetched)
         return thread.interruption
 
     def _signal_event(self, thread: PtraceThread, number: int) -> Any:
@@ -160,9 +160,14 @@ class Stops(ThreadCommands):
         thread.call = -1  # this one ends under the new program's number for it, which the kernel sees to
         return events.Execed(thread, ThreadId(former))
 
-    def _begin_again(self, thread: PtraceThread, signal: int | None = None) -> None:
-        """No EINTR because of us: of our interrupt, or of a signal that wakes the thread only because it is traced."""
-        if not self.fetch(thread):
+    def _begin_again(self, thread: PtraceThread, signal: int | None = None, *, fetched: bool = False) -> None:
+        """No EINTR because of us: of our interrupt, or of a signal that wakes the thread only because it is traced.
+
+        ``fetched``: its ``words`` are up to date.
+        """
+        if not (fetched or self.fetch(thread)):
+            return
+        if thread.limit is None and not waiting.may_begin_again(thread.words[RAX]):
             return
         abi = self._processes.abi(thread.pid)
         if waiting.begin_again(thread.words, abi) and (signal is None or waiting.would_not_wake(thread.tid, signal)):

@@ -1,4 +1,4 @@
-/* A system call of x86_64, for code without a library (guard/guard.c, lane/lane.c). */
+/* A system call of x86_64, for code without a library (guard/guard.c, lane/lane.c, crowd/crowd.c). */
 
 static long call(long number, long a, long b, long c, long d)
 {

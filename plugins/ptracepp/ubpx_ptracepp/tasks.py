@@ -1,6 +1,7 @@
 """The tasks that are traced, and those that whoever made them has announced or that have appeared unannounced."""
 
 import ctypes
+import struct
 from collections.abc import Iterable, Mapping, MutableSequence
 from typing import Final, cast
 
@@ -15,9 +16,9 @@ from ubpx_ptracepp.requests import PTRACE_CONT, PTRACE_GETREGS, PTRACE_SYSCALL, 
 class PtraceThread:
     """One traced thread (a ``ports.TracedThread``). Owned by the tracer."""
 
-    __slots__ = ("buffer", "call", "entered_with", "get_registers", "go", "held", "image", "interrupted",
-                 "interruption", "limit", "pid", "reported", "resumed_wait", "rewound", "sites", "stepping", "stops",
-                 "tid", "trap_unblocked", "watching", "words")  # fmt: skip
+    __slots__ = ("asked", "buffer", "call", "entered_with", "get_registers", "go", "held", "image", "interrupted",
+                 "interruption", "limit", "pid", "queued", "reported", "resumed_wait", "rewound", "sites", "stepping",
+                 "stops", "tid", "trap_unblocked", "watching", "words")  # fmt: skip
 
     def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
         self.tid: Final = tid
@@ -27,6 +28,8 @@ class PtraceThread:
         """What ``quick`` is called with to fill ``words``."""
         self.image: Final = memoryview(self.buffer).cast("B")
         """``words`` as bytes."""
+        self.asked: Final = struct.pack("QQQQ", tid, ctypes.addressof(self.buffer), 0, 0)
+        """What ``crowd`` asks of it (struct asked in crowd.c)."""
         self.words = cast(MutableSequence[int], memoryview(self.buffer).cast("B").cast("Q"))
         self.sites: Mapping[int, Site] = {}
         self.held = False
@@ -35,6 +38,8 @@ class PtraceThread:
         """We asked it to stop, and have not seen it do so."""
         self.interruption: Final = events.Interrupted(self)
         """The event, which is always the same."""
+        self.queued = 0, 0
+        """At which of its stops it was found, and the signals in its own queue then, bit ``number - 1`` of each."""
         self.watching = False
         """Its debug registers watch something."""
         self.stepping = False

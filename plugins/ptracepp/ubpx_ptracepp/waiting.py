@@ -25,6 +25,7 @@ from ubpx_ptracepp.tasks import PtraceThread
 
 _ERESTARTNOHAND: Final = 0xFFFF_FFFF_FFFF_FFFF & -514
 """What a call returns inside the kernel that is to begin again unless the thread has a handler to run."""
+_INTERRUPTED_RESULTS: Final = frozenset({_ERESTARTNOHAND & 0xFFFF_FFFF, 0xFFFF_FFFF & -errno.EINTR})
 _IGNORED_BY_DEFAULT: Final = frozenset({SIGCHLD, SIGCONT, SIGURG, SIGWINCH})
 
 _EXACT: Final = {
@@ -48,6 +49,11 @@ _SEMTIMEDOP: Final = 4
 _IN_MILLISECONDS: Final = {"epoll_wait", "epoll_pwait"}
 """The others have a pointer to a struct timespec."""
 _WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def may_begin_again(result: int) -> bool:
+    """Whether one of the next two may be so, by what a stopped thread has in RAX; most have been in no such call."""
+    return result & 0xFFFF_FFFF in _INTERRUPTED_RESULTS
 
 
 def begin_again(words: MutableSequence[int], abi: Abi) -> bool:

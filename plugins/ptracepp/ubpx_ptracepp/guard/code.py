@@ -4,7 +4,7 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "dd2f7c7bf2f7e6e97f4caa9cb37f9f77a6955fc24b10f33752d839a43172db5d"
+SOURCE: Final = "9cbee8cc8a0224432d4b30338e71a3a152a04f1217ac6c2d2a87389d81526fd2"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {

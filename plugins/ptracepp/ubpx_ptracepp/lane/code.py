@@ -4,7 +4,7 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "f02425f1a7f399c81bc3cb51cbe51ee28f1c07ca069a5b9ea926f3d5ccbc8f68"
+SOURCE: Final = "bb18e04a23377d19840bcd58db1f24f602e3bb3009e23a2d6063d152043afadc"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {

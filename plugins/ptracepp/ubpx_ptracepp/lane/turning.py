@@ -1,7 +1,6 @@
 """Turns of the fast lane (see lane.c), and the places where a thread is expected."""
 
 import ctypes
-import mmap
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ from ubpx.core.values import PAGE_SIZE
 from ubpx_ptracepp.abi import RIP, X86_64
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
 from ubpx_ptracepp.lane.code import IMAGES
+from ubpx_ptracepp.machine_code import MachineCode
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.requests import PEEK, PTRACE_GETREGS, PTRACE_GETSIGINFO, PTRACE_POKEUSER, quick, request
 from ubpx_ptracepp.tasks import PtraceThread
@@ -22,12 +22,9 @@ _PLACE_WORDS: Final = 3
 _MANY_PLACES: Final = 4
 _ARRIVED: Final = _PLACES + _MANY_PLACES * _PLACE_WORDS
 _WORDS: Final = PAGE_SIZE // 8
-_READ, _WRITE, _EXECUTE = 1, 2, 4
 _SIGTRAP: Final = 5
 _CLD_TRAPPED: Final = 4
 _SI_KERNEL: Final = 0x80
-_mprotect: Final[Any] = ctypes.CDLL(None).mprotect
-_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Turns:
@@ -35,14 +32,10 @@ class Turns:
 
     def __init__(self, *, compiled: bool = True) -> None:
         """``compiled``: as far as this process may have code of its own."""
-        self._memory: Final = mmap.mmap(-1, 2 * PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._fields: Final = memoryview((ctypes.c_uint64 * _WORDS).from_address(start + PAGE_SIZE)).cast("B").cast("Q")
-        self._memory.write(IMAGES[X86_64.name])
+        self._code: Final = MachineCode(IMAGES[X86_64.name], data_pages=1, wanted=compiled)
+        self._fields: Final = memoryview((ctypes.c_uint64 * _WORDS).from_address(self._code.data)).cast("B").cast("Q")
         self.take: Final[Callable[[], int]] = (
-            ctypes.CFUNCTYPE(ctypes.c_long)(start)
-            if compiled and _mprotect(start, PAGE_SIZE, _READ | _EXECUTE) == 0
-            else self._take_by_calls
+            ctypes.CFUNCTYPE(ctypes.c_long)(self._code.start) if self._code.runs else self._take_by_calls
         )
         """Let the thread go on, if it is to; wait for the next stop. The number of the place where it has arrived and
         been sent on, or one of the above: that stop is still to be looked at. No stop is consumed.

@@ -1,0 +1,85 @@
+/* Many threads at once: to ask them to stop, and which of them have, each by one call instead of some for each thread.
+ *
+ * Runs in the tracer itself. Compiled by tools/images.py to bytes that depend on no address (code.py); looking.py describes
+ * the same memory. No library, no relocation, no state.
+ */
+
+#include <signal.h>
+#include <stdint.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+
+#define INTERRUPTED (PTRACE_EVENT_STOP << 8 | SIGTRAP)
+#define PEEK (WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL | __WNOTHREAD)
+#define FEW 8
+#define RUNS 0
+#define OTHER (1UL << 32)      /* something else: it is left to be looked at */
+
+struct asked {
+    uint64_t tid;
+    uint64_t registers;        /* where its struct user_regs_struct is to be; 0 afterwards: they could not be had */
+    uint64_t status;           /* as waitpid gives it, of a stop that was consumed; or one of the above */
+    uint64_t queued;           /* the signals in its own queue, a bit for each; all bits: nobody knows */
+};
+
+#include "system_call.h"
+
+__asm__(".section .head,\"ax\"\n"
+        ".globl first\n.hidden first\n"
+        "first:\n\tjmp look\n\t.balign 8\n\tjmp ask\n"
+        "\t.text\n");
+
+static uint64_t queued_for(long tid)
+{
+    siginfo_t found[FEW];
+    struct __ptrace_peeksiginfo_args few = {.off = 0, .flags = 0, .nr = FEW};
+    long count = call(SYS_ptrace, PTRACE_PEEKSIGINFO, tid, (long)&few, (long)found);
+    uint64_t signals = 0;
+
+    if (count < 0 || count >= FEW)
+        return ~0UL;
+    for (long at = 0; at < count; at++)
+        signals |= 1UL << ((found[at].si_signo - 1) & 63);
+    return signals;
+}
+
+static void look_at(struct asked *thread)
+{
+    siginfo_t seen;
+    int status = 0;
+
+    seen.si_pid = 0;
+    if (call(SYS_waitid, P_PID, (long)thread->tid, (long)&seen, PEEK) || !seen.si_pid)
+        return;
+    if (seen.si_code != CLD_TRAPPED || seen.si_status != INTERRUPTED) {
+        thread->status = OTHER;
+        return;
+    }
+    if (call(SYS_wait4, (long)thread->tid, (long)&status, WNOHANG | __WALL, 0) <= 0)
+        return;
+    thread->status = (unsigned)status;
+    if (call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)thread->registers))
+        thread->registers = 0;
+    thread->queued = queued_for((long)thread->tid);
+}
+
+/* The status of each is 0, or the kernel's error. */
+__attribute__((used)) void ask(struct asked *threads, long count)
+{
+    for (long at = 0; at < count; at++)
+        threads[at].status = (uint64_t)call(SYS_ptrace, PTRACE_INTERRUPT, (long)threads[at].tid, 0, 0);
+}
+
+/* Until so many in a row run still. */
+__attribute__((used)) void look(struct asked *threads, long count, long most_misses)
+{
+    long misses = 0;
+
+    for (long at = 0; at < count && misses < most_misses; at++) {
+        threads[at].status = RUNS;
+        look_at(&threads[at]);
+        misses = threads[at].status == RUNS ? misses + 1 : 0;
+    }
+}
