@@ -22,6 +22,8 @@ from ubpx.core.values import PAGE_SIZE, VirtAddr
 BLOCK_SIZE: Final = 16 * PAGE_SIZE
 """Bytes of the program that are kept together."""
 _MOST_SLEEPERS: Final = 255
+_DENSE: Final = 16
+"""Where more than one byte in so many gets a trap all are blended at once; fewer are sooner written one by one."""
 _MARKED: Final = re.compile(rb"[^\0]", re.DOTALL)
 _ONES: Final = b"\x00" + b"\xff" * 255
 """Translates a byte for each address, 0 for none, into a mask."""
@@ -254,7 +256,7 @@ class DormantTraps:
         self.count += len(marks) - marks.count(0)
         marked = bytearray(BLOCK_SIZE)
         marked[inside] = mask
-        image = blended(found, self._trap * len(code), mask)
+        image = _with_traps(found, self._trap, mask)
         for run in block.pages(marked):  # what has none stays the file's
             part = slice(run.start - inside.start, run.stop - inside.start)
             memory.patch(first + part.start, image[part])
@@ -395,6 +397,17 @@ def blended(under: bytes, over: bytes, mask: bytes) -> bytes:
     """``over`` where the mask has 255, ``under`` where it has 0; all three are of one length."""
     low, high = int.from_bytes(under, "little"), int.from_bytes(over, "little")
     return (low ^ (low ^ high) & int.from_bytes(mask, "little")).to_bytes(len(under), "little")
+
+
+def _with_traps(code: bytes, trap: bytes, mask: bytes) -> bytes:
+    """``code`` with the one-byte trap where the mask has 255."""
+    if (len(mask) - mask.count(0)) * _DENSE > len(mask):
+        return blended(code, trap * len(code), mask)
+    image, at = bytearray(code), mask.find(255)
+    while at >= 0:
+        image[at] = trap[0]
+        at = mask.find(255, at + 1)
+    return bytes(image)
 
 
 def _both(one: bytes, other: bytes) -> bytes:
