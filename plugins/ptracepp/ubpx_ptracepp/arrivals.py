@@ -46,6 +46,8 @@ _Stop = tuple[int, int, int, int, int]
 """As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
 _SELDOM: Final = 64
 """After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
+_AT_ONCE: Final = 128
+"""Of threads that were asked to stop so many are looked at by one call: all of a thousand that run would take long."""
 _STOPS_IN_S: Final = 3e-6
 """After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
 _LONGEST_NAP_S: Final = 1e-3
@@ -98,9 +100,11 @@ class Arrivals(Stops):
         if len(asked) < MANY:
             asked.clear()
             return False
-        # The stop of any other has been seen already, or its end.
-        due = [each for each in asked if each.interrupted and threads.get(each.tid) is each]
-        asked.clear()
+        due = list[PtraceThread]()
+        while asked and len(due) < _AT_ONCE:
+            thread = asked.popleft()
+            if thread.interrupted and threads.get(thread.tid) is thread:  # else its stop has been seen, or its end
+                due.append(thread)
         for thread, status, fetched, queued in self._crowd.look(due):
             if status == RUNS:
                 asked.append(thread)
