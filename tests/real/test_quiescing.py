@@ -14,9 +14,12 @@ import pytest
 
 import ubpx
 from tests.real.conftest import ROOT, changed_text, stopped_or_traced, threads_of
+from ubpx.core.values import ProcessId, ThreadId
 from ubpx.hookspecs import hookimpl
 from ubpx_ptracepp import arrivals
-from ubpx_ptracepp.crowd.looking import MANY, Crowd
+from ubpx_ptracepp.crowd.looking import MANY, RUNS, UNKNOWN, Crowd
+from ubpx_ptracepp.requests import INTERRUPTED, PTRACE_DETACH, PTRACE_SEIZE, Answers, request
+from ubpx_ptracepp.tasks import PtraceThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +46,33 @@ def test_the_crowds_bytes_are_of_its_source() -> None:
 
     source = (CROWD.parent / "system_call.h").read_bytes() + (CROWD / "crowd.c").read_bytes()
     assert hashlib.sha256(source).hexdigest() == SOURCE
+
+
+def test_what_was_found_is_not_lost_with_who_wanted_it(target_program: StartProgram, crowds: str) -> None:
+    """Invariant: an exception amid the stops of many, a handler's alarm say, leaves those known that were consumed."""
+    program = target_program("hot_calls", "probed_lea", THREADS, 1)
+    threads = [PtraceThread(ThreadId(tid), ProcessId(program.pid)) for tid in threads_of(program.pid)]
+    crowd = Crowd(Answers(), compiled=crowds == "compiled")
+    for thread in threads:
+        assert request(PTRACE_SEIZE, thread.tid)
+    try:
+        assert crowd.ask(threads) == []
+        running, found = set(threads), []
+        while running:
+            crowd.look([each for each in threads if each in running])
+            while crowd.left:
+                for thread, status, _, queued in crowd.take():
+                    if status != RUNS:
+                        assert (status >> 8, queued) in {(INTERRUPTED, 0), (INTERRUPTED, UNKNOWN)}
+                        running.discard(thread)
+                        found.append(thread)
+                        break  # as an exception would
+    finally:
+        for thread in threads:
+            request(PTRACE_DETACH, thread.tid)
+    assert sorted(each.tid for each in found) == sorted(each.tid for each in threads)
+    program.tell("g").number("calls")
+    assert program.tell("q").wait() == 0
 
 
 @pytest.mark.parametrize("strategy", [None, "BOOST", "STEP"])

@@ -17,7 +17,7 @@ from ubpx.core.ports import Site
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
-from ubpx_ptracepp.crowd.looking import MANY, OTHER, RUNS, UNKNOWN, Crowd
+from ubpx_ptracepp.crowd.looking import AT_ONCE, MANY, OTHER, RUNS, UNKNOWN, Crowd
 from ubpx_ptracepp.lane.turning import UNEXPECTED, Turns
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.placement import Post
@@ -46,8 +46,6 @@ _Stop = tuple[int, int, int, int, int]
 """As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
 _SELDOM: Final = 64
 """After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
-_AT_ONCE: Final = 128
-"""Of threads that were asked to stop so many are looked at by one call: all of a thousand that run would take long."""
 _STOPS_IN_S: Final = 3e-6
 """After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
 _LONGEST_NAP_S: Final = 1e-3
@@ -83,7 +81,7 @@ class Arrivals(Stops):
                 quick(thread.go, thread.tid, 0, 0)
             if queue:
                 return queue.popleft()
-            if self._asked and self._collect():
+            if (self._asked or self._crowd.left) and self._collect():
                 continue
             stop = self._attend() if len(self._threads) == 1 else waitid(_ALL, 0, PEEK)
             if stop is None:
@@ -96,16 +94,13 @@ class Arrivals(Stops):
         The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
         for one alone, which might be waiting for another that has stopped, too.
         """
-        asked, threads = self._asked, self._threads
-        if len(asked) < MANY:
-            asked.clear()
-            return False
-        due = list[PtraceThread]()
-        while asked and len(due) < _AT_ONCE:
-            thread = asked.popleft()
-            if thread.interrupted and threads.get(thread.tid) is thread:  # else its stop has been seen, or its end
-                due.append(thread)
-        for thread, status, fetched, queued in self._crowd.look(due):
+        asked, crowd = self._asked, self._crowd
+        if not crowd.left:  # else the last time was interrupted
+            if len(asked) < MANY:
+                asked.clear()
+                return False
+            crowd.look(self._due())
+        for thread, status, fetched, queued in crowd.take():
             if status == RUNS:
                 asked.append(thread)
             elif status >> 8 == INTERRUPTED and not thread.trap_unblocked:
@@ -125,6 +120,16 @@ class Arrivals(Stops):
             self._naps += 1
             time.sleep(min(len(asked) * _STOPS_IN_S, _LONGEST_NAP_S))
         return True
+
+    def _due(self) -> list[PtraceThread]:
+        """Some that were asked to stop, and whose stop, or end, has not been seen yet."""
+        asked, threads = self._asked, self._threads
+        due: list[PtraceThread] = []
+        while asked and len(due) < AT_ONCE:
+            thread = asked.popleft()
+            if thread.interrupted and threads.get(thread.tid) is thread:
+                due.append(thread)
+        return due
 
     def _attend(self) -> _Stop | None:
         """Serve the only thread there is: the fast lane, for as long as it does nothing but arrive at sites.

@@ -38,7 +38,7 @@ class PtraceThread:
         """We asked it to stop, and have not seen it do so."""
         self.interruption: Final = events.Interrupted(self)
         """The event, which is always the same."""
-        self.queued = 0, 0
+        self.queued = -1, 0
         """At which of its stops it was found, and the signals in its own queue then, bit ``number - 1`` of each."""
         self.watching = False
         """Its debug registers watch something."""

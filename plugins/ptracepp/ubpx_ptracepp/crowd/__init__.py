@@ -1,5 +1,5 @@
-"""Many threads that were asked to stop are looked at by one call.
+"""Many threads are asked to stop, and looked at whether they have, by one call each.
 
-``crowd.c`` is that call, compiled to the bytes of ``code``; ``looking`` gives it memory, and does the same by
+``crowd.c`` has these calls, compiled to the bytes of ``code``; ``looking`` gives them memory, and does the same by
 single calls where no code may be made.
 """

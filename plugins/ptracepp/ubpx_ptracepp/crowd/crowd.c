@@ -16,16 +16,18 @@
 #define FEW 8
 #define RUNS 0
 #define OTHER (1UL << 32)      /* something else: it is left to be looked at */
+#define CONSUMED (2UL << 32)   /* with a status, which could be 0 */
 
 struct asked {
     uint64_t tid;
-    uint64_t registers;        /* where its struct user_regs_struct is to be; 0 afterwards: they could not be had */
-    uint64_t status;           /* as waitpid gives it, of a stop that was consumed; or one of the above */
-    uint64_t queued;           /* the signals in its own queue, a bit for each; all bits: nobody knows */
+    uint64_t registers;        /* where its struct user_regs_struct is to be; 0 behind a stop: they could not be had */
+    uint64_t status;           /* as waitpid gives it, and CONSUMED, of a stop that was; or one of the above */
+    uint64_t queued;           /* behind a stop: the signals in its own queue, a bit for each; all bits: nobody knows */
 };
 
 #include "system_call.h"
 
+/* `ask` is 8 bytes behind `look` (looking.py, _ASK_AT). */
 __asm__(".section .head,\"ax\"\n"
         ".globl first\n.hidden first\n"
         "first:\n\tjmp look\n\t.balign 8\n\tjmp ask\n"
@@ -59,7 +61,7 @@ static void look_at(struct asked *thread)
     }
     if (call(SYS_wait4, (long)thread->tid, (long)&status, WNOHANG | __WALL, 0) <= 0)
         return;
-    thread->status = (unsigned)status;
+    thread->status = (unsigned)status | CONSUMED;
     if (call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)thread->registers))
         thread->registers = 0;
     thread->queued = queued_for((long)thread->tid);

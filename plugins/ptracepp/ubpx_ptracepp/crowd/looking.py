@@ -12,20 +12,25 @@ from ubpx_ptracepp.tasks import PtraceThread
 
 MANY: Final = 16
 """So many threads are worth this. Behind so many in a row that run still, the others are taken to run."""
+AT_ONCE: Final = 128
+"""So many are asked by one call, which keeps the interpreter's lock; and looked at: where most of a thousand run still,
+to name all of them each time would take long."""
 RUNS: Final = 0
 """The status of a thread that has not stopped."""
 OTHER: Final = 1 << 32
 """The status of one that stands, or has ended, for another reason: that is left to be looked at."""
 UNKNOWN: Final = 0xFFFF_FFFF_FFFF_FFFF
 """Instead of the signals that are queued for a thread: they are too many, or nobody has asked."""
-_WORDS: Final = 4
-"""In struct asked: tid, registers, status, queued."""
+_CONSUMED: Final = 2 << 32
+"""Goes with the status of a stop that was consumed, which could be 0."""
+_REGISTERS, _STATUS, _WORDS = 1, 2, 4
+"""Of struct asked: tid, registers, status, queued."""
 _ASK_AT: Final = 8
 """Where in the image the code begins that asks; that which looks is at its beginning."""
 
 Found = tuple[PtraceThread, int, int, int]
-"""A thread; the wait status of its stop, which was consumed, or one of the above; whether its ``words`` are up to date
-(else 0); the signals in its own queue, bit ``number - 1`` of each, or UNKNOWN."""
+"""A thread; the wait status of its stop, or one of the above; of a stop that was consumed also whether its ``words``
+are up to date (else 0), and the signals in its own queue, bit ``number - 1`` of each, or UNKNOWN."""
 
 
 class Crowd:
@@ -33,41 +38,58 @@ class Crowd:
 
     def __init__(self, answers: Answers, *, compiled: bool = True) -> None:
         """``compiled``: as far as this process may have code of its own."""
+        self.left = 0
+        """Of how many it is known by now what was found, and not taken yet."""
         self._answers: Final = answers
         self._code: Final = MachineCode(IMAGES[X86_64.name], wanted=compiled)
         start = self._code.start
-        self._ask: Final[Any] = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)(start + _ASK_AT)
-        self._look: Final[Any] = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_long)(start)
+        # They never wait, so they keep the interpreter's lock.
+        self._ask: Final[Any] = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long)(start + _ASK_AT)
+        self._look: Final[Any] = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_long, ctypes.c_long)(start)
+        self._threads: Sequence[PtraceThread] = ()
+        self._asked: Any = ()
 
     def ask(self, threads: Sequence[PtraceThread]) -> list[PtraceThread]:
         """Ask each to stop; those that could not be asked."""
         if not self._code.runs:
             return [each for each in threads if swift(PTRACE_INTERRUPT, each.tid, 0, 0) == -1]
-        asked = _asked(threads)
-        self._ask(ctypes.addressof(asked), len(threads))
-        return [thread for thread, error in zip(threads, asked[2::_WORDS], strict=True) if error]
+        failed: list[PtraceThread] = []
+        for first in range(0, len(threads), AT_ONCE):
+            some = threads[first : first + AT_ONCE]
+            asked = _asked(some)
+            self._ask(ctypes.addressof(asked), len(some))
+            failed += [thread for thread, error in zip(some, asked[_STATUS::_WORDS], strict=True) if error]
+        return failed
 
-    def look(self, threads: Sequence[PtraceThread]) -> Iterator[Found]:
-        """At each, in order."""
-        return self._look_by_one_call(threads) if self._code.runs else self._look_by_calls(threads)
+    def look(self, threads: Sequence[PtraceThread]) -> None:
+        """At each, in order; ``take`` gives what is found. Nothing may be left to be taken.
 
-    def _look_by_one_call(self, threads: Sequence[PtraceThread]) -> Iterator[Found]:
-        asked = _asked(threads)
-        self._look(ctypes.addressof(asked), len(threads), MANY)
-        registers, statuses, queued = (asked[at::_WORDS] for at in (1, 2, 3))
-        return zip(threads, statuses, registers, queued, strict=True)
+        What is found is noted before anything can interrupt us: of a stop that was consumed nobody else knows.
+        """
+        self._threads, self._asked = threads, _asked(threads)
+        self.left = len(threads)
+        if self._code.runs:
+            self._look(ctypes.addressof(self._asked), len(threads), MANY)
+        else:
+            self._look_by_calls()
 
-    def _look_by_calls(self, threads: Sequence[PtraceThread]) -> Iterator[Found]:
+    def take(self) -> Iterator[Found]:
+        """What was found, each once, whatever becomes of the one before."""
+        while self.left:
+            at = len(self._threads) - self.left
+            self.left -= 1
+            _, registers, status, queued = self._asked[_WORDS * at : _WORDS * (at + 1)]
+            yield self._threads[at], status & ~_CONSUMED, registers, queued
+
+    def _look_by_calls(self) -> None:
         misses = 0
-        for thread in threads:
+        for at, thread in enumerate(self._threads):
             seen = peek(self._answers, thread.tid) if misses < MANY else None
             misses = misses + 1 if seen is None else 0
-            if seen is None:
-                yield thread, RUNS, 0, UNKNOWN
-            elif seen[1] != INTERRUPTED:
-                yield thread, OTHER, 0, UNKNOWN
-            else:
-                yield thread, reap(thread.tid, self._answers) or RUNS, 0, UNKNOWN
+            if seen is not None and seen[1] != INTERRUPTED:
+                self._asked[_WORDS * at + _STATUS] = OTHER
+            elif seen is not None and (status := reap(thread.tid, self._answers)) is not None:
+                self._asked[_WORDS * at + _REGISTERS : _WORDS * (at + 1)] = 0, status | _CONSUMED, UNKNOWN
 
 
 def _asked(threads: Sequence[PtraceThread]) -> Any:
