@@ -3,12 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ubpx.core.slots import AREA_SIZE, REACH, choose_hole
+from ubpx.core.slots import AREA_SIZE, choose_hole
 from ubpx.core.values import PAGE_SIZE, MappedRange, VirtAddr
 
 GROWTH = 64 << 20
 LOWEST, HIGHEST = 0x10000, 0x7FFF_FFFF_0000
 LIMIT = 0x7FFF_FFFF_F000
+SLOT_REACH = 2**31
+REACH = SLOT_REACH - AREA_SIZE  # a margin for an area is kept
 PATHS = ["", "/bin/program", "[heap]", "[stack]"]
 
 
@@ -58,7 +60,7 @@ def in_the_way(place: int, mappings: list[MappedRange]) -> bool:
 def test_a_chosen_place_is_aligned_free_and_within_reach(layout: tuple[list[MappedRange], list[VirtAddr]]) -> None:
     """Invariant: what choose_hole gives can be mapped as it is, and reaches everything."""
     mappings, reach = layout
-    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT)
+    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
     if place is None:
         return
     assert place % PAGE_SIZE == 0
@@ -75,7 +77,7 @@ def test_a_place_is_found_if_there_is_any(layout: tuple[list[MappedRange], list[
     fits = LOWEST <= other <= HIGHEST - AREA_SIZE and not overlaps(other, mappings) and within_reach(other, reach)
     if not fits:
         return
-    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT)
+    place = choose_hole(mappings, reach, AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
     assert place is not None
     if not in_the_way(other, mappings):
         assert not in_the_way(place, mappings)

@@ -15,6 +15,7 @@ from ubpx.testing import FakeMemory
 
 START = 0x10_0000
 SLOT_SIZE = 64
+SLOT_REACH = 2**31
 
 
 def trap_at(address: int, size: int, original: bytes = b"") -> TrapPatch:
@@ -74,7 +75,7 @@ def test_standing_traps_are_found_by_page(sizes: dict[int, int], removed: set[in
 @given(st.data())
 def test_slots_never_overlap_and_none_is_lost(data: st.DataObject) -> None:
     """Invariant: a slot found free holds nothing; a table says full only when every slot holds something."""
-    table = SlotTable()
+    table = SlotTable(SLOT_REACH)
     counts = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     for number, count in enumerate(counts):
         table.add_area(SlotArea(VirtAddr(START + number * PAGE_SIZE), count * SLOT_SIZE, SLOT_SIZE))

@@ -16,7 +16,7 @@ from ubpx.core.grounds import Mapped
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.silent import EntrySite
 from ubpx.core.sites import ProbeSite, Reception, probe_site
-from ubpx.core.slots import slot_image
+from ubpx.core.slots import far, slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
@@ -157,7 +157,7 @@ class Armory:
                 self._map_area(space, analysis.reach)
                 slot = space.slots.find_free(analysis.reach)
         if slot is None:
-            raise SlotsExhausted(pid, analysis.insn.address, "all slots within 2 GiB are taken")
+            raise SlotsExhausted(pid, analysis.insn.address, f"all slots {far(space.slots.slot_reach)} are taken")
         try:
             return fill_slot(space, analysis, slot)
         except MemoryFault as error:
@@ -169,7 +169,7 @@ class Armory:
             self._protect(space, 1)
         trap = space.architecture.trap_bytes
         original = space.raw.read(address, len(trap))
-        reported_pc = VirtAddr(address + len(trap))
+        reported_pc = VirtAddr(address + space.architecture.trap_advance)
         patch = TrapPatch(address=address, trap=trap, original=original, reported_pc=reported_pc)
         if space.guard is not None:
             space.guard.stand([(address, original)])

@@ -24,7 +24,7 @@ from ubpx.core.grounds import Mapped
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Probepoint
 from ubpx.core.sites import Reception, TombSite
-from ubpx.core.slots import AREA_SIZE, slot_image
+from ubpx.core.slots import AREA_SIZE, far, slot_image
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy
@@ -32,9 +32,6 @@ from ubpx.core.values import PAGE_SIZE, MappedRange, Place, ProcessId, VirtAddr
 
 _WINDOW: Final = 1 << 14
 """Bytes of code that are read at once."""
-_NEIGHBOURHOOD: Final = 1 << 30
-"""Places no further apart than this, in bytes, share an area."""
-
 MapArea = Callable[[AddressSpace, Sequence[VirtAddr], int], None]
 """Adds an area of so many bytes within reach of the addresses, or frees old slots; raises SlotsExhausted.
 
@@ -272,7 +269,7 @@ class Batches:
                     revived[each.address] = code
                     continue
                 try:
-                    full = barren is not None and each.address - barren < _NEIGHBOURHOOD
+                    full = barren is not None and each.address - barren < _neighbourhood(space)
                     slot = self._free_slot(space, prospects, number, pid, tries=0 if full else 2)
                 except SlotsExhausted as error:
                     choices[-1] = each.choice.slotless(error)
@@ -299,12 +296,12 @@ class Batches:
                 self._make_room(space, prospects, number)
                 slot = space.slots.find_free(reach)
         if slot is None:
-            raise SlotsExhausted(pid, prospects[number].address, "all slots within 2 GiB are taken")
+            raise SlotsExhausted(pid, prospects[number].address, f"all slots {far(space.slots.slot_reach)} are taken")
         return slot
 
     def _make_room(self, space: AddressSpace, prospects: Sequence[Prospect], number: int) -> None:
         """One area for this instruction and all that follow it nearby; where that does not fit, one for this one."""
-        low, high, count = _neighbours(prospects, number)
+        low, high, count = _neighbours(prospects, number, _neighbourhood(space))
         wanted = -(-count * space.architecture.slot_size // PAGE_SIZE) * PAGE_SIZE
         try:
             self._map_area(space, (low, high) if high else (), max(wanted, AREA_SIZE))
@@ -316,7 +313,12 @@ class Batches:
             space.slots.retire(code)
 
 
-def _neighbours(prospects: Sequence[Prospect], number: int) -> tuple[VirtAddr, VirtAddr, int]:
+def _neighbourhood(space: AddressSpace) -> int:
+    """Places no further apart than this, in bytes, share an area."""
+    return space.architecture.slot_reach // 2
+
+
+def _neighbours(prospects: Sequence[Prospect], number: int, neighbourhood: int) -> tuple[VirtAddr, VirtAddr, int]:
     """What the slots of this and of those that follow it nearby must reach, lowest and highest, and how many they are.
 
     (0, 0) where all of them may lie anywhere.
@@ -328,7 +330,7 @@ def _neighbours(prospects: Sequence[Prospect], number: int) -> tuple[VirtAddr, V
         reach = each.analysis.reach
         if reach:
             lower, higher = min(low or reach[0], *reach), max(high, *reach)
-            if count and higher - lower > _NEIGHBOURHOOD:
+            if count and higher - lower > neighbourhood:
                 break
             low, high = lower, higher
         count += 1

@@ -7,10 +7,12 @@ from ubpx._errors import InsnRefused, MemoryFault, NotAnInstruction
 from ubpx.core.proofs import Function, Proof, prove
 from ubpx.core.spaces import AddressSpace
 from ubpx.core.ubp import InsnAnalysis
-from ubpx.core.values import Place, VirtAddr
+from ubpx.core.values import PAGE_SIZE, Insn, Place, VirtAddr
 
 LARGEST_FUNCTION: Final = 4 << 20
 """Bytes. Decoding takes 5 us for each instruction, and the target, which may be hostile, says how many there are."""
+_NEAR_START: Final = 1 << 16
+"""Bytes: from a function's start no further away instructions are told for sure, whatever their sizes."""
 _ASSUME: Final = "pass assume_boundary=True if you know that one starts there"
 
 
@@ -76,14 +78,47 @@ _ANNOUNCES: Final = (
 
 
 def check_interruptible(space: AddressSpace, place: Place, analysis: InsnAnalysis) -> None:
+    """Raises InsnRefused where a stop, or a copy elsewhere, would keep the program from getting any further."""
+    if space.architecture.longest_sequence:
+        _check_sequence(space, place, analysis)
+    if place.atomic is not None:
+        _check_restartable(space, place.atomic, analysis)
+
+
+def _check_sequence(space: AddressSpace, place: Place, analysis: InsnAnalysis) -> None:
+    """What the architecture says of the instructions around it (exclusive loads and stores, say)."""
+    insn = analysis.insn
+    start, code = _surroundings(space, place, insn)
+    reason = space.architecture.in_sequence(code, start, insn.address)
+    if reason is not None:
+        raise InsnRefused(insn.address, insn, reason)
+
+
+def _surroundings(space: AddressSpace, place: Place, insn: Insn) -> tuple[VirtAddr, bytes]:
+    """What is readable around the instruction, and where that begins: with the function, unless that is far away."""
+    before = space.architecture.longest_sequence
+    start, known = VirtAddr(max(insn.address - before, 0)), place.symbol_start
+    if known is not None and 0 < insn.address - known <= _NEAR_START:
+        start = known
+    end = insn.end + before
+    if place.symbol_end is not None:
+        end = max(min(end, place.symbol_end), insn.end)
+    page_end = (insn.end + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+    for first, last in ((start, end), (start, page_end), (insn.address, end)):
+        try:
+            return VirtAddr(first), space.memory.read(first, min(last, end) - first)
+        except MemoryFault:  # the mapping begins or ends there
+            continue
+    return insn.address, insn.raw
+
+
+def _check_restartable(space: AddressSpace, atomic: tuple[VirtAddr, VirtAddr], analysis: InsnAnalysis) -> None:
     """Raises InsnRefused in a restartable sequence, and at the instruction that leads into one.
 
     Source: Linux, kernel/rseq.c: a thread that was stopped with its pc in the sequence is sent to the abort handler
     when it goes on; one whose pc is elsewhere (in a slot, say) loses its announcement.
     """
-    if place.atomic is None:
-        return
-    start, end = place.atomic
+    start, end = atomic
     insn = analysis.insn
     if start <= insn.address < end:
         raise InsnRefused(insn.address, insn, f"{_ATOMIC} ({start:#x} to {end:#x})")

@@ -213,7 +213,7 @@ class Coordinator:
         thread.pending, due = 0, thread.pending
         self._steps.send_postponed(thread)
         if due and thread.returning is not None:
-            self.tracer.step(thread.port, due)  # into the signal's handler, if it has one
+            self._steps.run_one(thread, due)  # into the signal's handler, if it has one
         else:
             self.tracer.resume(thread.port, due)
 
@@ -229,7 +229,7 @@ class Coordinator:
     def _resume_before_parking(self, thread: Thread) -> None:
         """A step must end, and a trap that the thread ran into already be reported, before it may park."""
         if thread.state is State.STEPPING:
-            self.tracer.step(thread.port)
+            self._steps.run_one(thread)
         else:
             thread.state = State.RUNNING
             self.tracer.resume(thread.port)
@@ -357,9 +357,13 @@ class Coordinator:
     # Signals and steps --------------------------------------------------------------------
 
     def _on_signal(self, thread: Thread, event: events.SignalArrived) -> None:
-        if event.signal == signal.SIGTRAP and event.code > 0 and self.reception.trap_has_moved(thread):
-            self._move(thread, Input.INTERRUPTED)
-            return
+        if event.signal == signal.SIGTRAP and event.code > 0:
+            if thread.state is State.STEPPING and self._steps.ends_step(thread):
+                self._on_step_done(thread, events.StepDone(event.thread, (), event.fault_address))
+                return
+            if self.reception.trap_has_moved(thread):
+                self._move(thread, Input.INTERRUPTED)
+                return
         known = self._steps.is_postponed(thread, event)
         fault = self._steps.signal_arrived(thread, event)
         if not known and (fault or thread.state is not State.STEPPING):

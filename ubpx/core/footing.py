@@ -83,7 +83,8 @@ def _goes_on(space: AddressSpace, probepoint: Probepoint) -> bool:
 
 def _is_filler(space: AddressSpace, code: bytes) -> bool:
     """Programs fill what they free with traps."""
-    return not code.strip(space.architecture.trap_bytes)
+    trap = space.architecture.trap_bytes
+    return code == (trap * len(code))[: len(code)]
 
 
 def _are_alike(space: AddressSpace, was: bytes, now: bytes, address: VirtAddr) -> bool:
@@ -159,7 +160,7 @@ def take_out_moved(space: AddressSpace, probepoints: Iterable[Probepoint], mappe
             continue
         for at in _candidates(probepoint.address, ground, mapped):
             if _has_moved_to(space, probepoint, ground, at):
-                reported_pc = VirtAddr(at + len(probepoint.standing.trap))
+                reported_pc = VirtAddr(at + probepoint.standing.reported_pc - probepoint.address)
                 patch = attrs.evolve(probepoint.standing, address=at, reported_pc=reported_pc)
                 if _remove(space.raw, patch):
                     space.changes.moved.add(at)

@@ -72,9 +72,9 @@ class Healer:
 
     def _restore(self, space: AddressSpace, remains: Remains) -> tuple[int, int]:
         """The program's own bytes wherever a trap stands that a row tells of; how many did, and how many others."""
-        trap = space.architecture.trap_bytes
+        trap, advance = space.architecture.trap_bytes, space.architecture.trap_advance
         patches = [
-            TrapPatch(address=address, trap=trap, original=original, reported_pc=VirtAddr(address + len(trap)))
+            TrapPatch(address=address, trap=trap, original=original, reported_pc=VirtAddr(address + advance))
             for address, original in dict(remains.traps).items()
             if original != trap and not any(start <= address < start + size for start, size in remains.areas)
         ]

@@ -126,7 +126,7 @@ class Jumps:
         architecture = space.architecture
         page = page_within(
             self._tracer.mappings(space.pid), starts, probepoint.analysis.reach,
-            slot_size=architecture.slot_size, limit=architecture.address_limit,
+            slot_size=architecture.slot_size, slot_reach=architecture.slot_reach, limit=architecture.address_limit,
         )  # fmt: skip
         if page is None:
             raise SlotsExhausted(space.pid, probepoint.address, "something else is mapped where its jump can lead")
@@ -146,7 +146,12 @@ class Jumps:
         if former is not None and former is not plan.code:
             space.slots.retire(former)
         if space.guard is not None:  # it opens the way through the slot; the jump is for whoever heals
-            space.guard.stand([*_tail(jump), (VirtAddr(jump.reported_pc - 1), space.architecture.nop_bytes)])
+            space.guard.stand(
+                [
+                    *_tail(jump),
+                    (VirtAddr(jump.reported_pc - space.architecture.trap_advance), space.architecture.nop_bytes),
+                ]
+            )
         space.registry.change_jump(probepoint, jump, plan.relied_on)
         site = JumpSite(probepoint, space, self._reception)
         site.leases = probepoint.leases

@@ -14,7 +14,7 @@ from ubpx.core.hits import as_word
 from ubpx.core.holds import NOTHING, Hold, HoldTable, Parting
 from ubpx.core.ports import Guard, TracedThread, Tracer
 from ubpx.core.quiet import StillRunning
-from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole
+from ubpx.core.slots import AREA_SIZE, SlotArea, choose_hole, far
 from ubpx.core.spaces import AddressSpace, PostponedSignal, StopKind, Thread, TracedProcess, Tracees
 from ubpx.core.stepping import LEAVING, Input, State
 from ubpx.core.values import PAGE_SIZE, Disturbance, ProcessId, ThreadId, VirtAddr
@@ -112,6 +112,9 @@ class Keeper:
         thread = process.threads.get(tid)
         if thread is None or not any(hold.owner == owner for hold in self.holds.on(process.pid, tid)):
             raise UsageError(f"client {owner!r} does not hold thread {tid}; hold it before it steps")
+        architecture = process.space.architecture
+        if not architecture.has_single_step:
+            raise UsageError(f"{architecture.name} has no single step; probe the next instruction instead")
         self._stopped(tid)
         parting = self._checked(thread, parting)
         self.protect(process.space)
@@ -407,10 +410,12 @@ class Keeper:
             _log.warning("process %d would not survive our death: %s", space.pid, error.reason)
 
     def _guard(self, space: AddressSpace, thread: Thread, traps: int) -> Guard:
-        pid, limit = thread.process.pid, space.architecture.address_limit
+        pid, limit, slot_reach = thread.process.pid, space.architecture.address_limit, space.architecture.slot_reach
         try:
             return self._tracer.guard(
-                thread.port, traps, lambda size: choose_hole(self._tracer.mappings(pid), (), size, limit=limit)
+                thread.port,
+                traps,
+                lambda size: choose_hole(self._tracer.mappings(pid), (), size, limit=limit, slot_reach=slot_reach),
             )
         except SlotsExhausted as error:
             space.unguarded = error.reason
@@ -427,10 +432,13 @@ class Keeper:
         with self.stopped_thread(space) as thread:
             pid = thread.process.pid
             while True:
-                place = choose_hole(self._tracer.mappings(pid), reach, size, limit=space.architecture.address_limit)
+                place = choose_hole(
+                    self._tracer.mappings(pid), reach, size,
+                    limit=space.architecture.address_limit, slot_reach=space.architecture.slot_reach,
+                )  # fmt: skip
                 if place is None:
                     near = reach[0] if reach else VirtAddr(0)
-                    raise SlotsExhausted(pid, near, "no room within 2 GiB of the instruction")
+                    raise SlotsExhausted(pid, near, f"no room {far(space.slots.slot_reach)} of the instruction")
                 if self._tracer.map_area(thread.port, place, size):
                     break  # else another thread of the program took the place meanwhile
         space.slots.add_area(SlotArea(place, size, space.architecture.slot_size))

@@ -27,8 +27,6 @@ _MOST_ROUNDS: Final = 16
 _SHOWN_BYTES: Final = 8
 MOST_KEPT: Final = 8
 """Proofs of one memory; the largest functions (libpython's interpreter loop) take 5 MB."""
-_NEAR: Final = 15
-"""Instructions up to an address among which is any that contains it: none is longer, and each starts elsewhere."""
 
 
 @attrs.frozen
@@ -68,9 +66,17 @@ class Proof:
     """Where instructions start in one function. Immutable once made, by ``prove``."""
 
     def __init__(
-        self, function: Function, found: dict[VirtAddr, Flow], used: dict[VirtAddr, str], holes: list["_Hole"]
+        self,
+        function: Function,
+        found: dict[VirtAddr, Flow],
+        used: dict[VirtAddr, str],
+        holes: list["_Hole"],
+        *,
+        longest_insn: int,
     ) -> None:
         self.function: Final = function
+        # Among so many instructions up to an address is any that contains it: each starts elsewhere.
+        self._near: Final = longest_insn
         self._found = found
         self._starts = sorted(found)
         self._inner = dict(self._overlaps())
@@ -110,7 +116,7 @@ class Proof:
     def _containing(self, address: int) -> Iterator[Flow]:
         """The proved instructions that contain the address, the first ones first."""
         at = bisect.bisect_right(self._starts, address)
-        near = (self._found[start] for start in self._starts[max(at - _NEAR, 0) : at])
+        near = (self._found[start] for start in self._starts[max(at - self._near, 0) : at])
         return (flow for flow in near if flow.end > address)
 
     def _overlaps(self) -> Iterator[tuple[VirtAddr, Flow]]:
@@ -127,7 +133,7 @@ def prove(architecture: Architecture, function: Function) -> Proof:
     """Find out where instructions start."""
     search = _Search(architecture, function)
     search.run()
-    return Proof(function, search.found, search.used, search.holes)
+    return Proof(function, search.found, search.used, search.holes, longest_insn=architecture.longest_insn)
 
 
 class Proofs:

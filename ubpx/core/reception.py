@@ -78,7 +78,7 @@ class HitReception:
         if not self.tracer.fetch(thread.port):
             return False
         trap = space.architecture.trap_bytes
-        at = VirtAddr(thread.port.words[space.layout.pc] - len(trap))
+        at = VirtAddr(thread.port.words[space.layout.pc] - space.architecture.trap_advance)
         if at not in space.changes.moved:
             if any((each ^ at) % PAGE_SIZE == 0 for each in space.patches):  # code moves by whole pages
                 self.look_at_text(space, serve=False)

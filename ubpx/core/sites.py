@@ -97,6 +97,8 @@ def run_handlers(
                     watchdog.watched = None
                     if answer is not None and not isinstance(answer, Verdict):
                         raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
+                    if answer is Verdict.STEP and not space.architecture.has_single_step:
+                        raise UsageError(f"{space.architecture.name} has no single step; return another verdict")
                 except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
                     watchdog.watched = None
                     reception.handler_failed(lease, error)
@@ -149,8 +151,9 @@ class ProbeSite:
         self.turned_back: Final[set[int]] = set()
         """Threads that have met our trap at an instruction which is another by now: they go back to run that."""
         self.landing = None if self.wary or self._is_mistakable() else self.onward
-        # Behind a one-byte instruction the PC of a hit is also that of a thread on its way.
-        self.certain = probepoint.analysis.insn.end != probepoint.patch.reported_pc
+        # Where an instruction begins the PC of a hit is also that of a thread on its way.
+        insn = probepoint.analysis.insn
+        self.certain = probepoint.patch.reported_pc not in (insn.address, insn.end)
         self.landing_word: Any = None
         self.watchful = 3
         self.leases: tuple[Lease, ...] = ()

@@ -82,7 +82,7 @@ def open_tombs(space: AddressSpace, addresses: Iterable[VirtAddr]) -> None:
     """What threads met where traps were taken out must not answer for those that come there now."""
     buried = space.former.keys() | space.changes.lost.keys()
     for address in buried.intersection(addresses) if buried else ():
-        pc = address + len(space.architecture.trap_bytes)
+        pc = address + space.architecture.trap_advance
         if isinstance(space.sites.get(pc), TombSite):
             del space.sites[pc]
         space.changes.lost.pop(address, None)
@@ -169,7 +169,7 @@ class Sleeper:
                 return _WaitingSite(address, space, self._owner.reception, self._find_room)
         except MemoryFault:  # being killed: its memory goes first
             return None
-        return space.sites[address + len(space.architecture.trap_bytes)]
+        return space.sites[address + space.architecture.trap_advance]
 
     def wake(self, address: VirtAddr) -> None:
         """See ``dormant.Sleeper``."""

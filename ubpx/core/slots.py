@@ -16,8 +16,8 @@ import attrs
 from ubpx.core.ubp.plans import SlotCode
 from ubpx.core.values import PAGE_SIZE, MappedRange, SlotUse, VirtAddr
 
-REACH: Final = 0x7FFF_0000
-"""How far a 32-bit displacement goes, less a margin for the length of a slot and an area."""
+_REACH_MARGIN: Final = 0x10000
+"""Less than a displacement reaches, bytes: for the length of a slot and an area."""
 AREA_SIZE: Final = 16 * PAGE_SIZE
 ORIGIN_SIZE: Final = 8
 """At a slot's end: the address of the instruction that it holds a copy of, little-endian."""
@@ -93,6 +93,8 @@ class SlotArea:
 class SlotTable:
     """All slots of one address space."""
 
+    slot_reach: int
+    """The architecture's."""
     _when_vacated: Callable[[SlotCode], object] = lambda _code: None
     """Called when a slot holds nothing any more."""
     _areas: list[SlotArea] = attrs.field(factory=list, init=False)
@@ -136,16 +138,13 @@ class SlotTable:
         area.forsaken = True
 
     def find_free(self, reach: Sequence[VirtAddr]) -> VirtAddr | None:
-        """A free slot within 2 GiB of all of ``reach``; None: map another area."""
-        for area in self._roomy:
-            if all(_within(area.start, area.size, address) for address in reach):
-                return area.free()
-        return None
+        """A free slot that reaches all of ``reach``; None: map another area."""
+        return next((area.free() for area in self._roomy if self._reaches(area, reach)), None)
 
     def find_free_within(self, starts: range, reach: Sequence[VirtAddr]) -> VirtAddr | None:
-        """The first free slot that begins at one of ``starts``, within 2 GiB of all of ``reach``."""
+        """The first free slot that begins at one of ``starts``, and reaches all of ``reach``."""
         for area in self._roomy:
-            if not all(_within(area.start, area.size, address) for address in reach):
+            if not self._reaches(area, reach):
                 continue
             first = max(area.start, area.start - (area.start - starts.start) // area.slot_size * area.slot_size)
             for slot in range(first, min(starts.stop, area.start + area.size), area.slot_size):
@@ -154,8 +153,8 @@ class SlotTable:
         return None
 
     def room(self, reach: Sequence[VirtAddr]) -> int:
-        """How many free slots lie within 2 GiB of all of ``reach``."""
-        near = (a for a in self._roomy if all(_within(a.start, a.size, address) for address in reach))
+        """How many free slots reach all of ``reach``."""
+        near = (area for area in self._roomy if self._reaches(area, reach))
         return sum(area.size // area.slot_size - len(area.used) for area in near)
 
     def occupy(self, code: SlotCode) -> None:
@@ -214,6 +213,9 @@ class SlotTable:
         area = self._areas[at]
         return area.used.get(VirtAddr(pc - (pc - area.start) % area.slot_size))
 
+    def _reaches(self, area: SlotArea, reach: Sequence[VirtAddr]) -> bool:
+        return _reaches(area.start, area.size, reach, self.slot_reach)
+
     def _area_of(self, slot: VirtAddr) -> SlotArea:
         return self._areas[bisect_right(self._areas, slot, key=_start) - 1]
 
@@ -221,28 +223,38 @@ class SlotTable:
 def slot_image(code: SlotCode, size: int, filler: bytes) -> bytes:
     """All bytes of a slot: the copy, and at the end for whom it is, so that others can read that after our death."""
     origin = code.origin.to_bytes(ORIGIN_SIZE, "little")
-    return (code.code + code.entry_code).ljust(size - ORIGIN_SIZE, filler) + origin
+    image = code.code + code.entry_code
+    room = size - ORIGIN_SIZE - len(image)
+    return image + (filler * room)[:room] + origin
 
 
 def _start(area: SlotArea) -> VirtAddr:
     return area.start
 
 
-def _within(start: int, size: int, address: int) -> bool:
-    return abs(start - address) <= REACH and abs(start + size - address) <= REACH
+def far(slot_reach: int) -> str:
+    """What lies within it, for people."""
+    return f"within {slot_reach >> 30} GiB" if slot_reach >= 1 << 30 else f"within {slot_reach >> 20} MiB"
+
+
+def _reaches(start: int, size: int, reach: Sequence[VirtAddr], slot_reach: int) -> bool:
+    most = slot_reach - _REACH_MARGIN
+    return all(abs(start - address) <= most and abs(start + size - address) <= most for address in reach)
 
 
 def choose_hole(
-    mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size: int, *, limit: int
+    mappings: Sequence[MappedRange], reach: Sequence[VirtAddr], size: int, *, limit: int, slot_reach: int
 ) -> VirtAddr | None:
-    """Where an area of ``size`` bytes can be mapped below ``limit``, within 2 GiB of all of ``reach``; None: nowhere.
+    """Where an area of ``size`` bytes can be mapped below ``limit``, within ``slot_reach`` bytes of all of ``reach``.
 
+    None: nowhere.
     The nearest place wins that is in nobody's way, for no ``reach`` the one right below all that is mapped: what a wild
     pointer near 0 meets stays as it is. Places in the way of a growing heap or stack are taken last.
     """
-    low = max([_LOWEST, *(address - REACH for address in reach)])
+    most = slot_reach - _REACH_MARGIN
+    low = max([_LOWEST, *(address - most for address in reach)])
     highest = limit // _MARGIN * _MARGIN
-    high = min([highest, *(address + REACH for address in reach)]) - size
+    high = min([highest, *(address + most for address in reach)]) - size
     below = max(low, mappings[0].start - size) if mappings else low
     middle = sum(reach) // len(reach) if reach else below
     choices = []
@@ -256,7 +268,13 @@ def choose_hole(
 
 
 def page_within(
-    mappings: Sequence[MappedRange], starts: range, reach: Sequence[VirtAddr], *, slot_size: int, limit: int
+    mappings: Sequence[MappedRange],
+    starts: range,
+    reach: Sequence[VirtAddr],
+    *,
+    slot_size: int,
+    slot_reach: int,
+    limit: int,
 ) -> VirtAddr | None:
     """A page that can be mapped and in which a slot can begin at one of ``starts``; None: there is none.
 
@@ -268,7 +286,7 @@ def page_within(
         page = -(-page // PAGE_SIZE) * PAGE_SIZE
         slot = max(page, -(-starts.start // slot_size) * slot_size)
         fits = page + PAGE_SIZE <= hole.stop and slot < starts.stop and slot + slot_size <= page + PAGE_SIZE
-        if fits and all(_within(page, PAGE_SIZE, address) for address in reach):
+        if fits and _reaches(page, PAGE_SIZE, reach, slot_reach):
             found.append((way, VirtAddr(page)))
     return min(found)[1] if found else None
 

@@ -26,13 +26,13 @@ from ubpx.core.watchpoints import NOTHING, WatchTable
 class Sites(dict[int, Site]):
     """By the PC that a trap reports; that of a dormant trap is made when a thread first meets it."""
 
-    def __init__(self, dormant: DormantTraps, trap_size: int) -> None:
+    def __init__(self, dormant: DormantTraps, trap_advance: int) -> None:
         super().__init__()
         self._dormant: Final = dormant
-        self._trap_size: Final = trap_size
+        self._trap_advance: Final = trap_advance
 
     def __missing__(self, pc: int) -> Site:
-        site = self._dormant.meet(VirtAddr(pc - self._trap_size))
+        site = self._dormant.meet(VirtAddr(pc - self._trap_advance))
         if site is None:
             raise KeyError(pc)
         return site
@@ -62,7 +62,7 @@ class AddressSpace:
             word_size=architecture.word_size,
         )
         self.registry: Final = Registry()
-        self.slots: Final = SlotTable(self._slot_is_vacated)
+        self.slots: Final = SlotTable(architecture.slot_reach, self._slot_is_vacated)
         self.slots_allowed: Final = slots_allowed
         self.patches: Final = StandingTraps()
         """Traps that stand now."""
@@ -75,7 +75,7 @@ class AddressSpace:
         self.dormant: Final = DormantTraps(architecture.trap_bytes)
         """Traps that stand and of which nothing else is made yet."""
         self.memory: Final = HidingMemory(memory, self.patches, self.dormant)
-        self.sites: Final[dict[int, Site]] = Sites(self.dormant, len(architecture.trap_bytes))
+        self.sites: Final[dict[int, Site]] = Sites(self.dormant, architecture.trap_advance)
         """For the fast lane, by the PC that a trap reports."""
         self.silent_sites: Mapping[int, Site] = {}
         """The same for children that share the memory; set by whoever makes the space."""
@@ -99,7 +99,7 @@ class AddressSpace:
     def _slot_is_vacated(self, code: SlotCode) -> None:
         """No jump leads there any more."""
         if code.entered is not None and self.sites.pop(code.entered, None) is not None and self.guard is not None:
-            self.guard.forget([VirtAddr(code.entered - len(self.architecture.trap_bytes))])
+            self.guard.forget([VirtAddr(code.entered - self.architecture.trap_advance)])
 
 
 class StopKind(StrEnum):

@@ -199,7 +199,22 @@ class Steps:
             thread.pending, due = 0, thread.pending
         thread.leave_site()
         self.send_postponed(thread)
-        self._tracer.step(thread.port, due)
+        self.run_one(thread, due)
+
+    def run_one(self, thread: Thread, due: int = 0) -> None:
+        """Let it go for one instruction; a copy that no single step can end does so by its own trap."""
+        if thread.process.space.architecture.has_single_step:
+            self._tracer.step(thread.port, due)
+        else:
+            self._tracer.resume(thread.port, due)
+
+    def ends_step(self, thread: Thread) -> bool:
+        """Whether the trap that the thread ran into is the one behind its copy."""
+        plan, space = thread.plan, thread.process.space
+        if plan is None or plan.in_place or space.architecture.has_single_step or not self._tracer.fetch(thread.port):
+            return False
+        pc = thread.port.words[space.layout.pc]
+        return pc == plan.slot_end + space.architecture.trap_advance
 
     def _plan_where_it_stands(self, thread: Thread) -> None:
         """Over a copy, and for an instruction that shows a step; at a trap of ours the thread arrives first."""
@@ -211,7 +226,7 @@ class Steps:
         if code is None and (pc in space.patches or pc in space.dormant):
             probepoint = space.registry.at(pc)
             if probepoint is not None and probepoint.jump is not None:  # a step over the jump would be no arrival
-                thread.port.words[space.layout.pc] = probepoint.jump.reported_pc - 1
+                thread.port.words[space.layout.pc] = probepoint.jump.reported_pc - space.architecture.trap_advance
                 self._tracer.store(thread.port)
             return
         if code is not None:

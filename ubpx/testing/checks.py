@@ -43,6 +43,7 @@ class Traced:
         self.memory: Final = self.tracer.memory(program.pid)
         described = architecture(self.tracer.architecture_of(program.pid))
         self.limit: Final = described.address_limit
+        self.slot_reach: Final = described.slot_reach
         self.trap: Final = described.trap_bytes
         self.pc: Final = described.register_names.index(described.pc_name)
         self.names: Final = described.register_names
@@ -205,9 +206,11 @@ def _areas(traced: Traced) -> None:
     tracer, thread = traced.tracer, traced.thread
     pid = traced.program.pid
     before = [(each.start, each.end) for each in tracer.mappings(pid)]
-    place = choose_hole(tracer.mappings(pid), [traced.program.site], AREA_SIZE, limit=traced.limit)
+    place = choose_hole(
+        tracer.mappings(pid), [traced.program.site], AREA_SIZE, limit=traced.limit, slot_reach=traced.slot_reach
+    )
     if place is None:
-        raise AssertionError("the program has no room within 2 GiB of its site")
+        raise AssertionError("the program has no room near its site")
     traced.stop()
     require(tracer.map_area(thread, place, AREA_SIZE))
     found = [each for each in tracer.mappings(pid) if place in each]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ubpx.core.hits import Hit
 
 NARROW = architecture("i386")
+SLOT_REACH = 2**31
 LAYOUT = RegisterLayout("i386", NARROW.register_names, NARROW.pc_name, word_size=4)
 
 
@@ -51,7 +52,7 @@ def test_an_area_for_copies_that_may_lie_anywhere_is_out_of_the_way(name: str) -
         inode=0,
         path="",
     )
-    assert choose_hole([low], [], AREA_SIZE, limit=limit) == low.start - AREA_SIZE
+    assert choose_hole([low], [], AREA_SIZE, limit=limit, slot_reach=SLOT_REACH) == low.start - AREA_SIZE
     bottom = MappedRange(
         start=VirtAddr(0x1_0000),
         end=VirtAddr(0xFFFC_0000),
@@ -61,10 +62,10 @@ def test_an_area_for_copies_that_may_lie_anywhere_is_out_of_the_way(name: str) -
         inode=0,
         path="",
     )
-    place = choose_hole([bottom], [], AREA_SIZE, limit=limit)
+    place = choose_hole([bottom], [], AREA_SIZE, limit=limit, slot_reach=SLOT_REACH)
     assert place is not None
     assert bottom.end <= place <= limit - AREA_SIZE
-    assert choose_hole([bottom], [], 0x10_0000, limit=0xFFFF_E000) is None
+    assert choose_hole([bottom], [], 0x10_0000, limit=0xFFFF_E000, slot_reach=SLOT_REACH) is None
 
 
 def exec_to(world: World, name: str) -> None:

@@ -2,13 +2,15 @@
 
 import pytest
 
-from ubpx.core.slots import AREA_SIZE, REACH, SlotArea, SlotTable, choose_hole, page_within
+from ubpx.core.slots import AREA_SIZE, SlotArea, SlotTable, choose_hole, page_within
 from ubpx.core.ubp.plans import SlotCode
 from ubpx.core.values import PAGE_SIZE, MappedRange, SlotUse, VirtAddr
 
 LIMIT = 0x7FFF_FFFF_F000
 AREA = VirtAddr(0x7000_0000)
 SLOT_SIZE = 64
+SLOT_REACH = 2**31
+REACH = SLOT_REACH - AREA_SIZE  # a margin for an area is kept
 
 
 def code_for(origin: int, slot: int) -> SlotCode:
@@ -25,7 +27,7 @@ def mapped(start: int, end: int, path: str = "") -> MappedRange:
 @pytest.fixture
 def table() -> SlotTable:
     """With one area of four slots."""
-    made = SlotTable()
+    made = SlotTable(SLOT_REACH)
     made.add_area(SlotArea(AREA, 4 * SLOT_SIZE, SLOT_SIZE))
     return made
 
@@ -148,16 +150,21 @@ def test_two_retired_copies_of_one_instruction_are_both_freed(table: SlotTable) 
 
 def test_a_hole_near_the_middle_of_the_reach_is_chosen() -> None:
     text = mapped(0x40_0000, 0x50_0000, "/bin/program")
-    assert choose_hole([text], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT) == 0x40_0000 - AREA_SIZE
+    assert (
+        choose_hole([text], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
+        == 0x40_0000 - AREA_SIZE
+    )
     heap = mapped(0x60_0000, 0x70_0000, "[heap]")
-    assert choose_hole([text, heap], [VirtAddr(0x4F_F000)], AREA_SIZE, limit=LIMIT) == 0x50_0000
+    assert choose_hole([text, heap], [VirtAddr(0x4F_F000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH) == 0x50_0000
 
 
 def test_room_where_the_heap_will_begin_is_taken_last() -> None:
     """Invariant: a program that has no heap yet gets it where it would have it without us: right behind itself."""
     text, data = mapped(0x40_0000, 0x50_0000, "/bin/program"), mapped(0x60_0000, 0x61_0000)
     library = mapped(0x7FFF_F000_0000, 0x7FFF_F010_0000, "/lib/library")
-    place = choose_hole([text, data, library], [VirtAddr(0x4F_F000), VirtAddr(0x60_FFF0)], 8 << 20, limit=LIMIT)
+    place = choose_hole(
+        [text, data, library], [VirtAddr(0x4F_F000), VirtAddr(0x60_FFF0)], 8 << 20, limit=LIMIT, slot_reach=SLOT_REACH
+    )
     assert place is not None
     assert place >= data.end + (1 << 30)
 
@@ -167,36 +174,43 @@ def test_room_where_the_kernel_maps_next_is_avoided() -> None:
     library = mapped(0x7FFF_F000_0000, 0x7FFF_F010_0000, "/lib/library")
     loader = mapped(0x7FFF_F020_0000, 0x7FFF_F021_0000, "/lib/loader")
     stack = mapped(0x7FFF_FF00_0000, 0x7FFF_FF10_0000, "[stack]")
-    place = choose_hole([library, loader, stack], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT)
-    assert place == loader.end
-    assert choose_hole([library], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT) == library.start - AREA_SIZE, (
-        "if it must be"
+    place = choose_hole(
+        [library, loader, stack], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH
     )
+    assert place == loader.end
+    assert (
+        choose_hole([library], [VirtAddr(library.start)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
+        == library.start - AREA_SIZE
+    ), "if it must be"
 
 
 def test_without_a_reach_anywhere_will_do() -> None:
-    assert choose_hole([], [], AREA_SIZE, limit=LIMIT) is not None
+    assert choose_hole([], [], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH) is not None
 
 
 def test_no_room_is_said() -> None:
-    assert choose_hole([mapped(0, 0x7FFF_FFFF_0000)], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT) is None
+    assert (
+        choose_hole([mapped(0, 0x7FFF_FFFF_0000)], [VirtAddr(0x40_1000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
+        is None
+    )
 
 
 def test_room_where_the_heap_grows_is_taken_last() -> None:
     """Invariant: an area blocks neither brk nor the stack while there is any other place within reach."""
     heap, text = mapped(0x60_0000, 0x70_0000, "[heap]"), mapped(0x1_0000, 0x60_0000, "/bin/program")
-    place = choose_hole([text, heap], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT)
+    place = choose_hole([text, heap], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
     assert place is not None
     assert place >= 0x70_0000 + (64 << 20)
     wall = mapped(0x70_0000 + (32 << 20), 0x7FFF_FFFF_0000)
-    assert choose_hole([text, heap, wall], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT) == 0x70_0000, (
-        "the last resort"
-    )
+    assert (
+        choose_hole([text, heap, wall], [VirtAddr(0x6F_F000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
+        == 0x70_0000
+    ), "the last resort"
 
 
 def test_room_below_the_stack_is_taken_last() -> None:
     stack = mapped(0x7FFE_0000_0000, 0x7FFE_0010_0000, "[stack]")
-    place = choose_hole([stack], [VirtAddr(0x7FFE_0000_0000)], AREA_SIZE, limit=LIMIT)
+    place = choose_hole([stack], [VirtAddr(0x7FFE_0000_0000)], AREA_SIZE, limit=LIMIT, slot_reach=SLOT_REACH)
     assert place is not None
     assert place >= stack.end or place + AREA_SIZE <= stack.start - (64 << 20)
 
@@ -218,7 +232,7 @@ def test_a_slot_is_found_where_a_jump_can_lead(table: SlotTable) -> None:
 def test_who_knows_of_a_slot_is_told_when_it_is_vacated() -> None:
     """Invariant: once for each, and not while it is only retired."""
     told: list[SlotCode] = []
-    table = SlotTable(told.append)
+    table = SlotTable(SLOT_REACH, told.append)
     table.add_area(SlotArea(AREA, 4 * SLOT_SIZE, SLOT_SIZE))
     code = code_for(0x40_1000, AREA)
     table.occupy(code)
@@ -244,7 +258,9 @@ def test_who_knows_of_a_slot_is_told_when_it_is_vacated() -> None:
 def test_a_page_for_a_jump(starts: range, page: int | None) -> None:
     """Invariant: it is free, and holds a whole slot that begins where the jump can lead; else there is none."""
     mappings = [mapped(0x40_0000, 0x40_1000, "/bin/program"), mapped(0x60_0000, 0x60_1000, "/bin/program")]
-    found = page_within(mappings, starts, [VirtAddr(0x40_0000)], slot_size=SLOT_SIZE, limit=LIMIT)
+    found = page_within(
+        mappings, starts, [VirtAddr(0x40_0000)], slot_size=SLOT_SIZE, slot_reach=SLOT_REACH, limit=LIMIT
+    )
     assert found == page
     if found is not None:
         slot = -(-max(found, starts.start) // SLOT_SIZE) * SLOT_SIZE
@@ -255,4 +271,9 @@ def test_a_page_for_a_jump(starts: range, page: int | None) -> None:
 def test_no_page_is_far_from_what_its_slot_must_reach() -> None:
     """Invariant: as for areas."""
     mappings = [mapped(0x40_0000, 0x40_1000)]
-    assert page_within(mappings, range(0x50_0000, 0x50_0100), [VirtAddr(1 << 40)], slot_size=64, limit=LIMIT) is None
+    assert (
+        page_within(
+            mappings, range(0x50_0000, 0x50_0100), [VirtAddr(1 << 40)], slot_size=64, slot_reach=SLOT_REACH, limit=LIMIT
+        )
+        is None
+    )

@@ -54,7 +54,7 @@ class InsnAnalysis:
     refusals: Mapping[Strategy, str] = attrs.field(factory=dict)
     """Why each of the others is not allowed."""
     reach: tuple[VirtAddr, ...] = ()
-    """Addresses that the slot must lie within 2 GiB of; () where it may lie anywhere."""
+    """Addresses that the slot must lie within the architecture's ``slot_reach`` of; () where it may lie anywhere."""
     landing: VirtAddr | None = None
     """Where the instruction always goes, if that is all it does (nop, jmp); for EMULATE."""
     fix_ups: frozenset[FixUp] = frozenset()
@@ -273,6 +273,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def trap_advance(self) -> int:
+        """How many bytes behind a trap's address the PC stands of a thread that ran into it: 1 on x86, else 0."""
+        ...
+
+    @property
     def nop_bytes(self) -> bytes:
         """An instruction as long as a trap that does nothing."""
         ...
@@ -285,6 +290,29 @@ class Architecture(Protocol):
     @property
     def slot_size(self) -> int:
         """Bytes that one slot takes, a power of two."""
+        ...
+
+    @property
+    def slot_reach(self) -> int:
+        """How far a slot may lie from each address of ``InsnAnalysis.reach``, bytes in either direction."""
+        ...
+
+    @property
+    def has_single_step(self) -> bool:
+        """Whether the processor stops a thread behind one instruction; else a copy that is stepped ends in a trap."""
+        ...
+
+    @property
+    def longest_sequence(self) -> int:
+        """Bytes on either side of an instruction that ``in_sequence`` looks at; 0: there are no such sequences."""
+        ...
+
+    def in_sequence(self, code: bytes, start: VirtAddr, address: VirtAddr) -> str | None:
+        """Why no thread may be stopped at ``address``, within instructions that only get done together; None: it may.
+
+        ``code`` is the function, or what is readable of it around the address, and begins at ``start``; there an
+        instruction begins.
+        """
         ...
 
     def analyze(self, code: bytes, address: VirtAddr) -> InsnAnalysis:

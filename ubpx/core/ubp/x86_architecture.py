@@ -126,9 +126,13 @@ class X86:
 
     mode: ClassVar[Mode]
     trap_bytes: ClassVar[bytes] = TRAP
+    trap_advance: ClassVar[int] = len(TRAP)
     nop_bytes: ClassVar[bytes] = b"\x90"
     longest_insn: ClassVar[int] = LONGEST_INSN
     slot_size: ClassVar[int] = 64
+    slot_reach: ClassVar[int] = 2**31
+    has_single_step: ClassVar[bool] = True
+    longest_sequence: ClassVar[int] = 0
     jump_size: ClassVar[int] = JUMP_SIZE
     own_trap_flag: ClassVar[tuple[str, int]] = ("eflags", TRAP_FLAG)
     moved_flag: ClassVar[tuple[str, int]] = ("eflags", RESUME_FLAG)
@@ -178,6 +182,10 @@ class X86:
             return f"the instruction does not end in the {len(code)} bytes that are readable there [{code.hex(' ')}]"
         return f"{undecodable(code, self.mode.bits)} [{code[:LONGEST_INSN].hex(' ')}]"
 
+    def in_sequence(self, code: bytes, start: VirtAddr, address: VirtAddr) -> str | None:  # noqa: ARG002 - the protocol's
+        """See Architecture. A transaction's instructions cannot be told from others, nor where it begins."""
+        return None
+
     def trap(self, analysis: InsnAnalysis) -> TrapPatch:
         """An int3; a thread that ran into it shows the address behind it."""
         insn = analysis.insn
@@ -185,7 +193,7 @@ class X86:
             address=insn.address,
             trap=TRAP,
             original=insn.raw[: len(TRAP)],
-            reported_pc=VirtAddr(insn.address + len(TRAP)),
+            reported_pc=VirtAddr(insn.address + self.trap_advance),
         )
 
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
