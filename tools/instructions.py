@@ -7,12 +7,13 @@ over the files and puts what they find there. Needs ubpx to be importable: run i
 import argparse
 import datetime as dt
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ubpx._errors import InsnRefused
-from ubpx.core.ubp import ARCHITECTURES, Architecture, Strategy, architecture
+from ubpx.core.ubp import Architecture, Strategy, architecture
 from ubpx.core.values import VirtAddr
 from ubpx.testing import coverage, decoders
 from ubpx.testing.disagreements import KNOWN
@@ -83,6 +84,33 @@ ROWS: Final[Sequence[tuple[str, str | None, str | None]]] = (
 )
 
 
+X86: Final = ("x86_64", "i386")
+RISCV64_ROWS: Final[Sequence[tuple[str, str]]] = (
+    ("`nop`, hints, arithmetic that is written to x0, `pause`", "13000000 0100 13005500 0f000001 2e80"),
+    ("`jal`, `j`, `c.j`", "ef001000 41a0"),
+    ("`jalr`, `jr`, `ret`, `c.jr`, `c.jalr`", "e7800001 67800000 8280 8290"),
+    ("`beq`, `bne`, `blt`, `bge`, `bltu`, `bgeu`, `c.beqz`, `c.bnez`", "6300b504 21c1 61f1"),
+    ("`auipc`", "17553412"),
+    ("loads, stores, arithmetic, `lui`, short or long", "03358100 2334a100 13051500 37553412 2265 0505"),
+    ("multiplication and division (M)", "3b85c502"),
+    ("floating point (F, D), and its own registers (`fflags`, `frm`, `fcsr`)", "53f5c502 43f5c568 73251000 73102500"),
+    ("atomic operations on memory (`amo*`)", "2f356b00"),
+    ("`rdcycle`, `rdtime`, `rdinstret`", "732500c0 732510c0 732520c0"),
+    ("`lr`, `sc`", "2fa50510 2fa5c518"),
+    ("`fence`, `fence.tso`, `fence.i`", "0f00f00f 0f003083 0f100000"),
+    ("`ecall`", "73000000"),
+    ("`ebreak`, `c.ebreak`", "73001000 0290"),
+    ("other control registers; `sret`, `wfi`, `mret`", "73250010 73002010 73005010 73002030"),
+    ("`unimp`", "731000c0"),
+    ("the vector extension", "57700000 07040502"),
+    ("all bits zero", "0000 00000000"),
+    ("reserved encodings, other extensions", "0280 3325b520"),
+    ("formats of more than 32 bits", "3f010020"),
+)
+OTHERS: Final[Mapping[str, Sequence[tuple[str, str]]]] = {"riscv64": RISCV64_ROWS}
+"""Architectures that share no row with x86: what a reader may look for, and instructions of each."""
+
+
 def _answers(made: Architecture, codes: str) -> Iterator[str]:
     for code in codes.split():
         try:
@@ -103,7 +131,7 @@ def _codes(name: str) -> Iterator[tuple[str, str]]:
 
 def classes() -> str:
     """What is allowed where."""
-    names = sorted(ARCHITECTURES, reverse=True)
+    names = X86
     cells = {
         name: {title: "; or ".join(dict.fromkeys(_answers(architecture(name), codes))) for title, codes in _codes(name)}
         for name in names
@@ -119,7 +147,7 @@ def classes() -> str:
 def reasons() -> str:
     """Why a strategy is not allowed, for the classes that are not refused altogether."""
     found: dict[tuple[Strategy, str], list[str]] = {}
-    for name in sorted(ARCHITECTURES, reverse=True):
+    for name in X86:
         made = architecture(name)
         for title, codes in _codes(name):
             try:
@@ -137,6 +165,14 @@ def reasons() -> str:
     return "\n".join(lines)
 
 
+def other_classes(name: str) -> str:
+    """What is allowed where, on an architecture that is not x86."""
+    made = architecture(name)
+    lines = [f"| instructions | {name} |", "|---|---|"]
+    lines += [f"| {title} | {'; or '.join(dict.fromkeys(_answers(made, codes)))} |" for title, codes in OTHERS[name]]
+    return "\n".join(lines)
+
+
 def disagreements() -> str:
     """What iced and capstone are known not to agree about."""
     lines = ["| where they disagree | who is right |", "|---|---|"]
@@ -144,7 +180,12 @@ def disagreements() -> str:
     return "\n".join(lines)
 
 
-GENERATED: Final = {"classes": classes, "reasons": reasons, "disagreements": disagreements}
+GENERATED: Final[Mapping[str, Callable[[], str]]] = {
+    "classes": classes,
+    "reasons": reasons,
+    "disagreements": disagreements,
+    **{f"classes of {name}": partial(other_classes, name) for name in OTHERS},
+}
 
 
 def measured(files: Mapping[str, str]) -> str:

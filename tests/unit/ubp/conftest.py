@@ -20,17 +20,17 @@ class DictMemory:
         self.bytes = {start + i: byte for start, data in parts.items() for i, byte in enumerate(data)}
         self.patches: list[tuple[int, bytes]] = []
 
-    def read(self, address: VirtAddr, size: int) -> bytes:
+    def read(self, address: int, size: int) -> bytes:
         try:
             return bytes(self.bytes[address + i] for i in range(size))
         except KeyError:
-            raise MemoryFault(address, size, "read") from None
+            raise MemoryFault(VirtAddr(address), size, "read") from None
 
-    def write(self, address: VirtAddr, data: bytes) -> None:
+    def write(self, address: int, data: bytes) -> None:
         self.read(address, len(data))
         self.bytes.update({address + i: byte for i, byte in enumerate(data)})
 
-    def patch(self, address: VirtAddr, data: bytes) -> None:
+    def patch(self, address: int, data: bytes) -> None:
         self.patches.append((address, data))
         self.write(address, data)
 

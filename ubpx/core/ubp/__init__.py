@@ -22,10 +22,15 @@ from ubpx.core.ubp.plans import (
     TrapPatch,
     carry_out,
 )
+from ubpx.core.ubp.riscv64 import RISCV64
 from ubpx.core.ubp.traps import Removal, Span, insert, insert_all, remove, remove_all, spans
 from ubpx.core.ubp.x86_64 import X86_64
 
-ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {"x86_64": X86_64, "i386": I386}
+ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {
+    "x86_64": X86_64,
+    "i386": I386,
+    "riscv64": RISCV64,
+}
 """What makes each, by name; an architecture is registered here, and a test may put another in its place."""
 
 

@@ -162,6 +162,28 @@ def default_decoder(bits: int = 64) -> Decoder:
     raise UsageError("no disassembler is installed; install one with: pip install capstone")
 
 
+class RiscvDecoder:
+    """How people write RV64GC instructions, by capstone. Raises UsageError when made where that is not installed.
+
+    Which bytes are instructions is said by ``riscv64_insns``: capstone knows no HINTs.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import capstone
+        except ImportError as error:
+            raise UsageError("no disassembler is installed; install one with: pip install capstone") from error
+        mode = capstone.CS_MODE_RISCV64 | capstone.CS_MODE_RISCVC
+        self._capstone = capstone.Cs(capstone.CS_ARCH_RISCV, mode)
+        self._lock = threading.Lock()  # as for x86
+
+    def text(self, raw: bytes, address: int) -> str | None:
+        """Of one whole instruction; None where capstone does not know it."""
+        with self._lock:
+            found = list(self._capstone.disasm_lite(raw, address, 1))
+        return f"{found[0][2]} {found[0][3]}".rstrip() if found else None
+
+
 def disassemblers() -> tuple[ModuleType, ModuleType]:
     """iced_x86 and capstone themselves, for ``opinions``, which compares them. Raises ImportError without both."""
     import capstone

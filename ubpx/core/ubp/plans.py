@@ -92,6 +92,10 @@ class SlotCode:
     cushion: int | None = None
     """Offset in the slot of an instruction that the program has not: where the processor gives a program that steps
     itself no trap behind the copy, it gives one behind this, and that is one too many."""
+    stop: int | None = None
+    """Offset in the slot of the trap behind the copy that a step runs; None where the processor steps by itself."""
+    serves: tuple[Strategy, ...] = (Strategy.BOOST, Strategy.STEP)
+    """What it can be used for: without BOOST there is no way back to the program."""
     entry_code: bytes = b""
     """A trap, and a jump to the copy: lies behind ``code``, for jumps from the program; empty if there can be none."""
 
