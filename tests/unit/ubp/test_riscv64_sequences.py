@@ -75,5 +75,6 @@ def test_what_is_too_far_away_is_free() -> None:
 
 
 def test_a_second_load_begins_a_sequence_of_its_own() -> None:
-    """Invariant: what comes before it leads to no store of the first."""
+    """Invariant: what comes before it leads to no store of the first; nor does a way back to the load itself."""
     assert refused(LR, ADD, LR, ADD, SC) == [3]
+    assert refused(LR, BNE_OUT, ADD, SC, "ff1ff06f", ADD, "fe9ff06f") == [1, 2]  # j .-16, j .-24

@@ -47,7 +47,7 @@ def _between(code: bytes, first: int) -> set[int]:
     while True:
         more = {at for at, ways in leads.items() if at not in inside and not inside.union(ends).isdisjoint(ways)}
         if not more:
-            return inside - {first}
+            return inside
         inside |= more
 
 
@@ -55,8 +55,8 @@ def _ways(code: bytes, first: int) -> tuple[dict[int, list[int]], set[int]]:
     """Where each instruction leads that is reached in time, by offset; and which store-conditionals are."""
     leads: dict[int, list[int]] = {}
     ends: set[int] = set()
-    reached = [first]
-    for _ in range(_MOST_INSNS + 1):
+    reached = [first + LONGEST_INSN]
+    for _ in range(_MOST_INSNS):
         work, reached = reached, []
         for at in work:
             encoding = parse(code[at : at + LONGEST_INSN]) if 0 <= at < len(code) else None
@@ -65,7 +65,7 @@ def _ways(code: bytes, first: int) -> tuple[dict[int, list[int]], set[int]]:
                 continue
             if kind is InsnClass.STORES_CONDITIONALLY:
                 ends.add(at)
-            elif at == first or kind is not InsnClass.RESERVES:
+            elif kind is not InsnClass.RESERVES:  # which begins a sequence of its own, or the same one anew
                 target = target_of(encoding, kind, at)
                 leads[at] = [at + encoding.length] if falls_through(encoding, kind) else []
                 leads[at] += [] if target is None else [int(target)]
