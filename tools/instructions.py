@@ -107,7 +107,43 @@ RISCV64_ROWS: Final[Sequence[tuple[str, str]]] = (
     ("reserved encodings, other extensions", "0280 3325b520"),
     ("formats of more than 32 bits", "3f010020"),
 )
-OTHERS: Final[Mapping[str, Sequence[tuple[str, str]]]] = {"riscv64": RISCV64_ROWS}
+AARCH64_ROWS: Final[Sequence[tuple[str, str]]] = (
+    ("`nop`", "1f2003d5"),
+    ("`b`", "02000014"),
+    ("`b.cond`, `bc.cond`", "80000054 90000054"),
+    ("`cbz`, `cbnz`, `tbz`, `tbnz`", "400000b4 40000035 40001836 400018b7"),
+    ("`bl`, `blr`", "02000094 00023fd6"),
+    ("`br`, `ret`", "00021fd6 c0035fd6"),
+    ("`adr`, `adrp`", "20000010 000000b0"),
+    ("`ldr`, `ldrsw` of a literal", "40000018 40000058 40000098"),
+    ("`ldr` of a literal to a vector register", "4000001c 4000005c 4000009c"),
+    ("`prfm` of a literal", "400000d8"),
+    ("loads, stores, arithmetic, vectors", "200040f9 00040091 2028621e"),
+    ("atomic operations on memory (LSE), `casp` among them", "417ca0c8 827c2048"),
+    ("`pac*`, `aut*`, `xpaclri`, `bti`", "3f2303d5 bf2303d5 ff2003d5 5f2403d5"),
+    ("`dmb`, `dsb`, `isb`, `clrex`", "bf3b03d5 9f3f03d5 df3f03d5 5f3f03d5"),
+    ("`dc`, `ic` that a program may execute", "20740bd5 20750bd5"),
+    (
+        "system registers of programs: `tpidr_el0`, `nzcv`, `fpcr`, `fpsr`, `cntvct_el0`, `ctr_el0`, `dczid_el0`",
+        "40d03bd5 40d01bd5 00423bd5 00443bd5 20443bd5 40e03bd5 20003bd5 e0003bd5",
+    ),
+    ("identification registers, which the kernel answers for", "000038d5"),
+    ("`ldxr`, `ldaxr`, `ldxp`, `ldaxp`", "207c5fc8 20fc5fc8 20087fc8"),
+    ("`stxr`, `stlxr`, `stxp`, `stlxp`", "207c02c8 617c22c8"),
+    ("`svc`", "010000d4"),
+    ("`hvc`, `smc`", "020000d4 030000d4"),
+    ("`brk`, `hlt`, `udf`", "000020d4 000040d4 00000000"),
+    ("`eret`, `drps`, `dcps1` to `dcps3`", "e0039fd6 e003bfd6 0100a0d4"),
+    ("`wfe`, `wfi`, `yield` and other hints", "5f2003d5 7f2003d5 3f2003d5"),
+    ("`braa`, `blraa`, `retaa` and kin", "01081fd7 1f083fd6 ff0b5fd6"),
+    ("`cpy*`, `set*` (MOPS)", "40040119 4004c119"),
+    (
+        "`mrs` of `daif`, other system registers, `msr` to a part of PSTATE, `tlbi`",
+        "20423bd5 001018d5 df4203d5 1f8708d5",
+    ),
+    ("transactions (TME)", "603023d5"),
+)
+OTHERS: Final[Mapping[str, Sequence[tuple[str, str]]]] = {"aarch64": AARCH64_ROWS, "riscv64": RISCV64_ROWS}
 """Architectures that share no row with x86: what a reader may look for, and instructions of each."""
 
 

@@ -33,7 +33,7 @@ NAMES = [
 MADE = {name: made(*name.rsplit("-", 1)) for name in NAMES}
 
 WHOLE_X86 = ("e910203000", "b801020304", "0f8400010000", "c5f81000")
-WHOLE = {"riscv64": ("03358100", "ef001000", "2265", "0100")}
+WHOLE = {"riscv64": ("03358100", "ef001000", "2265", "0100"), "aarch64": ("1f2003d5", "00040091", "c0035fd6")}
 """Instructions that are allowed, whose beginnings are none."""
 
 every_architecture = pytest.mark.parametrize("arch", MADE.values(), ids=MADE)

@@ -1,5 +1,6 @@
 """Where a probe may stand: proof that an instruction starts there, and what no proof helps against."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -103,10 +104,11 @@ def _surroundings(space: AddressSpace, place: Place, insn: Insn) -> tuple[VirtAd
     end = insn.end + before
     if place.symbol_end is not None:
         end = max(min(end, place.symbol_end), insn.end)
-    page_end = (insn.end + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
-    for first, last in ((start, end), (start, page_end), (insn.address, end)):
+    page = VirtAddr(insn.address // PAGE_SIZE * PAGE_SIZE)
+    page_end = min(end, (insn.end + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE)
+    for first, last in itertools.product((start, max(start, page)), (end, page_end)):
         try:
-            return VirtAddr(first), space.memory.read(first, min(last, end) - first)
+            return first, space.memory.read(first, last - first)
         except MemoryFault:  # the mapping begins or ends there
             continue
     return insn.address, insn.raw

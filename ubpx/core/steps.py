@@ -205,8 +205,19 @@ class Steps:
         """Let it go for one instruction; a copy that no single step can end does so by its own trap."""
         if thread.process.space.architecture.has_single_step:
             self._tracer.step(thread.port, due)
-        else:
-            self._tracer.resume(thread.port, due)
+            return
+        self._go_to_copy(thread)
+        self._tracer.resume(thread.port, due)
+
+    def _go_to_copy(self, thread: Thread) -> None:
+        """Before the copy that ends in a trap: the one at the slot's start leads back to the program."""
+        plan, place = thread.plan, thread.process.space.layout.pc
+        if plan is None or plan.in_place or not self._tracer.fetch(thread.port):
+            return
+        code = thread.process.space.slots.code_at(thread.port.words[place])
+        if code is not None and code.to_origin(VirtAddr(thread.port.words[place])) == plan.origin:
+            thread.port.words[place] = plan.slot
+            self._tracer.store(thread.port)
 
     def ends_step(self, thread: Thread) -> bool:
         """Whether the trap that the thread ran into is the one behind its copy."""

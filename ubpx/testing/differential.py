@@ -1,8 +1,9 @@
 """``python -m ubpx.testing.differential``: does an instruction do out of line what it does in place?
 
-The processor of this machine is the oracle. Each instruction runs at its own address first, then by
-every strategy that its analysis allows; all registers, flags, segment bases, vector and x87 state,
-memory and the fault are compared. Ends with 1 if anything differs, 2 on a wrong command line.
+The processor of this machine is the oracle; for aarch64 and riscv64 unicorn is. Each instruction runs at
+its own address first, then by every strategy that its analysis allows; all registers, flags, segment
+bases, vector and x87 state, memory and the fault are compared. Ends with 1 if anything differs, 2 on a
+wrong command line.
 """
 
 import contextlib
@@ -22,11 +23,14 @@ import click
 
 from ubpx._errors import UbpxError, UsageError
 from ubpx.core.ubp import architecture
+from ubpx.testing.emulated import PROCESSORS
+from ubpx.testing.emulated import campaign as emulated
+from ubpx.testing.emulated import plants as emulated_plants
 from ubpx.testing.oracle.campaign import TRIES_PER_FORM, Campaign, Tally, length_by_decoder, watched
 from ubpx.testing.oracle.cases import ANYWHERE, Aim, Case
 from ubpx.testing.oracle.forms import Fields, Form, all_forms
 from ubpx.testing.oracle.layout import LAYOUTS
-from ubpx.testing.plants import PLANTS, planted, plants_of
+from ubpx.testing.plants import PLANTS, Plant, planted, plants_of
 
 _WORTH_ALL_FORMS: Final = 50_000
 """Fewer random cases than that do not pay for listing all forms first, which takes some seconds."""
@@ -48,6 +52,8 @@ class Order:
     """All forms, each of which is to run; None: only what is drawn."""
     aim: Aim = ANYWHERE
     """The opcodes to draw from."""
+    every_form: bool = False
+    """The same as ``known``, where unicorn is the oracle: it knows no lists, and tries what may be one."""
 
 
 def run(order: Order) -> Tally:
@@ -79,6 +85,9 @@ def _work(order: Order, number: int, sender: Connection) -> None:
 
 
 def _share(order: Order, number: int) -> Tally:
+    if order.arch in PROCESSORS:
+        forms = enumerate(PROCESSORS[order.arch]().forms()) if order.every_form else ()
+        return emulated.share(order.arch, order.seed, order.count, forms, number=number, jobs=order.jobs)
     campaign = Campaign(order.arch, order.seed, order.known, order.aim)
     with contextlib.closing(campaign), watched(campaign):
         if order.known is not None:
@@ -93,6 +102,8 @@ def run_one(order: Order, name: str) -> Tally:
     if named is None:
         raise _no_case(name)
     number, form = int(named["number"]), None
+    if order.arch in PROCESSORS:
+        return _run_emulated(order, name, number, is_form=bool(named["form"]))
     if named["form"]:
         forms = order.known or _forms(order.arch)
         form = next(itertools.islice(forms, number // TRIES_PER_FORM, None), None)
@@ -105,6 +116,18 @@ def run_one(order: Order, name: str) -> Tally:
         if case is None:
             raise _no_case(name)
         campaign.check(case)
+    return campaign.tally
+
+
+def _run_emulated(order: Order, name: str, number: int, *, is_form: bool) -> Tally:
+    campaign = emulated.Campaign(order.arch, order.seed)
+    if not is_form:
+        campaign.check(campaign.draw(number))
+        return campaign.tally
+    form = next(itertools.islice(campaign.processor.forms(), number // TRIES_PER_FORM, None), None)
+    if form is None:
+        raise _no_case(name)
+    campaign.check(campaign.of_form(number, form))
     return campaign.tally
 
 
@@ -130,10 +153,14 @@ def _aim_at(plant: str | None, arch: str) -> Aim:
     """What shows the fault, which there is; raises UsageError if it is none on ``arch``."""
     if plant is None:
         return ANYWHERE
-    chosen = PLANTS[plant]
+    chosen = _plants(arch)[plant]
     if chosen.only not in {None, arch}:
         raise UsageError(f"fault {plant} is one of {chosen.only} alone; ask for that with --arch")
     return chosen.opcodes
+
+
+def _plants(arch: str) -> Mapping[str, Plant]:
+    return emulated_plants.PLANTS if arch in PROCESSORS else PLANTS
 
 
 def report(arch: str, seed: int, tally: Tally, seconds: float) -> dict[str, Any]:
@@ -181,7 +208,7 @@ def _summary(found: Mapping[str, Any]) -> str:
 
 
 @click.command(help=__doc__, epilog="Example: python -m ubpx.testing.differential --arch i386 --count 5000 --seed 1")
-@click.option("--arch", type=click.Choice(list(LAYOUTS)), default="x86_64", show_default=True)
+@click.option("--arch", type=click.Choice([*LAYOUTS, *PROCESSORS]), default="x86_64", show_default=True)
 @click.option("--count", type=click.IntRange(min=0), default=10_000, show_default=True, help="random cases to execute")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="processes")
@@ -196,7 +223,8 @@ def _summary(found: Mapping[str, Any]) -> str:
 @click.option(
     "--plant", metavar="FAULT",
     help="break the architecture layer on purpose, and draw from the opcodes that show it, unless --opcode says which;"
-    f" one of {', '.join(plants_of('differential'))}",
+    f" one of {', '.join(plants_of('differential'))}; on {' and '.join(PROCESSORS)} one of"
+    f" {', '.join(emulated_plants.PLANTS)}",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def main(
@@ -214,10 +242,13 @@ def main(
     """See the module."""
     started = time.monotonic()
     try:
-        with planted(plant, "differential"):
+        if opcode and arch in PROCESSORS:
+            raise UsageError(f"--opcode chooses opcodes of x86; {arch} has none such")
+        with planted(plant, "differential", _plants(arch)):
             aim = _aim(opcode) or _aim_at(plant, arch)
-            known = _forms(arch) if forms == "all" or (forms == "auto" and count >= _WORTH_ALL_FORMS) else None
-            order = Order(arch=arch, count=count, seed=seed, jobs=jobs, known=known, aim=aim)
+            every_form = forms == "all" or (forms == "auto" and count >= _WORTH_ALL_FORMS)
+            known = _forms(arch) if every_form and arch not in PROCESSORS else None
+            order = Order(arch=arch, count=count, seed=seed, jobs=jobs, known=known, aim=aim, every_form=every_form)
             tally = run(order) if only is None else run_one(order, only)
     except UsageError as error:
         raise click.UsageError(str(error)) from error

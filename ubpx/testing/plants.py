@@ -382,28 +382,27 @@ PLANTS: Final[Mapping[str, Plant]] = {
 }
 
 
-def plants_of(tool: str) -> Sequence[str]:
+def plants_of(tool: str, plants: Mapping[str, Plant] = PLANTS) -> Sequence[str]:
     """The names of those that a tool must find."""
-    return [name for name, plant in PLANTS.items() if tool in plant.tools]
+    return [name for name, plant in plants.items() if tool in plant.tools]
 
 
 @contextmanager
-def planted(name: str | None, tool: str | None = None) -> Iterator[None]:
-    """While it lasts, every architecture that is made has the fault; None: no fault.
+def planted(name: str | None, tool: str | None = None, plants: Mapping[str, Plant] = PLANTS) -> Iterator[None]:
+    """While it lasts, every architecture that is made has the fault, one of ``plants``; None: no fault.
 
     Raises UsageError for a name that no plant has, or none that ``tool`` must find.
     """
     if name is None:
         yield
         return
-    plant = PLANTS.get(name)
+    plant = plants.get(name)
     if plant is None:
-        raise UsageError(
-            f"there is no fault {name!r} to plant; there is {', '.join(plants_of(tool) if tool else PLANTS)}"
-        )
+        known = plants_of(tool, plants) if tool else plants
+        raise UsageError(f"there is no fault {name!r} to plant; there is {', '.join(known)}")
     if tool is not None and tool not in plant.tools:
         finders = " and ".join(sorted(plant.tools))
-        raise UsageError(f"fault {name} is found by {finders} alone; {tool} finds {', '.join(plants_of(tool))}")
+        raise UsageError(f"fault {name} is found by {finders} alone; {tool} finds {', '.join(plants_of(tool, plants))}")
     sound = dict(ubp.ARCHITECTURES)
     ubp.ARCHITECTURES.update({key: _breaking(make, plant) for key, make in sound.items()})
     try:

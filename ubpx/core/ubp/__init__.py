@@ -8,6 +8,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Final
 
 from ubpx._errors import UsageError
+from ubpx.core.ubp.aarch64 import Aarch64
 from ubpx.core.ubp.i386 import I386
 from ubpx.core.ubp.plans import (
     Architecture,
@@ -30,6 +31,7 @@ ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {
     "x86_64": X86_64,
     "i386": I386,
     "riscv64": RISCV64,
+    "aarch64": Aarch64,
 }
 """What makes each, by name; an architecture is registered here, and a test may put another in its place."""
 

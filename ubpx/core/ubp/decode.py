@@ -149,6 +149,47 @@ class CapstoneDecoder:
         return (next(self.walk(code[at : at + LONGEST_INSN], 0), (0, None)) for at in places)
 
 
+_WORD = 4
+_CONSISTENT = 0x5400_0010
+"""bc.cond."""
+
+
+class CapstoneAarch64:
+    """Aarch64 by capstone: words of four bytes, little-endian. Raises UsageError when made where that is missing."""
+
+    def __init__(self) -> None:
+        try:
+            import capstone
+        except ImportError:
+            raise UsageError(
+                "no disassembler for aarch64 is installed; install one with: pip install capstone"
+            ) from None
+        self._capstone = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_LITTLE_ENDIAN)
+        self._lock = threading.Lock()  # see CapstoneDecoder
+
+    def decode(self, code: bytes, address: int) -> Decoded | None:
+        """See Decoder."""
+        found = self._disassembled(code[:_WORD], address)
+        if found is None and len(code) >= _WORD:
+            word = int.from_bytes(code[:_WORD], "little")
+            if word & 0xFF00_0010 == _CONSISTENT:  # capstone 5 does not know it; it is b.cond but for its prediction
+                found = self._disassembled((word & ~0x10).to_bytes(_WORD, "little"), address)
+                return None if found is None else Decoded(_WORD, found.text.replace("b.", "bc.", 1))
+        return found
+
+    def _disassembled(self, code: bytes, address: int) -> Decoded | None:
+        with self._lock:
+            found = next(iter(self._capstone.disasm_lite(code, address, 1)), None)
+        if found is None:
+            return None
+        _, length, mnemonic, operands = found
+        return Decoded(length, f"{mnemonic} {operands}".rstrip())
+
+    def is_insn(self, code: bytes, address: int) -> bool:
+        """Whether ``code`` begins with an instruction."""
+        return self.decode(code, address) is not None
+
+
 def default_decoder(bits: int = 64) -> Decoder:
     """The fastest decoder that is installed, for a mode of so many bits.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -43,7 +43,7 @@ class Tally:
     """Arrivals that emulation would have left to a slot."""
     unsettled: int = 0
     """Cases that did not end in place, so that there was nothing to compare with."""
-    forms: set[Form] = attrs.field(factory=set)
+    forms: set[Hashable] = attrs.field(factory=set)
     by_strategy: Counter[str] = attrs.field(factory=Counter)
     refused: Counter[str] = attrs.field(factory=Counter)
     varying: Counter[str] = attrs.field(factory=Counter)
