@@ -35,7 +35,7 @@ _SYSCALLS: Final = {
 
 
 class FakeTracer(Life):
-    """Implements ``ubpx.core.ports.Tracer`` over scripted processes, of x86_64 unless the test says i386.
+    """Implements ``ubpx.core.ports.Tracer`` over scripted processes, of x86_64 unless the test says another.
 
     A test adds processes (``process``), gives the tracer to a Coordinator, tells threads what to do
     (``arrive``, ``signal``, ``fork``, ...), waits until all of it has come about (``idle``), and
@@ -56,7 +56,7 @@ class FakeTracer(Life):
 
     def syscall_numbers(self, architecture: str) -> Mapping[str, int]:
         """A few."""
-        return _SYSCALLS[architecture]
+        return _SYSCALLS.get(architecture, {})
 
     def open(self) -> None:
         """From now on the calling thread alone may make requests."""
@@ -169,7 +169,7 @@ class FakeTracer(Life):
         if not self._check_stopped("step", thread):
             return
         self._check_delivery(thread, signal)
-        self._note("step", thread, thread["rip"], *([signal] if signal else []))
+        self._note("step", thread, thread.at, *([signal] if signal else []))
         with self._changed:
             self._run(thread)
             end = self._by_itself("step", partial(self._end_step, thread, {}), stepping=True)

@@ -18,7 +18,8 @@ class Life(Stage):
 
         ``group_signal``: the process is being stopped by it, and the new thread is born into that.
         """
-        maker, newborn = self._threads[ThreadId(tid)], FakeThread(ThreadId(child), self._threads[ThreadId(tid)].pid)
+        maker = self._threads[ThreadId(tid)]
+        newborn = FakeThread(ThreadId(child), maker.pid, self._processes[maker.pid].architecture)
         newborn.group_signal = group_signal
         act = partial(self._make_task, maker, newborn, child_first=child_first)
         self._tell(tid, "clone", act)
@@ -102,7 +103,7 @@ class Life(Stage):
         memory = parent.memory if vfork else parent.memory.copy()
         child = FakeProcess(pid, memory, parent.entry, parent.architecture)
         child.areas = parent.areas if vfork else dict(parent.areas)
-        thread = FakeThread(ThreadId(pid), pid)
+        thread = FakeThread(ThreadId(pid), pid, parent.architecture)
         thread.registers[:] = maker.registers
         created = events.TaskCreated(maker, thread.tid, waits_for_child=vfork)
         with self._changed:
@@ -126,7 +127,7 @@ class Life(Stage):
                     self._remove(other)
             process.memory, process.entry, process.architecture = memory, entry, architecture
             process.areas = {}  # a child that shares the old memory keeps its own
-            leader.registers[:] = [0] * len(leader.registers)
+            leader.begin(architecture)
             leader.script.clear()
             leader.group_signal, leader.interrupt_since = 0, None
             self._unblock_parent(process)

@@ -1,28 +1,52 @@
 """What a FakeTracer traces: processes and threads that do what a test tells them."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence
 from enum import StrEnum
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 import attrs
 
 from ubpx.core.ports import Site
-from ubpx.core.ubp import architecture
+from ubpx.core.ubp import ARCHITECTURES, architecture
 from ubpx.core.ubp.x86_64 import X86_64
 from ubpx.core.values import Disturbance, ProcessId, ThreadId, VirtAddr, Watched
 from ubpx.testing.memory import FakeMemory
 
-REGISTERS: Final = X86_64.register_names
-PC: Final = REGISTERS.index(X86_64.pc_name)
-"""In every architecture's words here."""
-POSITIONS: Final[Mapping[str, int]] = {
-    name: position
-    for names in (architecture("i386").register_names, REGISTERS)
-    for position, name in enumerate(names)
-    if name
-}
-"""Of the registers of both: each word has one name in either."""
+PC: Final = X86_64.register_names.index(X86_64.pc_name)
+"""In x86's words, of either mode."""
+_X86: Final = ("i386", "x86_64")
+
+
+def _positions(names: Iterable[str]) -> Mapping[str, int]:
+    return {
+        register: position
+        for name in names
+        for position, register in enumerate(architecture(name).register_names)
+        if register
+    }
+
+
+POSITIONS: Final = _positions(_X86)
+"""Of the registers of both modes of x86: each word has one name in either."""
+
+
+class Layout(NamedTuple):
+    """What the words of a thread are."""
+
+    size: int
+    positions: Mapping[str, int]
+    pc: int
+
+
+@cache
+def layout(name: str) -> Layout:
+    """That of an architecture; a thread of x86 has names of both modes, for an exec may change between them."""
+    described = architecture(name)
+    names = described.register_names
+    positions = POSITIONS if name in _X86 else _positions((name,))
+    return Layout(len(names), positions, names.index(described.pc_name))
 
 
 class Condition(StrEnum):
@@ -70,16 +94,17 @@ class Happening:
 class FakeThread:
     """One thread (a ``ports.TracedThread``). Owned by its FakeTracer."""
 
-    def __init__(self, tid: ThreadId, pid: ProcessId) -> None:
+    def __init__(self, tid: ThreadId, pid: ProcessId, machine: str = "x86_64") -> None:
         self.tid: Final = tid
         self.pid: Final = pid
-        self.words: MutableSequence[int] = [0] * len(REGISTERS)
+        self.layout = layout(machine)
+        self.words: MutableSequence[int] = [0] * self.layout.size
         self.sites: Mapping[int, Site] = {}
         self.held = False
         self.reports_syscalls = False
         self.stops = 0
         self.watched: tuple[Watched | None, ...] = ()
-        self.registers: list[int] = [0] * len(REGISTERS)
+        self.registers: list[int] = [0] * self.layout.size
         """What the thread itself has; ``words`` are the tracer's copy."""
         self.condition = Condition.RUNNING
         self.stop = Stop.PLAIN
@@ -111,10 +136,26 @@ class FakeThread:
 
     def __getitem__(self, register: str) -> int:
         """The register that the thread itself has."""
-        return self.registers[POSITIONS[register]]
+        return self.registers[self.layout.positions[register]]
 
     def __setitem__(self, register: str, value: int) -> None:
-        self.registers[POSITIONS[register]] = value
+        self.registers[self.layout.positions[register]] = value
+
+    def begin(self, machine: str) -> None:
+        """A new program, made for that architecture: its registers are 0, and as before where nobody knows others."""
+        if machine in ARCHITECTURES:
+            self.layout = layout(machine)
+        self.words[:] = [0] * self.layout.size
+        self.registers[:] = self.words
+
+    @property
+    def at(self) -> int:
+        """Where the thread itself stands: its PC."""
+        return self.registers[self.layout.pc]
+
+    @at.setter
+    def at(self, address: int) -> None:
+        self.registers[self.layout.pc] = address
 
     def next(self) -> Happening | None:
         """What it does next, blocked signals left aside."""

@@ -15,7 +15,7 @@ from ubpx.core.ports import Site
 from ubpx.core.ubp import Architecture, architecture
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx.testing.memory import FakeMemory
-from ubpx.testing.script import PC, Condition, FakeProcess, FakeThread, Happening, Log, Stop, describe, siginfo
+from ubpx.testing.script import Condition, FakeProcess, FakeThread, Happening, Log, Stop, describe, siginfo
 
 _SI_KERNEL: Final = 0x80
 _TRAP_TRACE: Final = 2
@@ -57,13 +57,13 @@ class Stage:
         """A running process with its leader; nobody traces it yet."""
         process = FakeProcess(ProcessId(pid), memory, VirtAddr(entry), architecture, own_child)
         self._processes[process.pid] = process
-        self._born(FakeThread(ThreadId(pid), process.pid))
+        self._born(FakeThread(ThreadId(pid), process.pid, architecture))
         return process
 
     def thread(self, tid: int, pid: int | None = None) -> FakeThread:
         """The thread of that number; with ``pid`` a new one of that process, before it is seized."""
         if pid is not None:
-            self._born(FakeThread(ThreadId(tid), ProcessId(pid)))
+            self._born(FakeThread(ThreadId(tid), ProcessId(pid), self._processes[ProcessId(pid)].architecture))
         return self._threads[ThreadId(tid)]
 
     def _born(self, thread: FakeThread) -> FakeThread:
@@ -264,7 +264,7 @@ class Stage:
             self._refuse(f"thread {thread.tid} cannot arrive at {address:#x}: nothing is mapped there")
         if found != trap:
             self._refuse(f"thread {thread.tid} runs through {address:#x}: {found.hex()} stands there, and no trap")
-        thread.registers[PC] = address + len(trap)
+        thread.at = address + self._architecture(thread).trap_advance
         self._trapped(thread, _SI_KERNEL)
 
     def _come_to(self, thread: FakeThread, address: int, behind: int) -> None:
@@ -275,7 +275,7 @@ class Stage:
             self._move(thread, behind)
 
     def _move(self, thread: FakeThread, address: int) -> None:
-        thread.registers[PC] = address
+        thread.at = address
 
     def _signal_stop(self, thread: FakeThread, number: int, code: int, address: int) -> None:
         if number == signals.SIGTRAP:
@@ -290,7 +290,7 @@ class Stage:
         self._stopped(thread, Stop.SIGNAL, None)
         thread.words[:] = thread.registers
         try:
-            site = thread.sites[thread.words[PC]]
+            site = thread.sites[thread.words[thread.layout.pc]]
         except KeyError:
             site = None
         if site is not None and (site.certain or code == _SI_KERNEL) and self._make_safe(thread, site):
@@ -306,22 +306,22 @@ class Stage:
 
     def _make_safe(self, thread: FakeThread, site: Site) -> bool:
         if site.landing is not None:
-            thread.registers[PC] = site.landing
+            thread.at = site.landing
         elif not site.make_safe(thread):
             return False
-        self._note("safe", thread, thread.registers[PC])
+        self._note("safe", thread, thread.at)
         return True
 
     def _end_step(self, thread: FakeThread, registers: Mapping[str, int]) -> None:
         if self._architecture(thread).pc_name not in registers:
-            thread.registers[PC] = self._behind(thread)
+            thread.at = self._behind(thread)
         for name, value in registers.items():
             thread[name] = value
-        self._trapped(thread, _TRAP_TRACE, thread.registers[PC])
+        self._trapped(thread, _TRAP_TRACE, thread.at)
 
     def _behind(self, thread: FakeThread) -> VirtAddr:
         """The address behind the instruction that the thread stands at."""
-        pc = VirtAddr(thread.registers[PC])
+        pc = VirtAddr(thread.at)
         try:
             described = self._architecture(thread)
             code = self._processes[thread.pid].memory.read(pc, described.longest_insn)

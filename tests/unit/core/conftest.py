@@ -23,6 +23,7 @@ from ubpx.core.plugins import NOTIFY_HOOKS, Plugins
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.spaces import TracedProcess
+from ubpx.core.ubp import architecture
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, Follow, Insn, Place, ProcessId, VirtAddr
 from ubpx.testing import FakeMemory, FakeThread, FakeTracer
@@ -161,11 +162,12 @@ class Nursery:
 class World:
     """A coordinator, its thread and one target's desk, over a FakeTracer. Closed by its fixture."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "x86_64", memory: FakeMemory | None = None) -> None:
         self.fake = FakeTracer(patience=5)
         self.coordinator = Coordinator(self.fake)
-        self.memory = program()
-        self.fake.process(PID, self.memory, entry=FUNCTION)
+        self.architecture = architecture(name)
+        self.memory = program() if memory is None else memory
+        self.fake.process(PID, self.memory, entry=FUNCTION, architecture=name)
         self.symbols: dict[str, int] = {}
         """Where specs lead; others name a module that is not mapped."""
         self.loop = TracerThread(self.fake, self.coordinator)
@@ -201,7 +203,9 @@ class World:
         self.fake._processes[ProcessId(PID)].own_child = own_child
         for tid in (PID, *tids):
             thread = self.fake.thread(tid, None if tid == PID else PID)
-            thread["rip"], thread["rsp"], thread["rbp"] = TEXT + 0x800, STACK + 0x800, tid
+            thread.at, thread[self.architecture.sp_name] = TEXT + 0x800, STACK + 0x800
+            if self.architecture.name == "x86_64":
+                thread["rbp"] = tid
         plugins = Plugins([])
         plugins.register(self.recorder, "recorder")
 
@@ -230,7 +234,8 @@ class World:
         return lease.probepoint.slot
 
     def trap_stands(self, address: int) -> bool:
-        return self.memory.read(VirtAddr(address), 1) == b"\xcc"
+        trap = self.architecture.trap_bytes
+        return self.memory.read(VirtAddr(address), len(trap)) == trap
 
     def arrive(self, tid: int, address: int, **registers: int) -> FakeThread:
         """Let a thread run into a trap, and wait until all has been done about it."""
