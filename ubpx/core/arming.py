@@ -42,11 +42,25 @@ class Choice:
     without_slots: Strategy | None = None
     """What to do instead if no slot can be had."""
 
+    out_of_reach: Strategy | None = None
+    """What to do instead, before that, if a slot can be had that does not reach the program."""
+
     def slotless(self, error: SlotsExhausted) -> "Choice":
         """What to do instead, because of ``error``; raises it if there is nothing."""
         if self.without_slots is None:
             raise error
         return Choice(strategy=self.without_slots, why=f"no {self.strategy}: {error.reason}")
+
+    def farther(self, error: SlotsExhausted) -> "Choice":
+        """What to do in a slot that does not reach the program, because of ``error``; raises it if there is nothing."""
+        if self.out_of_reach is None:
+            raise error
+        return Choice(strategy=self.out_of_reach, why=f"no {self.strategy}: {error.reason}")
+
+
+def reach_of(analysis: InsnAnalysis, strategy: Strategy) -> tuple[VirtAddr, ...]:
+    """What the slot must reach."""
+    return () if strategy is Strategy.STEP and analysis.steps_anywhere else analysis.reach
 
 
 def analyze(space: AddressSpace, address: VirtAddr) -> InsnAnalysis:
@@ -89,13 +103,22 @@ def choose(space: AddressSpace, analysis: InsnAnalysis, forced: Strategy | None)
         raise InsnRefused(address, analysis.insn, reason)
     better = [f"no {each}: {why}" for each, why in analysis.refusals.items() if _RANKS[each] < _RANKS[allowed[0]]]
     slotless = next((each for each in allowed if each not in SLOTTED), None)
-    return Choice(strategy=allowed[0], why="; ".join(better) or "the best there is", without_slots=slotless)
+    return Choice(
+        strategy=allowed[0],
+        why="; ".join(better) or "the best there is",
+        without_slots=slotless,
+        out_of_reach=Strategy.STEP if analysis.steps_anywhere and allowed[0] is Strategy.BOOST else None,
+    )
 
 
-def revive_slot(space: AddressSpace, analysis: InsnAnalysis) -> SlotCode | None:
-    """The slot that held the same copy of the instruction before, in use again; None where there is none."""
+def revive_slot(space: AddressSpace, analysis: InsnAnalysis, strategy: Strategy) -> SlotCode | None:
+    """The slot that held the same copy of the instruction before, in use again; None where none that will do is."""
     retired = space.slots.retired(analysis.insn.address)
-    if retired is None or space.architecture.slot_code(analysis, retired.slot) != retired:
+    if (
+        retired is None
+        or strategy not in retired.serves
+        or space.architecture.slot_code(analysis, retired.slot) != retired
+    ):
         return None
     space.slots.revive(retired)
     return retired
@@ -148,7 +171,8 @@ class Armory:
     def occupy_slot(self, space: AddressSpace, analysis: InsnAnalysis, pid: ProcessId) -> SlotCode:
         """A slot that holds a copy of the instruction; raises SlotsExhausted, InsnRefused."""
         forsake_changed_areas(space, Mapped(self._reception.tracer.mappings(pid)))
-        revived = revive_slot(space, analysis)
+        strategy = Strategy.BOOST if Strategy.BOOST in analysis.strategies else Strategy.STEP
+        revived = revive_slot(space, analysis, strategy)
         if revived is not None:
             return revived
         slot = space.slots.find_free(analysis.reach)

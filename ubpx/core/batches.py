@@ -4,6 +4,7 @@ What is done for each place here may be done a million times: no look at other p
 request to the tracer.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Final
@@ -264,7 +265,7 @@ class Batches:
                 choices.append(each.choice)
                 if each.choice.strategy not in arming.SLOTTED:
                     continue
-                code = arming.revive_slot(space, each.analysis)
+                code = arming.revive_slot(space, each.analysis, each.choice.strategy)
                 if code is not None:
                     revived[each.address] = code
                     continue
@@ -272,9 +273,12 @@ class Batches:
                     full = barren is not None and each.address - barren < _neighbourhood(space)
                     slot = self._free_slot(space, prospects, number, pid, tries=0 if full else 2)
                 except SlotsExhausted as error:
-                    choices[-1] = each.choice.slotless(error)
                     barren = each.address if not full else barren
-                    continue
+                    far_slot = self._far_slot(space, each.choice)
+                    choices[-1] = each.choice.slotless(error) if far_slot is None else each.choice.farther(error)
+                    if far_slot is None:
+                        continue
+                    slot = far_slot
                 fresh[each.address] = code = space.architecture.slot_code(each.analysis, slot)
                 space.slots.occupy(code)
             _write_slots(space, fresh.values())
@@ -289,7 +293,7 @@ class Batches:
         self, space: AddressSpace, prospects: Sequence[Prospect], number: int, pid: ProcessId, *, tries: int
     ) -> VirtAddr:
         """A slot within reach, if need be in a new area; ``tries``: 2, or 0 where no area can be had."""
-        reach = prospects[number].analysis.reach
+        reach = _reach(prospects[number])
         slot = space.slots.find_free(reach)
         for _ in range(tries):  # freeing retired slots may give none within reach; then there is a new area
             if slot is None:
@@ -306,7 +310,18 @@ class Batches:
         try:
             self._map_area(space, (low, high) if high else (), max(wanted, AREA_SIZE))
         except SlotsExhausted:
-            self._map_area(space, prospects[number].analysis.reach, AREA_SIZE)
+            self._map_area(space, _reach(prospects[number]), AREA_SIZE)
+
+    def _far_slot(self, space: AddressSpace, choice: arming.Choice) -> VirtAddr | None:
+        """One anywhere, if need be in a new area; None where that does not help, or none can be had."""
+        if choice.out_of_reach is None:
+            return None
+        slot = space.slots.find_free(())
+        if slot is None:
+            with contextlib.suppress(SlotsExhausted):
+                self._map_area(space, (), AREA_SIZE)
+                slot = space.slots.find_free(())
+        return slot
 
     def _retire(self, space: AddressSpace, codes: Mapping[VirtAddr, SlotCode]) -> None:
         for code in codes.values():
@@ -318,6 +333,10 @@ def _neighbourhood(space: AddressSpace) -> int:
     return space.architecture.slot_reach // 2
 
 
+def _reach(prospect: Prospect) -> tuple[VirtAddr, ...]:
+    return arming.reach_of(prospect.analysis, prospect.choice.strategy)
+
+
 def _neighbours(prospects: Sequence[Prospect], number: int, neighbourhood: int) -> tuple[VirtAddr, VirtAddr, int]:
     """What the slots of this and of those that follow it nearby must reach, lowest and highest, and how many they are.
 
@@ -327,7 +346,7 @@ def _neighbours(prospects: Sequence[Prospect], number: int, neighbourhood: int) 
     for each in islice(prospects, number, None):
         if each.choice.strategy not in arming.SLOTTED:
             continue
-        reach = each.analysis.reach
+        reach = _reach(each)
         if reach:
             lower, higher = min(low or reach[0], *reach), max(high, *reach)
             if count and higher - lower > neighbourhood:

@@ -184,7 +184,7 @@ class Sleeper:
             choice = arming.choose(space, analysis, None)
             code = None
             if choice.strategy in arming.SLOTTED:
-                code = arming.revive_slot(space, analysis) or self._slot(analysis)
+                code = arming.revive_slot(space, analysis, choice.strategy) or self._slot(analysis)
                 if code is None:
                     if not self._barren and address not in self._slotless:
                         self._lacking = address, analysis.reach

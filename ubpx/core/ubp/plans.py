@@ -55,6 +55,8 @@ class InsnAnalysis:
     """Why each of the others is not allowed."""
     reach: tuple[VirtAddr, ...] = ()
     """Addresses that the slot must lie within the architecture's ``slot_reach`` of; () where it may lie anywhere."""
+    steps_anywhere: bool = False
+    """Only BOOST needs a slot that reaches those; STEP takes any."""
     landing: VirtAddr | None = None
     """Where the instruction always goes, if that is all it does (nop, jmp); for EMULATE."""
     fix_ups: frozenset[FixUp] = frozenset()

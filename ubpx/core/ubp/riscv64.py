@@ -119,8 +119,15 @@ class RISCV64:
         if kind is InsnClass.JUMP and encoding.rd == 0:
             landing = target_of(encoding, kind, address)
         strategies = _ALLOWED[kind]
-        reach = (insn.end,) if Strategy.BOOST in strategies else ()
-        return InsnAnalysis(insn=insn, strategies=strategies, refusals=_REASONS[kind], reach=reach, landing=landing)
+        copied = Strategy.BOOST in strategies
+        return InsnAnalysis(
+            insn=insn,
+            strategies=strategies,
+            refusals=_REASONS[kind],
+            reach=(insn.end,) if copied else (),
+            steps_anywhere=copied,
+            landing=landing,
+        )
 
     def _insn(self, raw: bytes, encoding: Encoding, address: VirtAddr) -> Insn:
         """What capstone has no words for is a HINT, or of an extension."""
