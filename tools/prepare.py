@@ -28,7 +28,9 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STATE = VENV / "ubpx-setup.json"
 WHEELS = ROOT / "build" / "wheels"
-DEBIAN_PACKAGES = ("binutils", "g++", "gcc", "gdb", "libc6-dev", "make")
+DEBIAN_PACKAGES = (
+    "binutils", "g++", "gcc", "gdb", "libc6-dev", "linux-libc-dev-arm64-cross", "linux-libc-dev-riscv64-cross", "make",
+)  # fmt: skip
 BENCH_DEBIAN_PACKAGES = ("gdbserver", "lldb")
 BENCH_PACKAGES = ("frida", "libdebug", "python-ptrace")
 """What ubpx is measured against, in an environment of its own: none of ours depends on any of them there."""
@@ -173,7 +175,7 @@ def wheel_prefix(distribution: Distribution) -> str:
 
 
 def install_debian_packages() -> None:
-    """What the tests of real programs need: a compiler for their targets, gdb to compare with."""
+    """What the tests of real programs need: a compiler for their targets, gdb to compare with; and others' headers."""
     wanted = [*DEBIAN_PACKAGES, *(["gcc-multilib"] if platform.machine() == "x86_64" else [])]
     if shutil.which("dpkg-query") is None:
         missing = [tool for tool in ("gcc", "g++", "gdb", "objdump") if shutil.which(tool) is None]

@@ -44,6 +44,7 @@ from ubpx_ptracepp.abi import X86_64
 
 # <linux/ptrace.h>; python-ptrace does not know these.
 PTRACE_GETREGSET: Final = 0x4204
+PTRACE_SETREGSET: Final = 0x4205
 PTRACE_SEIZE: Final = 0x4206
 PTRACE_INTERRUPT: Final = 0x4207
 PTRACE_LISTEN: Final = 0x4208
@@ -115,6 +116,7 @@ _first_few: Final = ctypes.byref(_first_few_words)
 
 _NAMES: Final = {
     PTRACE_GETREGSET: "PTRACE_GETREGSET",
+    PTRACE_SETREGSET: "PTRACE_SETREGSET",
     PTRACE_SEIZE: "PTRACE_SEIZE",
     PTRACE_INTERRUPT: "PTRACE_INTERRUPT",
     PTRACE_LISTEN: "PTRACE_LISTEN",
@@ -245,8 +247,8 @@ __all__ = [
     "PTRACE_GETREGS", "PTRACE_GETREGSET", "PTRACE_GETSIGINFO", "PTRACE_GETSIGMASK",
     "PTRACE_GET_RSEQ_CONFIGURATION", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL",
     "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO", "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS",
-    "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK", "PTRACE_SINGLESTEP",
-    "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry",
+    "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETREGSET", "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK",
+    "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry",
     "SyscallExit", "event_message", "peek", "peek_user", "pending_signals", "quick", "reap", "request",
     "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip
