@@ -3,10 +3,10 @@
 Emulated is what depends on where it stands: jumps, branches, auipc. All else that a program may do runs anywhere.
 
 A trap is always c.ebreak, whatever the length of the instruction: of one with four bytes at an address that is no
-multiple of four, no write changes both halves at once, so that another thread could run the half of an ebreak. A
-halfword lies in one aligned word. So do the kernel's own uprobes (arch/riscv/include/asm/uprobes.h). Whoever writes
-code must have the harts' instruction caches follow: the kernel does so for writes by ptrace and /proc/PID/mem
-(flush_icache_range by copy_to_user_page), which is the tracer's business, not that of this layer.
+multiple of four, no write changes both halves at once, so that another hart could run the half of an ebreak. A halfword
+lies in one aligned word, which whoever writes it can write as a whole. So do the kernel's own uprobes
+(arch/riscv/include/asm/uprobes.h). That instruction caches follow is the writer's business, too: the kernel sees to it
+for ptrace and /proc/PID/mem (copy_to_user_page, arch/riscv/include/asm/cacheflush.h), not for process_vm_writev.
 
 Landing pads (Zicfilp) are not followed: a trap that replaces an lpad is none, where a program has them checked.
 """
@@ -87,8 +87,8 @@ class RISCV64:
     address_limit: ClassVar[int] = 1 << 47
     """Of Sv48 and of what mmap gives under Sv57; under Sv39 it is nearer, and the kernel refuses what lies beyond."""
     outside_call: ClassVar[Mapping[str, int]] = {}
-    """A call that begins again has its registers set back before a tracer sees them (arch/riscv/kernel/signal.c):
-    whoever sets others, the PC among them, has them as they are."""
+    """A call that begins again has its registers set back before a tracer sees them ("riscv: signal: handle syscall
+    restart before get_signal", Linux 6.10): whoever sets others, the PC among them, has them as they are."""
     transient_registers: ClassVar[frozenset[str]] = frozenset()
     trap_bytes: ClassVar[bytes] = TRAP
     trap_advance: ClassVar[int] = 0
