@@ -186,3 +186,23 @@ def test_nothing_is_done_in_place_and_nobody_steps(riscv: World) -> None:
     thread = riscv.arrive(PID, SHORT)
     assert thread.at == riscv.slot_of(lease)
     assert client.strikes == 1
+
+
+def test_code_is_probed_as_a_whole(riscv: World) -> None:
+    """Invariant: a trap of two bytes at each instruction, none in a sequence; clients see the program's own code."""
+    seen: list[int] = []
+    text = riscv.memory.read(VirtAddr(TEXT), 7 * 32)
+    ranges = [range(TEXT, TEXT + len(text))]
+    found = riscv.desk.probe_code(
+        riscv.client("code"), ranges, lambda hit: seen.append(hit.address), first_hits=None, priority=0
+    )
+    refused = {SEQUENCE, SEQUENCE + 4, SEQUENCE + 8, ECALL}
+    assert found.instructions - found.probed == sum(found.refused.values()) == len(refused)
+    starts = {int(at) for at in riscv.architecture.instruction_starts(text, VirtAddr(TEXT))}
+    raw = riscv.memory.read(VirtAddr(TEXT), len(text))
+    standing = {at for at in starts if raw[at - TEXT : at - TEXT + 2] == C_EBREAK}
+    assert standing == starts - refused
+    assert riscv.process.memory.read(VirtAddr(TEXT), len(text)) == text
+    riscv.arrive(PID, LOAD)
+    assert riscv.arrive(101, LOAD + 4).at == LOAD + 6
+    assert seen == [LOAD, LOAD + 4]

@@ -5,7 +5,9 @@ Instructions stand as disassemblers print them: the number, the lowest byte last
 
 from __future__ import annotations
 
+import itertools
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +18,9 @@ from ubpx.core.ubp.decode import RiscvDecoder
 from ubpx.core.ubp.riscv64_encoding import jal, parse
 from ubpx.core.ubp.riscv64_insns import InsnClass, insn_class
 from ubpx.core.values import VirtAddr
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 AT = VirtAddr(0x2A_AAAA_1002)
 NEAR, FAR = VirtAddr(0x2A_AAAA_8000), VirtAddr(0x2A_ABBB_0000)
@@ -341,6 +346,27 @@ def test_where_control_goes() -> None:
     assert [length for length, _ in walked] == [each.end - each.start for each in flows]
     assert list(arch.kinds(text, [start - AT for start in starts])) == walked
     assert list(arch.kinds(text, [len(text) - 2])) == [(0, None)]
+
+
+def verdict(raw: bytes) -> object:
+    """Whether it is refused, and if not, what it can do."""
+    try:
+        return arch.analyze(raw, AT).strategies
+    except InsnRefused as refused:
+        return refused.reason.partition(" [")[0]
+
+
+def test_instructions_of_one_kind_have_one_verdict() -> None:
+    """Invariant: each major opcode with whatever tells instructions apart, and short ones; none of a kind alone."""
+    tellers = itertools.product(range(3, 1 << 7, 4), range(8), range(0, 1 << 7, 3))
+    long_ones = [opcode | 10 << 7 | funct3 << 12 | 11 << 15 | funct7 << 25 for opcode, funct3, funct7 in tellers]
+    codes = [word.to_bytes(4, "little") for word in long_ones]
+    codes += [word.to_bytes(2, "little") for word in range(0, 1 << 16, 7)]
+    verdicts: dict[Hashable, object] = {}
+    for raw in codes:
+        for length, kind in arch.walk(raw, AT):
+            assert verdicts.setdefault(kind, verdict(raw[:length])) == verdict(raw[:length]), raw.hex()
+    assert len(verdicts) > 100
 
 
 def test_arguments_are_in_eight_registers_and_on_the_stack() -> None:

@@ -336,7 +336,8 @@ class Architecture(Protocol):
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
         """The copy, its operands adjusted to ``slot``, then a jump back where the copy falls through.
 
-        One code serves BOOST and STEP. Raises InsnRefused if ``slot`` is out of reach.
+        One code serves BOOST and STEP; without a single step it has a second copy for that, with a trap behind it.
+        Raises InsnRefused if ``slot`` is out of reach, except for a code that serves STEP alone then.
         """
         ...
 
@@ -363,7 +364,8 @@ class Architecture(Protocol):
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:
         """What to keep while one thread steps the copy at ``slot``; ``regs`` are those at arrival.
 
-        The instruction's own address as ``slot`` means a step in place.
+        The instruction's own address as ``slot`` means a step in place. The plan's ``slot`` is where the thread must
+        stand for the step: at the copy with a trap behind it, where a slot has two.
         """
         ...
 
