@@ -29,7 +29,8 @@ VENV_PYTHON = VENV / "bin" / "python"
 STATE = VENV / "ubpx-setup.json"
 WHEELS = ROOT / "build" / "wheels"
 DEBIAN_PACKAGES = (
-    "binutils", "g++", "gcc", "gdb", "libc6-dev", "linux-libc-dev-arm64-cross", "linux-libc-dev-riscv64-cross", "make",
+    "binutils", "g++", "gcc", "gdb", "libc6-arm64-cross", "libc6-dev", "libc6-riscv64-cross",
+    "linux-libc-dev-arm64-cross", "linux-libc-dev-riscv64-cross", "make",
 )  # fmt: skip
 BENCH_DEBIAN_PACKAGES = ("gdbserver", "lldb")
 BENCH_PACKAGES = ("frida", "libdebug", "python-ptrace")
@@ -175,7 +176,7 @@ def wheel_prefix(distribution: Distribution) -> str:
 
 
 def install_debian_packages() -> None:
-    """What the tests of real programs need: a compiler for their targets, gdb to compare with; and others' headers."""
+    """What the tests of real programs need: a compiler for their targets, gdb to compare with, others' C libraries."""
     wanted = [*DEBIAN_PACKAGES, *(["gcc-multilib"] if platform.machine() == "x86_64" else [])]
     if shutil.which("dpkg-query") is None:
         missing = [tool for tool in ("gcc", "g++", "gdb", "objdump") if shutil.which(tool) is None]

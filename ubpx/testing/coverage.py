@@ -1,7 +1,9 @@
 """``python -m ubpx.testing.coverage FILE...``: what ubpx can do at each instruction of a file, and is it right?
 
-Goes through every instruction that a symbol, an unwind entry or the linker's stubs vouch for,
-counts by the best strategy, and proves of every distinct one that its copy is right (``slot_proofs``).
+Goes through every instruction that a symbol, an unwind entry or the linker's stubs vouch for, and on
+aarch64 and riscv64, where instructions tell their own lengths, through the gaps between them, too.
+Counts by the best strategy, and proves of every distinct one that its copy is right (``slot_proofs``,
+``plain_proofs``).
 Exit status: 0 all is well, 1 something is wrong, 2 usage.
 """
 
@@ -17,8 +19,9 @@ from ubpx._errors import InsnRefused
 from ubpx.core import ubp
 from ubpx.core.ubp.plans import Architecture, InsnAnalysis, Strategy
 from ubpx.testing.file_tools import FileTool
-from ubpx.testing.opinions import Iced, both_disassemblers
-from ubpx.testing.program_text import Census, ProgramText, Specimen, take_census
+from ubpx.testing.opinions import KNOWN_TO_BOTH, both_disassemblers
+from ubpx.testing.plain_proofs import PlainProver, PlainReader
+from ubpx.testing.program_text import Census, ProgramText, Reader, Specimen, take_census
 from ubpx.testing.slot_proofs import Prover, overreads
 
 SHOWN_DIFFERENCES: Final = 50
@@ -39,15 +42,17 @@ class Difference:
 
 @attrs.frozen(kw_only=True)
 class Cost:
-    """Of analysing one instruction, measured in turns with iced's bare decoding of the same bytes."""
+    """Of analysing one instruction, measured in turns with a disassembler's bare decoding of the same bytes."""
 
     us: float
-    iced_us: float
+    bare_us: float
+    by: str
+    """Whose: iced's, or capstone's where iced knows nothing of the architecture."""
 
     @property
     def multiple(self) -> float:
-        """How many times iced's."""
-        return self.us / self.iced_us if self.iced_us else 0.0
+        """How many times the disassembler's."""
+        return self.us / self.bare_us if self.bare_us else 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -71,13 +76,14 @@ class Coverage:
 def cover(text: ProgramText) -> Coverage:
     """Analyse and prove everything in the text."""
     started = time.monotonic()
-    iced, capstone = both_disassemblers(text.bits)
     architecture = ubp.architecture(text.architecture)
-    census = take_census(text, iced)
+    reader, prover = _means(text, architecture)
+    vouched = [*text.pieces, *text.gaps] if reader.reads_gaps else text.pieces
+    census = take_census(attrs.evolve(text, pieces=vouched), reader)
     by_strategy: Counter[str] = Counter(dict.fromkeys(Strategy, 0))
     refused: Counter[str] = Counter()
     wrong: list[tuple[Specimen, str]] = []
-    prover, proved = Prover(architecture, (iced, capstone)), set()
+    proved = set()
     for specimen in census.specimens:
         try:
             analysis = architecture.analyze(specimen.window, specimen.address)
@@ -85,7 +91,7 @@ def cover(text: ProgramText) -> Coverage:
             refused[error.reason] += specimen.count
             continue
         by_strategy[analysis.strategies[0]] += specimen.count
-        kind = iced.without_distance(specimen.raw, specimen.address)
+        kind = reader.without_distance(specimen.raw, specimen.address)
         if kind not in proved:  # equal ones elsewhere differ by a distance alone
             proved.add(kind)
             wrong += [(specimen, what) for what in _wrong(prover, specimen, analysis)]
@@ -103,28 +109,37 @@ def cover(text: ProgramText) -> Coverage:
         by_strategy=by_strategy,
         refused=dict(refused.most_common()),
         differences=differences,
-        cost=_cost(architecture, iced, census),
+        cost=_cost(architecture, reader, census),
         seconds=time.monotonic() - started,
     )
 
 
-def _wrong(prover: Prover, specimen: Specimen, analysis: InsnAnalysis) -> Iterator[str]:
+def _means(text: ProgramText, architecture: Architecture) -> tuple[Reader, Prover | PlainProver]:
+    """Who reads the text, and who proves: two disassemblers, or one and the bytes."""
+    if text.architecture in KNOWN_TO_BOTH:
+        iced, capstone = both_disassemblers(text.bits)
+        return iced, Prover(architecture, (iced, capstone))
+    reader = PlainReader(architecture)
+    return reader, PlainProver(architecture, reader)
+
+
+def _wrong(prover: Prover | PlainProver, specimen: Specimen, analysis: InsnAnalysis) -> Iterator[str]:
     if analysis.insn.raw != specimen.raw:
         yield f"the analysis takes {analysis.insn.raw.hex()} for the instruction"
     yield from prover.faults(specimen, analysis)
 
 
-def _cost(architecture: Architecture, iced: Iced, census: Census) -> Cost:
+def _cost(architecture: Architecture, reader: Reader, census: Census) -> Cost:
     """The least of several rounds for each part of a sample, so that noise of the machine falls out of both."""
     every = census.specimens[:: max(1, len(census.specimens) // _SAMPLE)]
     parts = [every[at : at + 200] for at in range(0, len(every), 200)]
     ours = theirs = 0.0
     for part in parts:
-        rounds = [(_time(architecture, part), _time_bare(iced, part)) for _ in range(_ROUNDS)]
+        rounds = [(_time(architecture, part), _time_bare(reader, part)) for _ in range(_ROUNDS)]
         ours += min(mine for mine, _ in rounds)
         theirs += min(bare for _, bare in rounds)
     count = max(1, len(every))
-    return Cost(us=ours / count * 1e6, iced_us=theirs / count * 1e6)
+    return Cost(us=ours / count * 1e6, bare_us=theirs / count * 1e6, by=reader.name)
 
 
 def _time(architecture: Architecture, part: Sequence[Specimen]) -> float:
@@ -138,8 +153,8 @@ def _time(architecture: Architecture, part: Sequence[Specimen]) -> float:
     return time.perf_counter() - started
 
 
-def _time_bare(iced: Iced, part: Sequence[Specimen]) -> float:
-    decode = iced.bare
+def _time_bare(reader: Reader, part: Sequence[Specimen]) -> float:
+    decode = reader.bare
     started = time.perf_counter()
     for specimen in part:
         decode(specimen.window, specimen.address)
@@ -168,7 +183,7 @@ def as_data(found: Coverage) -> dict[str, Any]:
         ],
         "analysis": {
             "us": round(found.cost.us, 3),
-            "iced_us": round(found.cost.iced_us, 3),
+            f"{found.cost.by}_us": round(found.cost.bare_us, 3),
             "multiple": round(found.cost.multiple, 2),
         },
         "seconds": round(found.seconds, 2),
@@ -188,7 +203,8 @@ def as_words(found: Coverage) -> Iterator[str]:
     yield f"  no single step needed: {found.without_step / total:.3%}"
     yield f"  nobody vouches for {found.text.gap_bytes:,} bytes; undecodable: {found.census.undecodable_bytes:,} bytes"
     cost = found.cost
-    yield f"  analysis: {cost.us:.2f} us, {cost.multiple:.1f} times iced's bare decoding; {found.seconds:.1f} s in all"
+    bare = f"{cost.multiple:.1f} times {cost.by}'s bare decoding"
+    yield f"  analysis: {cost.us:.2f} us, {bare}; {found.seconds:.1f} s in all"
     yield f"  differences: {len(found.differences)}"
     for each in found.differences[:SHOWN_DIFFERENCES]:
         yield f"    {each.address:#x} [{each.raw.hex(' ')}]: {each.what}"

@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import attrs
 
-from ubpx._errors import InsnRefused
+from ubpx._errors import InsnRefused, UsageError
 from ubpx.core import ubp
 from ubpx.core.ubp.decode import LONGEST_INSN
 from ubpx.core.ubp.plans import Architecture
 from ubpx.core.values import Insn, VirtAddr
 from ubpx.testing.disagreements import Known, known
 from ubpx.testing.file_tools import FileTool
-from ubpx.testing.opinions import Disassembler, FlowKind, both_disassemblers
+from ubpx.testing.opinions import KNOWN_TO_BOTH, Disassembler, FlowKind, both_disassemblers
 from ubpx.testing.oracle.length import Happened, LengthOracle, Measured, can_ask
 from ubpx.testing.program_text import Piece, ProgramText, Specimen, take_census
 
@@ -178,7 +178,10 @@ class Comparer:
 
 
 def compare(text: ProgramText) -> Comparison:
-    """Everything in the text; the processor is asked where it can be."""
+    """Everything in the text; the processor is asked where it can be. Raises UsageError for what iced cannot read."""
+    if text.architecture not in KNOWN_TO_BOTH:
+        known = " and ".join(sorted(KNOWN_TO_BOTH))
+        raise UsageError(f"{text.path}: iced reads {known} alone, and this is for {text.architecture}")
     with ExitStack() as stack:
         processor = stack.enter_context(LengthOracle()) if text.bits == 64 and can_ask() else None
         return Comparer(text, processor).compare()

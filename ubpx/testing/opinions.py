@@ -33,6 +33,8 @@ class FlowKind(StrEnum):
     """It is there to fault, or halts: ud2, hlt."""
 
 
+KNOWN_TO_BOTH: Final = frozenset({"x86_64", "i386"})
+"""The architectures that both disassemblers read."""
 DIRECT: Final = frozenset({FlowKind.JUMP, FlowKind.CONDITIONAL, FlowKind.CALL})
 """Those with a target that the instruction itself says."""
 
@@ -66,6 +68,7 @@ class Iced:
     """See Disassembler."""
 
     name = "iced"
+    reads_gaps = False
 
     def __init__(self, bits: int) -> None:
         iced, _ = disassemblers()

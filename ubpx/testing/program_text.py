@@ -4,7 +4,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 
@@ -14,11 +14,20 @@ from ubpx.core.ubp.decode import LONGEST_INSN
 from ubpx.core.values import VirtAddr
 from ubpx.symbols.code import CodeGap, CodeRange, read_code_map
 from ubpx.symbols.elf import ElfHeaders, ImageReader, Linkage, Machine, read_headers
-from ubpx.testing.opinions import Iced
 
-BITS: Final = {"x86_64": 64, "i386": 32}
-_MACHINES: Final = {Machine.X86_64: "x86_64", Machine.I386: "i386"}
-_LOADED_AT: Final = {"x86_64": 0x5555_5555_4000, "i386": 0x5655_5000}
+BITS: Final = {"x86_64": 64, "i386": 32, "aarch64": 64, "riscv64": 64}
+_MACHINES: Final = {
+    (Machine.X86_64, 64): "x86_64",
+    (Machine.I386, 32): "i386",
+    (Machine.AARCH64, 64): "aarch64",
+    (Machine.RISCV, 64): "riscv64",
+}
+_LOADED_AT: Final = {
+    "x86_64": 0x5555_5555_4000,
+    "i386": 0x5655_5000,
+    "aarch64": 0xAAAA_AAAA_A000,
+    "riscv64": 0x2A_AAAA_A000,
+}
 """Where the kernel puts a position-independent program without randomisation."""
 
 
@@ -74,7 +83,7 @@ class Census:
     """Those that end a function: behind them nothing may be read."""
     instructions: int
     undecodable: Sequence[Piece]
-    """Rests of functions that begin with what iced takes for no instruction."""
+    """Rests of functions that begin with what the reader takes for no instruction."""
 
     @property
     def undecodable_bytes(self) -> int:
@@ -98,6 +107,8 @@ def read_text(path: str, architecture: str | None = None) -> ProgramText:
 
 def _text_of(reader: ImageReader, architecture: str | None) -> ProgramText:
     headers = read_headers(reader)
+    if headers.order != "<":
+        raise UsageError(f"{reader.path}: it is big-endian; ubpx analyses code of little-endian programs alone")
     name = architecture or _architecture_of(headers)
     if name not in ARCHITECTURES or name not in BITS:
         known = ", ".join(sorted(BITS.keys() & ARCHITECTURES.keys()))
@@ -130,10 +141,31 @@ def _pieces(
 
 
 def _architecture_of(headers: ElfHeaders) -> str:
-    return _MACHINES.get(headers.machine) or headers.machine.value
+    known = _MACHINES.get((headers.machine, headers.bits))
+    return known or f"{headers.machine.value} with {headers.bits} bits"
 
 
-def take_census(text: ProgramText, iced: Iced) -> Census:
+class Reader(Protocol):
+    """Who tells one instruction from the next: ``opinions.Iced``, or ``plain_proofs.PlainReader``."""
+
+    name: str
+    reads_gaps: bool
+    """Whether what nobody vouches for can be read as well: instructions tell their lengths, whatever they are."""
+
+    def lengths(self, code: bytes, address: int, /) -> Iterator[int]:
+        """Length after length from the start of ``code`` on; ends at what is no instruction."""
+        ...
+
+    def without_distance(self, code: bytes, address: int, /) -> bytes:
+        """The instruction's bytes, equal for its equals elsewhere."""
+        ...
+
+    def bare(self, code: bytes, address: int, /) -> object:
+        """Decode and say nothing: the least that any analysis must do, to measure against."""
+        ...
+
+
+def take_census(text: ProgramText, reader: Reader) -> Census:
     """Decode everything once, linearly from each function's start."""
     counts: Counter[bytes] = Counter()
     first: dict[bytes, tuple[Piece, int]] = {}
@@ -141,7 +173,7 @@ def take_census(text: ProgramText, iced: Iced) -> Census:
     rests = []
     for piece in text.pieces:
         at, before, code = 0, -1, piece.code
-        for length in iced.lengths(code, piece.address):
+        for length in reader.lengths(code, piece.address):
             raw = code[at : at + length]
             if raw not in first:
                 first[raw] = piece, at

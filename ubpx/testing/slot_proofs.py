@@ -182,7 +182,7 @@ def _answer(architecture: Architecture, code: bytes, address: VirtAddr) -> InsnA
     try:
         return architecture.analyze(code, address)
     except InsnRefused as refused:
-        return refused.reason
+        return refused.reason.partition(" [")[0]  # the bytes that are shown may go on
 
 
 def _hex(address: int | None) -> str:

@@ -123,7 +123,7 @@ class ZeroExtension(_Emulation):
 
     def change(self, analysis: InsnAnalysis, flow: Flow) -> Change | None:  # noqa: ARG002 - the flow says enough
         """Of a literal, and of what an instruction adds to its own address."""
-        if flow.target is not None:
+        if flow.target is not None or flow.calls:
             return None
         pc = self.sound.pc_name
 
@@ -131,7 +131,7 @@ class ZeroExtension(_Emulation):
             changed = {name: value & 0xFFFF_FFFF for name, value in outcome.registers.items() if name != pc}
             return attrs.evolve(outcome, registers={**outcome.registers, **changed})
 
-        return change if flow.operand is not None else None
+        return change
 
 
 @attrs.frozen

@@ -133,8 +133,7 @@ class Machine:
             self._machine.mem_map(start, size, readable | writable)
         self._numbers: Final = [*processor.register_numbers(), *processor.vector_numbers().values()]
         self._general: Final = len(processor.register_numbers())
-        self._pc = 0
-        self._interrupt: int | None = None
+        self._interrupts: Final[list[int]] = []
         self._fault_address = 0
         self._machine.hook_add(unicorn.UC_HOOK_INTR, self._interrupted)
         self._machine.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._missed)
@@ -142,7 +141,7 @@ class Machine:
         self._memory = b""
 
     def _interrupted(self, machine: Any, number: int, _data: object) -> None:
-        self._interrupt = number
+        self._interrupts.append(number)
         machine.emu_stop()
 
     def _missed(self, _machine: Any, _access: int, address: int, _size: int, _value: int, _data: object) -> bool:
@@ -175,15 +174,15 @@ class Machine:
 
     def run(self, address: int) -> str:
         """One instruction; what fault it met, "" for none. A system call is as if the kernel had done nothing."""
-        self._interrupt, self._fault_address = None, 0
+        self._interrupts.clear()
+        self._fault_address = 0
         try:
             self._machine.emu_start(address, 0, count=1)
         except self._error as error:
             number = getattr(error, "errno", 0)
             return "" if number in self._fetches else f"error {number}"
-        if self._interrupt in {None, self._processor.system_call}:
-            return ""
-        return f"exception {self._interrupt}"
+        others = [number for number in self._interrupts if number != self._processor.system_call]
+        return f"exception {others[0]}" if others else ""
 
     def set_register(self, place: int, value: int) -> None:
         """One of the general registers."""

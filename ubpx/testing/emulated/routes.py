@@ -53,6 +53,8 @@ class Routes:
 
     def _boosted(self, case: Case, analysis: InsnAnalysis) -> End:
         code = self._copy(case, analysis)
+        if Strategy.BOOST not in code.serves:
+            return self.machine.end("the slot has no way back")
         inside = range(case.slot, case.slot + len(code.code))
         at, fault = case.slot, ""
         for _ in range(_MOST_RUNS):
