@@ -50,7 +50,9 @@ def test_nothing_but_refusals_is_raised(code: bytes, address: int) -> None:
     assert found.strategies
     assert found.strategies[0] not in found.refusals
     assert set(found.strategies) | set(found.refusals) == set(Strategy)
-    assert ARCH.trap(found).original == code[:2]
+    patch = ARCH.trap(found)
+    assert patch.trap in ARCH.trap_forms
+    assert patch.original == code[: len(patch.trap)] == found.insn.raw[: len(patch.trap)]
     if Strategy.EMULATE in found.strategies:
         ARCH.emulator(found)
 

@@ -79,9 +79,9 @@ def read_code(space: AddressSpace, address: VirtAddr) -> bytes:
 
 def analyze_code(space: AddressSpace, code: bytes, address: VirtAddr) -> InsnAnalysis:
     """Analyse what stands at ``address``; raises InsnRefused, ForeignTrap."""
-    trap = space.architecture.trap_bytes
-    if code.startswith(trap):
-        raise ForeignTrap(address, code[: len(trap)])
+    trap = next((each for each in space.architecture.trap_forms if code.startswith(each)), None)
+    if trap is not None:
+        raise ForeignTrap(address, trap)
     return space.architecture.analyze(code, address)
 
 

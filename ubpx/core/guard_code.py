@@ -16,6 +16,7 @@ from ubpx.core.ports import Tracer
 from ubpx.core.sites import set_pc
 from ubpx.core.spaces import AddressSpace, Thread, Tracees
 from ubpx.core.stepping import State
+from ubpx.core.ubp import traps
 from ubpx.core.values import VirtAddr
 
 _TRIES: Final = 100
@@ -73,9 +74,9 @@ class GuardCode:
 
     def stand_before_traps(self, space: AddressSpace) -> None:
         """Who has met a trap just now stands before it, and knows of no signal; one that still stands is met again."""
-        size = len(space.architecture.trap_bytes)
+        advance = space.architecture.trap_advance
         for thread in self._keeper.standing(space):
-            at = VirtAddr(thread.pc - size)
+            at = VirtAddr(thread.pc - advance)
             if thread.pending != signal.SIGTRAP or not _is_trap(space, at):
                 continue
             if int.from_bytes(self._tracer.signal_info(thread.port)[8:12], "little") == _SI_KERNEL:
@@ -129,9 +130,8 @@ def _have_stopped(threads: Sequence[Thread]) -> bool:
 
 
 def _is_trap(space: AddressSpace, at: VirtAddr) -> bool:
-    trap = space.architecture.trap_bytes
     try:
-        return space.raw.read(at, len(trap)) == trap
+        return traps.stands(space.raw, at, space.architecture.trap_forms)
     except MemoryFault:
         return False
 

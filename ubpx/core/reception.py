@@ -18,6 +18,7 @@ from ubpx.core.sites import Answer, ProbeSite, run_handlers
 from ubpx.core.spaces import AddressSpace, StopKind, Thread, Tracees
 from ubpx.core.stepping import LEAVING, Input
 from ubpx.core.steps import Steps
+from ubpx.core.ubp import traps
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy
 from ubpx.core.values import PAGE_SIZE, ProcessId, VirtAddr
 from ubpx.core.verdicts import merge_verdicts, merge_writes
@@ -77,7 +78,6 @@ class HitReception:
         space = thread.process.space
         if not self.tracer.fetch(thread.port):
             return False
-        trap = space.architecture.trap_bytes
         at = VirtAddr(thread.port.words[space.layout.pc] - space.architecture.trap_advance)
         if at not in space.changes.moved:
             if any((each ^ at) % PAGE_SIZE == 0 for each in space.patches):  # code moves by whole pages
@@ -85,7 +85,7 @@ class HitReception:
             if at not in space.changes.moved:
                 return False
         try:
-            if space.raw.read(at, len(trap)) == trap:
+            if traps.stands(space.raw, at, space.architecture.trap_forms):
                 return False
         except MemoryFault:
             return False

@@ -95,10 +95,8 @@ def run_handlers(
                 try:
                     answer = lease.handler(hit)
                     watchdog.watched = None
-                    if answer is not None and not isinstance(answer, Verdict):
-                        raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
-                    if answer is Verdict.STEP and not space.architecture.has_single_step:
-                        raise UsageError(f"{space.architecture.name} has no single step; return another verdict")
+                    if answer is not None:
+                        answer = _checked(answer, space)
                 except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
                     watchdog.watched = None
                     reception.handler_failed(lease, error)
@@ -118,6 +116,14 @@ def run_handlers(
             reception.calm(lease)
         else:
             return answers
+
+
+def _checked(answer: object, space: AddressSpace) -> Verdict:
+    if not isinstance(answer, Verdict):
+        raise UsageError(f"a handler returned {answer!r}; return None or a ubpx.Verdict")
+    if answer is Verdict.STEP and not space.architecture.has_single_step:
+        raise UsageError(f"{space.architecture.name} has no single step; return another verdict")
+    return answer
 
 
 class ProbeSite:
@@ -386,7 +392,7 @@ class JumpSite(ProbeSite):
 class TombSite:
     """Where a trap was taken out: a thread that had run into it before is sent back to try again."""
 
-    __slots__ = ("_space", "_trap", "address", "certain", "landing", "landing_word", "reception", "watchful")
+    __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
     in_slot = False
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
@@ -396,13 +402,12 @@ class TombSite:
         self.watchful = 3
         self.certain = False
         self.reception: Final = reception
-        self._trap: Final = space.architecture.trap_bytes
         self._space: Final = space
 
     def make_safe(self, thread: TracedThread) -> bool:
         """Not ours, if a trap stands there that we did not write."""
         try:
-            if self._space.raw.read(self.address, len(self._trap)) == self._trap:
+            if traps.stands(self._space.raw, self.address, self._space.architecture.trap_forms):
                 return False
         except MemoryFault:
             pass  # the program has unmapped it, and faults there by itself

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 from ubpx._errors import InsnRefused, MemoryFault
 from ubpx.core import events
 from ubpx.core.ports import Site
-from ubpx.core.ubp import Architecture, architecture
+from ubpx.core.ubp import Architecture, architecture, traps
 from ubpx.core.values import ProcessId, ThreadId, VirtAddr
 from ubpx.testing.memory import FakeMemory
 from ubpx.testing.script import Condition, FakeProcess, FakeThread, Happening, Log, Stop, describe, siginfo
@@ -257,19 +257,19 @@ class Stage:
     def _run_into(self, thread: FakeThread, address: int, registers: Mapping[str, int]) -> None:
         for name, value in registers.items():
             thread[name] = value
-        trap = self._architecture(thread).trap_bytes
+        memory, forms = self._processes[thread.pid].memory, self._architecture(thread).trap_forms
         try:
-            found = self._processes[thread.pid].memory.read(VirtAddr(address), len(trap))
+            found = memory.read(VirtAddr(address), len(forms[0]))
         except MemoryFault:
             self._refuse(f"thread {thread.tid} cannot arrive at {address:#x}: nothing is mapped there")
-        if found != trap:
+        if not traps.stands(memory, VirtAddr(address), forms):
             self._refuse(f"thread {thread.tid} runs through {address:#x}: {found.hex()} stands there, and no trap")
         thread.at = address + self._architecture(thread).trap_advance
         self._trapped(thread, _SI_KERNEL)
 
     def _come_to(self, thread: FakeThread, address: int, behind: int) -> None:
-        trap = self._architecture(thread).trap_bytes
-        if self._processes[thread.pid].memory.read(VirtAddr(address), len(trap)) == trap:
+        forms = self._architecture(thread).trap_forms
+        if traps.stands(self._processes[thread.pid].memory, VirtAddr(address), forms):
             self._run_into(thread, address, {})
         else:
             self._move(thread, behind)

@@ -248,7 +248,7 @@ __all__ = [
     "PTRACE_GET_RSEQ_CONFIGURATION", "PTRACE_INTERRUPT", "PTRACE_LISTEN", "PTRACE_O_EXITKILL",
     "PTRACE_O_SUSPEND_SECCOMP", "PTRACE_PEEKSIGINFO", "PTRACE_POKEUSER", "PTRACE_SEIZE", "PTRACE_SETFPREGS",
     "PTRACE_SETOPTIONS", "PTRACE_SETREGS", "PTRACE_SETREGSET", "PTRACE_SETSIGINFO", "PTRACE_SETSIGMASK",
-    "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "Answers", "SyscallEntry",
-    "SyscallExit", "event_message", "peek", "peek_user", "pending_signals", "quick", "reap", "request",
-    "shares_memory", "swift", "syscall_info", "tgkill",
+    "PTRACE_SINGLESTEP", "PTRACE_SYSCALL", "SYSCALLS", "SYSCALL_STOP", "TASK_EVENTS", "WAIT_THREAD", "Answers",
+    "SyscallEntry", "SyscallExit", "event_message", "peek", "peek_user", "pending_signals", "quick", "reap",
+    "request", "shares_memory", "swift", "syscall_info", "tgkill",
 ]  # fmt: skip

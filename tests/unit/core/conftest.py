@@ -23,7 +23,7 @@ from ubpx.core.plugins import NOTIFY_HOOKS, Plugins
 from ubpx.core.ports import Refusal
 from ubpx.core.probepoints import Lease, Probepoint
 from ubpx.core.spaces import TracedProcess
-from ubpx.core.ubp import architecture
+from ubpx.core.ubp import architecture, traps
 from ubpx.core.ubp.plans import InsnAnalysis, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, Follow, Insn, Place, ProcessId, VirtAddr
 from ubpx.testing import FakeMemory, FakeThread, FakeTracer
@@ -234,8 +234,7 @@ class World:
         return lease.probepoint.slot
 
     def trap_stands(self, address: int) -> bool:
-        trap = self.architecture.trap_bytes
-        return self.memory.read(VirtAddr(address), len(trap)) == trap
+        return traps.stands(self.memory, VirtAddr(address), self.architecture.trap_forms)
 
     def arrive(self, tid: int, address: int, **registers: int) -> FakeThread:
         """Let a thread run into a trap, and wait until all has been done about it."""

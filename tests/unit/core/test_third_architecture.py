@@ -54,6 +54,7 @@ class Tetra:
     word_size: ClassVar[int] = 8
     address_limit: ClassVar[int] = 1 << 40
     trap_bytes: ClassVar[bytes] = b"\xff" * SIZE
+    trap_forms: ClassVar[tuple[bytes, ...]] = (trap_bytes,)
     trap_advance: ClassVar[int] = SIZE
     nop_bytes: ClassVar[bytes] = ADD + bytes(3)
     longest_insn: ClassVar[int] = SIZE

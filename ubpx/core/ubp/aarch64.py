@@ -92,6 +92,7 @@ class Aarch64:
     word_size: ClassVar[int] = 8
     address_limit: ClassVar[int] = 1 << 48
     trap_bytes: ClassVar[bytes] = TRAP
+    trap_forms: ClassVar[tuple[bytes, ...]] = (TRAP,)
     trap_advance: ClassVar[int] = 0
     nop_bytes: ClassVar[bytes] = NOP
     longest_insn: ClassVar[int] = INSN_SIZE

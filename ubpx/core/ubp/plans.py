@@ -275,7 +275,12 @@ class Architecture(Protocol):
 
     @property
     def trap_bytes(self) -> bytes:
-        """What ``trap`` writes; to recognise a trap of somebody else."""
+        """What ``trap`` writes, or the shortest of it: what fills slots."""
+        ...
+
+    @property
+    def trap_forms(self) -> tuple[bytes, ...]:
+        """All that ``trap`` may write; to recognise a trap of somebody else."""
         ...
 
     @property

@@ -2,11 +2,11 @@
 
 Emulated is what depends on where it stands: jumps, branches, auipc. All else that a program may do runs anywhere.
 
-A trap is always c.ebreak, whatever the length of the instruction: of one with four bytes at an address that is no
-multiple of four, no write changes both halves at once, so that another hart could run the half of an ebreak. A halfword
-lies in one aligned word, which whoever writes it can write as a whole. So do the kernel's own uprobes
-(arch/riscv/include/asm/uprobes.h). That instruction caches follow is the writer's business, too: the kernel sees to it
-for ptrace and /proc/PID/mem (copy_to_user_page, arch/riscv/include/asm/cacheflush.h), not for process_vm_writev.
+A trap is as long as the instruction, ebreak or c.ebreak. But of one with four bytes at an address that is no multiple
+of four, no write changes both halves at once, so that another hart could run the half of an ebreak: its trap is a
+c.ebreak. Either lies in one aligned word, which whoever writes it can write as a whole. That instruction caches follow
+is the writer's business, too: the kernel sees to it for ptrace and /proc/PID/mem (copy_to_user_page,
+arch/riscv/include/asm/cacheflush.h), not for process_vm_writev.
 
 Landing pads (Zicfilp) are not followed: a trap that replaces an lpad is none, where a program has them checked.
 """
@@ -25,7 +25,16 @@ from ubpx.core.ubp.riscv64_encoding import LONGEST_INSN, PARCEL, REGISTERS, Enco
 from ubpx.core.ubp.riscv64_frames import PC_IN_FRAME, innermost
 from ubpx.core.ubp.riscv64_insns import InsnClass, calls, falls_through, insn_class, mnemonic, target_of
 from ubpx.core.ubp.riscv64_sequences import LONGEST_SEQUENCE, in_sequence
-from ubpx.core.ubp.riscv64_slots import NO_SINGLE_STEP, TRAP, finish_step, give_up_step, leave, make_slot, plan_step
+from ubpx.core.ubp.riscv64_slots import (
+    LONG_TRAP,
+    NO_SINGLE_STEP,
+    TRAP,
+    finish_step,
+    give_up_step,
+    leave,
+    make_slot,
+    plan_step,
+)
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
 _ATOMIC: Final = (
@@ -91,6 +100,7 @@ class RISCV64:
     restart before get_signal", Linux 6.10): whoever sets others, the PC among them, has them as they are."""
     transient_registers: ClassVar[frozenset[str]] = frozenset()
     trap_bytes: ClassVar[bytes] = TRAP
+    trap_forms: ClassVar[tuple[bytes, ...]] = (TRAP, LONG_TRAP)
     trap_advance: ClassVar[int] = 0
     nop_bytes: ClassVar[bytes] = b"\x01\x00"
     longest_insn: ClassVar[int] = LONGEST_INSN
@@ -138,9 +148,11 @@ class RISCV64:
         return in_sequence(code, start, address)
 
     def trap(self, analysis: InsnAnalysis) -> TrapPatch:
-        """A c.ebreak; a thread that ran into it shows its address."""
+        """An ebreak or a c.ebreak; a thread that ran into it shows its address."""
         insn = analysis.insn
-        return TrapPatch(address=insn.address, trap=TRAP, original=insn.raw[: len(TRAP)], reported_pc=insn.address)
+        is_one_word = insn.length == len(LONG_TRAP) and insn.address % len(LONG_TRAP) == 0
+        trap = LONG_TRAP if is_one_word else TRAP
+        return TrapPatch(address=insn.address, trap=trap, original=insn.raw[: len(trap)], reported_pc=insn.address)
 
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
         """See Architecture. Raises UsageError for what no slot can hold (jumps, branches, auipc)."""

@@ -10,11 +10,13 @@ from typing import Final
 from ubpx._errors import UsageError
 from ubpx.core.ubp.plans import InsnAnalysis, Outcome, SlotCode, StepPlan, Strategy
 from ubpx.core.ubp.riscv64_encoding import jal
-from ubpx.core.ubp.riscv64_short import C_EBREAK
+from ubpx.core.ubp.riscv64_short import C_EBREAK, EBREAK
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
 TRAP: Final = C_EBREAK.to_bytes(2, "little")
 """c.ebreak; the PC stays at it."""
+LONG_TRAP: Final = EBREAK.to_bytes(4, "little")
+"""ebreak; the PC stays at it."""
 PC: Final = "pc"
 NO_SINGLE_STEP: Final = "there is no single step, and whatever stands behind it in the program must not be a trap"
 _JAL_SIZE: Final = 4

@@ -4,6 +4,7 @@ Exactly the trap's bytes are written. Which traps in a program are ours is for t
 here, every trap that stands at the address already is somebody's.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import groupby
@@ -15,6 +16,15 @@ from ubpx.core.values import PAGE_SIZE, VirtAddr
 
 Span = Sequence[TrapPatch]
 """Traps that are written at once, ascending, together with what stands between them."""
+
+
+def stands(memory: Memory, address: VirtAddr, forms: Sequence[bytes]) -> bool:
+    """Whether a trap of one of these forms is there, whosever; the shortest comes first. Raises MemoryFault."""
+    if memory.read(address, len(forms[0])) == forms[0]:
+        return True
+    with contextlib.suppress(MemoryFault):  # no longer one ends the mapping
+        return any(memory.read(address, len(form)) == form for form in forms[1:])
+    return False
 
 
 class Removal(Enum):

@@ -126,6 +126,7 @@ class X86:
 
     mode: ClassVar[Mode]
     trap_bytes: ClassVar[bytes] = TRAP
+    trap_forms: ClassVar[tuple[bytes, ...]] = (TRAP,)
     trap_advance: ClassVar[int] = len(TRAP)
     nop_bytes: ClassVar[bytes] = b"\x90"
     longest_insn: ClassVar[int] = LONGEST_INSN
