@@ -118,8 +118,13 @@ def test_bad_input_is_refused_in_words() -> None:
             arch.analyze(struct.pack("<I", ADD)[:at], AT)
     with pytest.raises(InsnRefused, match="nothing is readable there"):
         arch.analyze(b"", AT)
-    with pytest.raises(UsageError, match="no architecture 'aarch64_be'"):
-        architecture("aarch64_be")
+    for name, why in (
+        ("aarch64_be", "programs that are big-endian"),
+        ("armv8l", "32-bit Arm"),
+        ("riscv32", "32-bit RISC"),
+    ):
+        with pytest.raises(UsageError, match=f"no architecture '{name}', for {why}"):
+            architecture(name)
 
 
 # Emulation ----------------------------------------------------------------------------------

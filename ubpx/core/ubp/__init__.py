@@ -4,7 +4,7 @@ Functions over values. A client that wants no registry uses this package alone a
 returns; a Memory is all that it needs of the world.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Final
 
 from ubpx._errors import UsageError
@@ -35,6 +35,12 @@ ARCHITECTURES: Final[MutableMapping[str, Callable[[], Architecture]]] = {
 }
 """What makes each, by name; an architecture is registered here, and a test may put another in its place."""
 
+_NOT_HANDLED: Final[Mapping[str, str]] = {
+    "aarch64_be": ", for programs that are big-endian are not handled",
+    **dict.fromkeys(("arm", "armv7l", "armv8l", "armv8b"), ", for 32-bit Arm is not handled"),
+    "riscv32": ", for 32-bit RISC-V is not handled",
+}
+
 
 def architecture(name: str) -> Architecture:
     """The architecture that ``uname -m`` calls ``name``; loads a disassembler.
@@ -43,7 +49,8 @@ def architecture(name: str) -> Architecture:
     """
     make = ARCHITECTURES.get(name)
     if make is None:
-        raise UsageError(f"no architecture {name!r}; there is {', '.join(sorted(ARCHITECTURES))}")
+        why = _NOT_HANDLED.get(name, "")
+        raise UsageError(f"no architecture {name!r}{why}; there is {', '.join(sorted(ARCHITECTURES))}")
     return make()
 
 

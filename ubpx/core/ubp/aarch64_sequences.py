@@ -4,6 +4,7 @@ Source: DDI 0487, section B2.17: an exception's return clears the monitor that t
 a stop never succeeds, and a loop around both never ends. Between them a program may use 128 bytes (B2.17.5).
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,6 +21,8 @@ from ubpx.core.ubp.aarch64_insns import (
 from ubpx.core.values import VirtAddr
 
 LONGEST_SEQUENCE: Final = 128
+_EXCLUSIVE_LOADS, _EXCLUSIVE_LOADS_MASK = 0x0840_0000, 0x3FC0_0000
+"""What all of them match, and casp too, which is none."""
 _CLEAR: Final = 0xD503_305F
 """clrex, whatever its CRm."""
 _CLEAR_MASK: Final = 0xFFFF_F0FF
@@ -36,23 +39,26 @@ def in_sequence(code: bytes, start: VirtAddr, address: VirtAddr) -> str | None:
     fall-through and direct branches, and meets no other load, no store and no clrex on the way. At the load itself a
     thread may be stopped: the monitor is not set yet. At the store it may not; ``refusal`` says so wherever it stands.
     """
-    words = dict(_words(code, start, address))
-    loads = [at for at, word in words.items() if insn_class(word) is InsnClass.EXCLUSIVE_LOAD]
-    if address not in words or not loads or _ends(words[address]):
+    words = _words(code, start, address)
+    loads = [at for at, word in words.items() if word & _EXCLUSIVE_LOADS_MASK == _EXCLUSIVE_LOADS]
+    if not loads or address not in words or _ends(words[address]):
         return None
     store = next((at for at in _behind(words, address) if _is_store(words[at])), None)
     if store is None:
         return None
-    load = next((at for at in loads if address in _behind(words, at)), None)
+    load = next((at for at in loads if _is_load(words[at]) and address in _behind(words, at)), None)
     return None if load is None else _REASON.format(load=load, store=store)
 
 
-def _words(code: bytes, start: VirtAddr, address: VirtAddr) -> Iterator[tuple[int, int]]:
-    """Those near the address, by their own."""
+def _words(code: bytes, start: VirtAddr, address: VirtAddr) -> dict[int, int]:
+    """Those near the address, by their own; none for an address at which no instruction begins."""
     first = max(start + -start % INSN_SIZE, address - LONGEST_SEQUENCE)
-    last = min(start + len(code) - INSN_SIZE, address + LONGEST_SEQUENCE)
-    for at in range(first, last + 1, INSN_SIZE):
-        yield at, int.from_bytes(code[at - start : at - start + INSN_SIZE], "little")
+    end = min(start + len(code), address + LONGEST_SEQUENCE + INSN_SIZE)
+    places = range(first, end - INSN_SIZE + 1, INSN_SIZE)
+    if address % INSN_SIZE or not places:
+        return {}
+    found = struct.unpack_from(f"<{len(places)}I", code, first - start)
+    return dict(zip(places, found, strict=True))
 
 
 def _behind(words: dict[int, int], first: int) -> list[int]:
@@ -84,6 +90,10 @@ def _ends(word: int) -> bool:
     """Whether the monitor is set anew behind it, or not set."""
     exclusive = insn_class(word) in (InsnClass.EXCLUSIVE_LOAD, InsnClass.EXCLUSIVE_STORE)
     return exclusive or word & _CLEAR_MASK == _CLEAR
+
+
+def _is_load(word: int) -> bool:
+    return insn_class(word) is InsnClass.EXCLUSIVE_LOAD
 
 
 def _is_store(word: int) -> bool:
