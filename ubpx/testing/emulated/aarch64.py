@@ -33,6 +33,7 @@ class Aarch64Processor:
     trap = "exception 7"
     system_call = 2
     undefined = frozenset({"exception 1"})
+    unkept: tuple[str, ...] = ()
     alignment = 4
     filler = bytes.fromhex("1f2003d5 34120000 1f2003d5 cdab0000")
     """nop and udf."""

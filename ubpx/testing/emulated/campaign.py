@@ -149,7 +149,7 @@ class Campaign:
         if expected[:-1] == found[:-1]:
             return {}
         differences: dict[str, tuple[str, str]] = {}
-        if expected.state != found.state:
+        if (expected.state, expected.unkept) != (found.state, found.unkept):
             both = zip(self._routes.machine.values(expected), self._routes.machine.values(found), strict=True)
             for names, (right, wrong) in zip((self.architecture.register_names, self._vectors), both, strict=True):
                 pairs = zip(names, right, wrong, strict=True)

@@ -54,6 +54,8 @@ class End(NamedTuple):
     state: bytes
     """All registers, as unicorn keeps them: if these are equal, so are the registers; else they must be asked for."""
     memory: bytes
+    unkept: tuple[int, ...]
+    """Those of ``Processor.unkept``."""
     fault: str
     """Empty if there was none."""
     fault_address: int
@@ -83,6 +85,9 @@ class Processor(Protocol):
     def register_numbers(self) -> Sequence[int]:
         """Unicorn's, in the order of the architecture's ``register_names``."""
         ...
+
+    unkept: tuple[str, ...]
+    """The ``vector_numbers`` that unicorn does not keep with the others."""
 
     def vector_numbers(self) -> Mapping[str, int]:
         """Unicorn's, by name: of vector and floating-point registers, their control and status."""
@@ -133,6 +138,9 @@ class Machine:
             self._machine.mem_map(start, size, readable | writable)
         self._numbers: Final = [*processor.register_numbers(), *processor.vector_numbers().values()]
         self._general: Final = len(processor.register_numbers())
+        names = tuple(processor.vector_numbers())
+        self._unkept: Final = {self._general + names.index(name): 0 for name in processor.unkept}
+        """Their places among all registers, and their values at the beginning."""
         self._interrupts: Final[list[int]] = []
         self._fault_address = 0
         self._machine.hook_add(unicorn.UC_HOOK_INTR, self._interrupted)
@@ -158,17 +166,20 @@ class Machine:
         values = (*case.registers, *case.vectors)
         self._machine.reg_write_batch(list(zip(self._numbers, values, strict=True)))
         self._start = self._machine.context_save()
+        self._unkept.update((place, values[place]) for place in self._unkept)
         self._memory = case.memory
         self._write_memory(case.memory)
         self.put_code(case.origin, case.code)
 
     def __getitem__(self, place: int) -> int:
-        """One of the general registers, as it is now."""
+        """A register as it is now, by its place among the general ones and the vectors."""
         return int(self._machine.reg_read(self._numbers[place]))
 
     def again(self) -> None:
         """Back to the beginning."""
         self._machine.context_restore(self._start)
+        for place, value in self._unkept.items():
+            self.set_register(place, value)
         if self._read_memory() != self._memory:
             self._write_memory(self._memory)
 
@@ -185,7 +196,7 @@ class Machine:
         return f"exception {others[0]}" if others else ""
 
     def set_register(self, place: int, value: int) -> None:
-        """One of the general registers."""
+        """Set the register of that place."""
         self._machine.reg_write(self._numbers[place], value)
 
     def read(self, address: int, size: int) -> bytes:
@@ -210,13 +221,16 @@ class Machine:
         """What is there now; a fault's address is that of the operand."""
         context = self._machine.context_save()
         address = self._fault_address if fault else 0
-        return End(bytes(context)[_CONTEXT_HEAD:], self._read_memory(), fault, address, context)
+        unkept = tuple(self[place] for place in self._unkept)
+        return End(bytes(context)[_CONTEXT_HEAD:], self._read_memory(), unkept, fault, address, context)
 
     def values(self, end: End) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the general registers were, and the vectors, as far as a program can see."""
         self._machine.context_restore(end.context)
-        values = tuple(self._machine.reg_read_batch(self._numbers))
-        return self._processor.visible(values[: self._general]), values[self._general :]
+        values = list(self._machine.reg_read_batch(self._numbers))
+        for place, value in zip(self._unkept, end.unkept, strict=True):
+            values[place] = value
+        return self._processor.visible(tuple(values[: self._general])), tuple(values[self._general :])
 
     def _read_memory(self) -> bytes:
         return bytes(self._machine.mem_read(DATA, DATA_SIZE)) + bytes(self._machine.mem_read(STACK, STACK_SIZE))

@@ -34,6 +34,7 @@ class Riscv64Processor:
     trap = "error 10"
     system_call = 8
     undefined = frozenset({"exception 2"})
+    unkept: tuple[str, ...] = ("fcsr",)
     alignment = 2
     filler = bytes.fromhex("0100 0100 13000000 13050580 0100 0100")
     """c.nop, nop, and an addi."""
