@@ -27,6 +27,9 @@ from ubpx.core.steps import Steps
 from ubpx.core.turns import Turns
 from ubpx.core.values import Follow, ProcessId, VirtAddr
 
+# Looked up once: at each quiesce a thousand threads come by.
+_PARKED, _PLAIN, _INTERRUPTED = State.PARKED, StopKind.PLAIN, Input.INTERRUPTED
+
 
 class Coordinator:
     """All traced processes of one session. Owned by its tracer thread."""
@@ -166,7 +169,7 @@ class Coordinator:
             self._census.unknown(event)
             return
         before, self.tracees.current = self.tracees.current, thread
-        thread.stop = StopKind.PLAIN
+        thread.stop = _PLAIN
         thread.vfork_child = None
         try:
             self._handlers[type(event)](thread, event)
@@ -182,9 +185,9 @@ class Coordinator:
     def _go(self, thread: Thread) -> None:
         """Let the thread do what its state says."""
         self._watch(thread)
+        if thread.state is _PARKED:
+            return
         match thread.state:
-            case State.PARKED:
-                return
             case State.STEPPING if self._turns.needs(thread):
                 self._turns.ask(thread)
                 self._departure.leave_abandoned()
@@ -220,11 +223,11 @@ class Coordinator:
     def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
         thread.group_stopped = False
         if thread.held:
-            must_end = thread.state is State.STEPPING and thread.plan is not None
+            must_end = thread.plan is not None and thread.state is State.STEPPING
             if must_end or self.tracer.pending_fault(thread.port):
                 self._resume_before_parking(thread)
                 return
-        self._move(thread, Input.INTERRUPTED)
+        self._move(thread, _INTERRUPTED)
 
     def _resume_before_parking(self, thread: Thread) -> None:
         """A step must end, and a trap that the thread ran into already be reported, before it may park."""

@@ -23,6 +23,7 @@ _log = logging.getLogger("ubpx.keeper")
 _WORTH_QUIESCING: Final = 512
 """So many retired slots are worth a stop of all threads."""
 _HIGHEST_SIGNAL: Final = 64
+_INTERRUPTIBLE: Final = frozenset({State.RUNNING, State.LISTENING})
 _STOPPED: Final = frozenset({State.PARKED, State.EXITING, State.GONE})
 
 Move = Callable[[Thread, Input], None]
@@ -212,7 +213,7 @@ class Keeper:
         thread.held = thread.wanted > 0 or quiesced or held
         thread.tell_port()
         if thread.held and not was and thread is not self._tracees.current:
-            return thread.state in (State.RUNNING, State.LISTENING) or thread.steps_as_it_is
+            return thread.state in _INTERRUPTIBLE or thread.steps_as_it_is
         if not thread.held and thread.state is State.PARKED and thread is not self._tracees.current:
             self._move(thread, Input.RELEASED)
         return False

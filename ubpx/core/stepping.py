@@ -102,10 +102,15 @@ class Debts:
 def proceed(debts: Debts) -> State:
     """Where a thread goes that nothing else keeps (rule 3)."""
     if debts.held:
-        return State.PARKED
+        return _PARKED
     if debts.group_stopped:
-        return State.LISTENING
-    return State.STEPPING if debts.step else State.RUNNING
+        return _LISTENING
+    return _STEPPING if debts.step else _RUNNING
+
+
+# A member costs 70 ns each time it is looked up by way of its class, and a thousand threads are moved at each quiesce.
+_RUNNING, _STEPPING, _LISTENING, _PARKED = State.RUNNING, State.STEPPING, State.LISTENING, State.PARKED
+_DEFER, _LISTEN = Action.DEFER, Action.LISTEN
 
 
 _ANYWHERE: Final = {
@@ -160,8 +165,8 @@ def step(state: State, event: Input, debts: Debts) -> tuple[State, Action]:
         raise InternalError(f"a thread that is {state} cannot have {event}")
     if action in _ENDS:
         return _ENDS[action], action
-    if action is Action.DEFER:
-        return State.STEPPING, action
-    if action is Action.LISTEN:
+    if action is _DEFER:
+        return _STEPPING, action
+    if action is _LISTEN:
         return proceed(attrs.evolve(debts, group_stopped=True)), action
     return proceed(debts), action

@@ -75,11 +75,12 @@ class Crowd:
 
     def take(self) -> Iterator[Found]:
         """What was found, each once, whatever becomes of the one before."""
+        threads, words = self._threads, self._asked[:]
         while self.left:
-            at = len(self._threads) - self.left
+            at = len(threads) - self.left
             self.left -= 1
-            _, registers, status, queued = self._asked[_WORDS * at : _WORDS * (at + 1)]
-            yield self._threads[at], status & ~_CONSUMED, registers, queued
+            _, registers, status, queued = words[_WORDS * at : _WORDS * (at + 1)]
+            yield threads[at], status & ~_CONSUMED, registers, queued
 
     def _look_by_calls(self) -> None:
         misses = 0
