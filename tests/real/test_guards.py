@@ -234,6 +234,14 @@ def test_tracers_killed_anywhere(threads: int) -> None:
     assert (outcome.total("kills"), outcome.ok) == (16, True)
 
 
+def test_what_machine_code_does_for_the_tracer_is_at_points_too() -> None:
+    """Invariant: a tracer can be killed between any two of the calls that it makes for a crowd at once."""
+    outcome = kills.kill_tracers(2, 20, at="_by_calls")
+    assert outcome.complaints == []
+    assert outcome.ok
+    assert all("_by_calls" in name for name in outcome.by_point)
+
+
 def test_a_point_that_is_none_is_refused() -> None:
     """Invariant: bad input is said, in one line."""
     with pytest.raises(ubpx.UsageError, match="no point is named like 'nowhere'"):

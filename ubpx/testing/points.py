@@ -41,8 +41,15 @@ def watch(package: str, passing: Passing) -> None:
     for module in modules:
         for name in _PRIMITIVES & set(vars(module)):
             setattr(module, name, _point(getattr(module, name), name, names, passing))
+        if module.__name__.endswith(".machine_code"):  # then all is done by single calls, each of them a point
+            setattr(module, "_mprotect", _refuse)  # noqa: B010 - to mypy it is no attribute
         if module.__name__.endswith(".memory"):
             setattr(module, "os", _Os(passing))  # noqa: B010 - to mypy it is no attribute
+
+
+def _refuse(*_: object) -> int:
+    """As a policy of the system's does that lets no process have code of its own."""
+    return -1
 
 
 def _request_names(modules: list[ModuleType]) -> dict[int, str]:
