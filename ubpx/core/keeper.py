@@ -1,4 +1,9 @@
-"""Keeping threads stopped: holds, quiescing, and borrowing one stopped thread for a system call."""
+"""Keeping threads stopped: holds, quiescing, and borrowing one stopped thread for a system call.
+
+One page, although a long one: whoever wants a thread to stand, for whichever of these reasons, decides by the same few
+facts of it (held, wanted, quiesced), and it runs when none of them keeps it. Two pages would each need half of the
+other.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,8 @@
 """What the stateless layer says: analyses, patches, slots, steps. Values only.
 
 Everything that must be remembered between two calls is in one of these, and the caller
-keeps it; ubp itself remembers nothing (S7).
+keeps it; ubp itself remembers nothing (S7). One page, although a long one: it is nearly all signatures and docstrings,
+and whoever adds an architecture reads it as a whole.
 """
 
 import contextlib

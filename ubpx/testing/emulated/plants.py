@@ -3,6 +3,7 @@
 Each is told by what an instruction does, so that it is one on every such architecture that has the instruction.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,12 +17,12 @@ from ubpx.testing.plants import FaultAddress, Landing, Plant, Planted
 Change = Callable[[Outcome, ReadableRegisters, Memory], Outcome]
 
 
-class _Emulation(Planted):
+class _Emulation(Planted, ABC):
     """An architecture of which one emulation is wrong: what ``change`` makes of its outcome."""
 
+    @abstractmethod
     def change(self, analysis: InsnAnalysis, flow: Flow) -> Change | None:
         """What becomes of the outcome; None for an instruction that does not show the fault."""
-        raise NotImplementedError
 
     def emulator(self, analysis: InsnAnalysis) -> Emulator:
         """That of the one it wraps, and then the fault."""
