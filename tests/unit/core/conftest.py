@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -100,10 +100,14 @@ CODE = {
 
 
 def program() -> FakeMemory:
-    """Text of one page with CODE in it, nops between, and a stack of one page."""
-    text = bytearray(b"\x90" * 0x1000)
-    for address, code in CODE.items():
-        raw = bytes.fromhex(code)
+    """As ``memory_of`` makes it, with CODE."""
+    return memory_of({address: bytes.fromhex(code) for address, code in CODE.items()}, nop=b"\x90")
+
+
+def memory_of(code: Mapping[int, bytes], nop: bytes) -> FakeMemory:
+    """Text of one page with this code in it, nops between, and a stack of one page."""
+    text = bytearray(nop * (0x1000 // len(nop)))
+    for address, raw in code.items():
         text[address - TEXT : address - TEXT + len(raw)] = raw
     memory = FakeMemory()
     memory.map(TEXT, bytes(text), permissions="r-xp", path="/bin/program")
@@ -283,6 +287,21 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def make_world() -> type[World]:
     """For tests that need many of them; each must be closed."""
     return World
+
+
+def attached(make_world: type[World], name: str, memory: FakeMemory) -> Iterator[World]:
+    """A program of another architecture with two threads; left as it was."""
+    before = memory.image()
+    world = make_world(name, memory)
+    yield world.attach(101)
+    world.close()
+    assert memory.image() == before
+
+
+def strategy_of(lease: Lease) -> Strategy:
+    """Of its probepoint, which it has."""
+    assert lease.probepoint is not None
+    return lease.probepoint.strategy
 
 
 @pytest.fixture

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.core.conftest import PID, STACK, TEXT, World
+from tests.unit.core.conftest import PID, TEXT, World, attached, memory_of, strategy_of
 from ubpx._errors import ForeignTrap, InsnRefused, NotAnInstruction
-from ubpx.core.probepoints import Lease
 from ubpx.core.slots import ORIGIN_SIZE
 from ubpx.core.ubp.plans import Strategy
 from ubpx.core.values import VirtAddr
-from ubpx.testing import FakeMemory
 
 CALL, ADD, BRANCH, LITERAL, SEQUENCE, SVC, BRK = (TEXT + 32 * number for number in range(7))
 CODE = {
@@ -29,31 +27,11 @@ TRAP = b"\0\0\x20\xd4"
 SIGSEGV = 11
 
 
-def program() -> FakeMemory:
-    """Text with CODE in it and nops between, and a stack."""
-    text = bytearray(struct.pack("<I", 0xD503_201F) * 0x400)
-    for address, words in CODE.items():
-        text[address - TEXT : address - TEXT + 4 * len(words)] = struct.pack(f"<{len(words)}I", *words)
-    memory = FakeMemory()
-    memory.map(TEXT, bytes(text), permissions="r-xp", path="/bin/program")
-    memory.map(STACK, bytes(0x1000), permissions="rw-p", path="[stack]")
-    return memory
-
-
 @pytest.fixture
 def arm(make_world: type[World]) -> Iterator[World]:
     """Attached, with two threads; left as it was."""
-    memory = program()
-    before = memory.image()
-    made = make_world("aarch64", memory)
-    yield made.attach(101)
-    made.close()
-    assert memory.image() == before
-
-
-def strategy_of(lease: Lease) -> Strategy:
-    assert lease.probepoint is not None
-    return lease.probepoint.strategy
+    code = {address: struct.pack(f"<{len(words)}I", *words) for address, words in CODE.items()}
+    yield from attached(make_world, "aarch64", memory_of(code, nop=struct.pack("<I", 0xD503_201F)))
 
 
 def test_a_copy_within_reach_is_boosted(arm: World) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.core.conftest import PID, STACK, TEXT, World
+from tests.unit.core.conftest import PID, TEXT, World, attached, memory_of, strategy_of
 from ubpx._errors import InsnRefused, StrategyRefused
 from ubpx.core.events import Verdict
 from ubpx.core.hits import Hit
-from ubpx.core.probepoints import Lease
 from ubpx.core.ubp.plans import Strategy
 from ubpx.core.values import VirtAddr
 from ubpx.testing import FakeMemory
@@ -30,31 +29,14 @@ _TRAP_BRKPT = 1
 
 
 def program() -> FakeMemory:
-    """Text with CODE in it and c.nop between, and a stack."""
-    text = bytearray(b"\x01\0" * 0x800)
-    for address, code in CODE.items():
-        raw = bytes.fromhex(code)
-        text[address - TEXT : address - TEXT + len(raw)] = raw
-    memory = FakeMemory()
-    memory.map(TEXT, bytes(text), permissions="r-xp", path="/bin/program")
-    memory.map(STACK, bytes(0x1000), permissions="rw-p", path="[stack]")
-    return memory
+    """As ``memory_of`` makes it, with CODE and c.nop between."""
+    return memory_of({address: bytes.fromhex(code) for address, code in CODE.items()}, nop=b"\x01\0")
 
 
 @pytest.fixture
 def riscv(make_world: type[World]) -> Iterator[World]:
     """Attached, with two threads; left as it was."""
-    memory = program()
-    before = memory.image()
-    made = make_world("riscv64", memory)
-    yield made.attach(101)
-    made.close()
-    assert memory.image() == before
-
-
-def strategy_of(lease: Lease) -> Strategy:
-    assert lease.probepoint is not None
-    return lease.probepoint.strategy
+    yield from attached(make_world, "riscv64", program())
 
 
 @pytest.mark.parametrize("address", [LOAD, SHORT])
