@@ -30,6 +30,7 @@ from ubpx.core.ubp.aarch64_refusals import NOT_AN_INSTRUCTION, refusal
 from ubpx.core.ubp.aarch64_sequences import LONGEST_SEQUENCE, in_sequence
 from ubpx.core.ubp.aarch64_slots import SLOT_REACH, finish_step, make_slot, plan_step
 from ubpx.core.ubp.decode import CapstoneAarch64
+from ubpx.core.ubp.jumpless import Jumpless
 from ubpx.core.ubp.plans import Emulator, Flow, InsnAnalysis, Outcome, SlotCode, StepPlan, Strategy, TrapPatch
 from ubpx.core.values import Insn, ReadableRegisters, VirtAddr
 
@@ -71,7 +72,7 @@ _ARGUMENT_REGISTERS: Final = 8
 
 
 @attrs.frozen
-class Aarch64:
+class Aarch64(Jumpless):
     """See Architecture."""
 
     decoder: CapstoneAarch64 = attrs.field(factory=CapstoneAarch64)
@@ -100,7 +101,7 @@ class Aarch64:
     slot_reach: ClassVar[int] = SLOT_REACH
     has_single_step: ClassVar[bool] = True
     longest_sequence: ClassVar[int] = LONGEST_SEQUENCE
-    jump_size: ClassVar[int] = 0
+    no_jump: ClassVar[str] = _REASONS[Strategy.JUMP]
 
     def mistakable(self, memory: Memory, landing: VirtAddr) -> bool:  # noqa: ARG002 - the protocol's
         """See Architecture. A trap moves no PC, and one of ours may stand anywhere."""
@@ -157,18 +158,6 @@ class Aarch64:
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
         """See Architecture. Raises UsageError for what no slot can hold."""
         return make_slot(analysis, insn_class(_word_of(analysis)), slot)
-
-    def jump_target(self, code: bytes, address: VirtAddr) -> VirtAddr | None:  # noqa: ARG002 - the protocol's
-        """See Architecture. There is none."""
-        return None
-
-    def jump_targets(self, analysis: InsnAnalysis, following: bytes) -> range:  # noqa: ARG002 - the protocol's
-        """See Architecture. Raises InsnRefused."""
-        raise InsnRefused(analysis.insn.address, analysis.insn, _REASONS[Strategy.JUMP])
-
-    def jump(self, analysis: InsnAnalysis, target: VirtAddr, following: bytes) -> TrapPatch:  # noqa: ARG002
-        """See Architecture. Raises InsnRefused."""
-        raise InsnRefused(analysis.insn.address, analysis.insn, _REASONS[Strategy.JUMP])
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:  # noqa: ARG002
         """See Architecture. Raises UsageError for what no slot can hold."""

@@ -19,6 +19,7 @@ import attrs
 from ubpx._errors import InsnRefused, UsageError
 from ubpx.core.ports import Memory
 from ubpx.core.ubp.decode import RiscvDecoder
+from ubpx.core.ubp.jumpless import Jumpless
 from ubpx.core.ubp.plans import Emulator, Flow, InsnAnalysis, Outcome, SlotCode, StepPlan, Strategy, TrapPatch
 from ubpx.core.ubp.riscv64_emulation import EMULATED, make_emulator
 from ubpx.core.ubp.riscv64_encoding import LONGEST_INSN, PARCEL, REGISTERS, Encoding, length_of, parse
@@ -78,7 +79,7 @@ _NO_CHANGE: Final = Outcome(registers={})
 
 
 @attrs.frozen
-class RISCV64:
+class RISCV64(Jumpless):
     """See Architecture."""
 
     decoder: RiscvDecoder = attrs.field(factory=RiscvDecoder)
@@ -108,7 +109,7 @@ class RISCV64:
     slot_reach: ClassVar[int] = 1 << 20
     has_single_step: ClassVar[bool] = False
     longest_sequence: ClassVar[int] = LONGEST_SEQUENCE
-    jump_size: ClassVar[int] = 0
+    no_jump: ClassVar[str] = _NO_JUMP
 
     def mistakable(self, memory: Memory, landing: VirtAddr) -> bool:  # noqa: ARG002 - the protocol's
         """See Architecture. The PC stays at a trap, and a trap may be anywhere."""
@@ -157,18 +158,6 @@ class RISCV64:
     def slot_code(self, analysis: InsnAnalysis, slot: VirtAddr) -> SlotCode:
         """See Architecture. Raises UsageError for what no slot can hold (jumps, branches, auipc)."""
         return make_slot(analysis, slot)
-
-    def jump_target(self, code: bytes, address: VirtAddr) -> VirtAddr | None:  # noqa: ARG002 - the protocol's
-        """None: there are no jumps."""
-        return None
-
-    def jump_targets(self, analysis: InsnAnalysis, following: bytes) -> range:  # noqa: ARG002 - the protocol's
-        """Raises InsnRefused."""
-        raise InsnRefused(analysis.insn.address, analysis.insn, _NO_JUMP)
-
-    def jump(self, analysis: InsnAnalysis, target: VirtAddr, following: bytes) -> TrapPatch:  # noqa: ARG002
-        """Raises InsnRefused."""
-        raise InsnRefused(analysis.insn.address, analysis.insn, _NO_JUMP)
 
     def before_step(self, analysis: InsnAnalysis, slot: VirtAddr, regs: ReadableRegisters) -> StepPlan:  # noqa: ARG002
         """See Architecture. Raises UsageError in place, and for what no slot can hold."""
