@@ -200,7 +200,8 @@ class NotifyHooks:
         When: after the hit at which it failed once too often.
         Where: in the tracer thread; nothing is stopped for it.
         Arguments: ``name`` is the failed client's (it may be this one); ``reason`` is for people;
-            ``held_s`` is for how long its last handler ran, in seconds.
+            ``held_s`` is for how long its last handler ran, in seconds, up to a quarter of the deadline
+            too long; 0 if it was over before anybody looked.
         Returns: nothing.
         Raises: an exception is logged.
         Since: 0.1.

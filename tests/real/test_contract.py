@@ -244,13 +244,16 @@ def test_the_default_deadline_is_one_second() -> None:
 @pytest.mark.contract("failure-8")
 @pytest.mark.attach_alone("a broker does not wait for it to return")
 def test_handler_that_blocks_in_c_is_quarantined_when_it_returns(echo: Program) -> None:
-    """Invariant: one call that blocks past its deadline is enough, and the other clients go on."""
-    with ubpx.attach(echo.pid, deadline=0.05) as target:
+    """Invariant: one call that blocks past its deadline is enough; others are told for how long, and go on."""
+    witness = Witness()
+    with ubpx.attach(echo.pid, deadline=0.05, host=host_with(witness=witness), plugins=["witness"]) as target:
         blocks = target.client("blocks").probe("answer", lambda _: time.sleep(1.5))
         well = target.client("well").probe("answer", lambda _: None)
         assert echo.answer(1) == 2
         assert blocks.state is ubpx.LeaseState.QUARANTINED
         assert (blocks.hits, well.hits, well.state) == (1, 1, ubpx.LeaseState.ARMED)
+        ((told, _, held_s),) = witness.quarantined
+        assert (told, 1.5 <= held_s < 60) == ("witness", True)
         assert echo.answer(2) == 3
         assert (blocks.hits, well.hits) == (1, 2)
 

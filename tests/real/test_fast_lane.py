@@ -105,6 +105,34 @@ def test_probes_come_and_go_from_a_handler(alone: Program) -> None:
 
 
 @pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize("strategy", [None, "BOOST", "JUMP"])
+def test_a_place_goes_while_its_handler_runs(alone: Program, strategy: str | None) -> None:
+    """Invariant: a handler may give back other leases than its own, have them again, and ask what there is."""
+    with ubpx.attach(alone.pid) as target:
+        client, seen = target.client("one"), [0, 0]
+        other: list[ubpx.Lease] = []
+
+        def count(_hit: Any) -> None:
+            seen[1] += 1
+
+        def handler(_hit: Any) -> None:
+            seen[0] += 1
+            if seen[0] % 50 == 7:
+                other.pop().release()
+            elif seen[0] % 50 == 9:
+                other.append(client.probe("probed_b", count, strategy=strategy))
+            elif seen[0] % 50 == 20:
+                assert len(target.probepoints()) == 2
+
+        other.append(client.probe("probed_b", count, strategy=strategy))
+        client.probe("probed_a", handler, strategy=strategy)
+        assert alone.tell("g").number("calls") == 6 * TIMES
+        assert seen == [TIMES, TIMES - 2 * TIMES // 50]
+    assert changed_text(alone.pid) == []
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
 def test_a_hot_thread_is_held_and_left(alone: Program, eventually: Callable[..., bool]) -> None:
     """Invariant: what a handler's verdict, another thread and a detach want is done at once, and nothing stays."""
     with ubpx.attach(alone.pid) as target:

@@ -42,6 +42,10 @@ class Watchdog:
         self.alarmed = False
         """An alarm was raised, and not yet taken back."""
         self.alarmed_at = 0.0
+        self._seen: Any = None
+        """What was watched at the last look."""
+        self._began = 0.0
+        """When it was not watched yet."""
         self._lock: Final = threading.Lock()
         self._stop: Final = threading.Event()
         self._thread: threading.Thread | None = None
@@ -67,13 +71,21 @@ class Watchdog:
             self.alarmed = False
         return monotonic() - self.alarmed_at > GRACE_S
 
+    def ran_s(self, watched: Any) -> float:
+        """For how long a handler has run, now that it is over: by less than the time between two looks too long.
+
+        0.0 for one that no look has found.
+        """
+        return monotonic() - self._began if self._seen is watched else 0.0
+
     def _watch(self) -> None:
-        seen: Any = None
-        since = 0.0
+        since = looked = monotonic()
         while not self._stop.wait(self.deadline_s / _LOOKS_PER_DEADLINE):
             watched, now = self.watched, monotonic()
-            if watched is not seen:
-                seen, since = watched, now
+            before, looked = looked, now
+            if watched is not self._seen:
+                self._began, since = before, now
+                self._seen = watched
             elif watched is not None and now - since >= self.deadline_s:
                 self._alarm(watched, now - since)
 

@@ -6,7 +6,6 @@ method hands over to leasing, groups, watching, code probes or the keeper, and s
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -153,17 +152,16 @@ class TargetDesk(Teller):
         probes = sorted(self._leasing.requests.of(client), key=lambda each: each.age)
         return (*probes, *self._watching.of(client))
 
-    def _sweep(self, client: Client, held_s: float | None = None) -> None:
+    def _sweep(self, client: Client, held_s: float = 0.0) -> None:
         """The client is quarantined: take everything back and tell the others."""
         for heir in tuple(client.heirs):
-            heir.expel(client.reason, held_s=held_s or 0.0)
+            heir.expel(client.reason, held_s=held_s)
         self._sweep_leases(client, LeaseState.QUARANTINED)
-        held = time.monotonic() - self._coordinator.reception.serving_since if held_s is None else held_s
         self._herald.tell(
             "ubpx_client_quarantined",
             name=client.name,
             reason=client.reason,
-            held_s=max(held, 0.0),
+            held_s=held_s,
             only=lambda each: each is not client,
         )
 
@@ -302,17 +300,17 @@ class TargetDesk(Teller):
 
     # What the coordinator tells -----------------------------------------------------------
 
-    def handler_failed(self, lease: Lease, error: BaseException) -> None:
+    def handler_failed(self, lease: Lease, error: BaseException, ran_s: float) -> None:
         """An exception in a handler: three in a row quarantine its client, after the hit."""
         client = _client_of(lease)
         if client.failed(error, f"its handler at {lease.address or 0:#x}"):
-            self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
+            self._coordinator.reception.after_hit.append(lambda: self._sweep(client, ran_s))
 
-    def handler_blocked(self, lease: Lease) -> None:
+    def handler_blocked(self, lease: Lease, ran_s: float) -> None:
         """A handler blocked in C past its deadline, where nothing can interrupt it: quarantine, after the hit."""
         client = _client_of(lease)
         if client.quarantine(f"its handler at {lease.address or 0:#x} blocked past its deadline"):
-            self._coordinator.reception.after_hit.append(lambda: self._sweep(client))
+            self._coordinator.reception.after_hit.append(lambda: self._sweep(client, ran_s))
 
     def beget(self, child: TracedProcess) -> "TargetDesk | None":
         """The desk of a followed child, whose clients and leases are like these."""

@@ -48,6 +48,7 @@ class TracerThread:
         In the tracer thread itself it runs at once. Raises UsageError after ``close``.
         """
         if self.is_current:
+            self.coordinator.reception.note_request()
             return job()
         done: Future[T] = self.post(job)
         return done.result()

@@ -227,7 +227,9 @@ class Site(Protocol):
         ...
 
     def arrive(self, thread: TracedThread) -> bool:
-        """Run the handlers; True: continue the thread at once, False: the core has it."""
+        """Run the handlers. True: continue the thread at once, and all is as before: what ``sites`` has, which threads
+        there are. False: the core has it.
+        """
         ...
 
 

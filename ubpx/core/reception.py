@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import monotonic
 from typing import Final
 
 from ubpx._errors import MemoryFault, NotEmulated, SlotsExhausted
@@ -35,8 +34,6 @@ class HitReception:
     ) -> None:
         self.tracer = tracer
         self.serving: TracedThread | None = None
-        self.serving_since = 0.0
-        """When the handlers of the last hit began, by the monotonic clock, in seconds."""
         self.watchdog = Watchdog()
         self.after_hit: list[Callable[[], None]] = []
         self.armory: Final = Armory(self, keeper.map_area, keeper.protect)
@@ -48,21 +45,21 @@ class HitReception:
         keeper.serving = lambda: self.serving
         keeper.write_registers = self.write_registers
 
-    def handler_failed(self, lease: Lease, error: BaseException) -> None:
+    def handler_failed(self, lease: Lease, error: BaseException, ran_s: float) -> None:
         """A handler raised: its client alone pays."""
         lease.errors += 1
         for pid in self._pids_of(lease):
-            self._tracees.listeners[pid].handler_failed(lease, error)
+            self._tracees.listeners[pid].handler_failed(lease, error, ran_s)
 
     def handler_succeeded(self, lease: Lease) -> None:
         """A handler returned, after exceptions before."""
         lease.client.strikes = 0
 
-    def calm(self, lease: Lease) -> None:
+    def calm(self, lease: Lease, ran_s: float) -> None:
         """A handler overran, and has returned; one that was blocked in C is quarantined at once."""
         if self.watchdog.calm():
             for pid in self._pids_of(lease):
-                self._tracees.listeners[pid].handler_blocked(lease)
+                self._tracees.listeners[pid].handler_blocked(lease, ran_s)
 
     def look_at_text(self, space: AddressSpace, *, serve: bool = True) -> None:
         """Have it found out what the program has changed of what is probed; ``serve``: the program may be served."""
@@ -99,6 +96,11 @@ class HitReception:
             here = lease.probepoint is not None and lease.probepoint.space == space.identity
             if not process.silent and (here or lease in space.watches.leases()):
                 yield pid
+
+    def note_request(self) -> None:
+        """A handler asks for something that is done at once: whatever that changes is looked at after the hit."""
+        if self.serving is not None and not self.after_hit:
+            self.after_hit.append(_nothing)
 
     def conclude(self, port: TracedThread, site: Site, answers: list[Answer]) -> None:
         """After all handlers: verdicts, register writes, the step, and what was put off."""
@@ -144,7 +146,7 @@ class HitReception:
         points = space.watches.hit(registers)
         if thread.process.silent or not points or not self.tracer.fetch(port):
             return
-        before, self.serving, self.serving_since = self.serving, port, monotonic()
+        before, self.serving = self.serving, port
         leases = tuple(lease for point in points for lease in point.leases)
         for lease in leases:
             lease.hits += 1
@@ -266,3 +268,7 @@ class HitReception:
         space = thread.process.space
         registers = WordRegisters(thread.port.words, space.layout)
         thread.plan = space.architecture.before_step(analysis, slot, registers)
+
+
+def _nothing() -> None:
+    """That a hit is concluded is enough."""

@@ -1,7 +1,6 @@
 """What happens at a trap, prebuilt for the fast lane (see ``ports.Site``)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
 from typing import Any, Final, Protocol
 
 from ubpx._errors import InternalError, MemoryFault, NotEmulated, UsageError
@@ -28,15 +27,13 @@ class Reception(Protocol):
     tracer: Tracer
     serving: TracedThread | None
     """The thread whose handlers run now."""
-    serving_since: float
-    """When they began, monotonic seconds."""
     watchdog: Watchdog
     after_hit: list[Callable[[], None]]
     """What handlers asked for that takes effect after the hit."""
 
-    def handler_failed(self, lease: Lease, error: BaseException) -> None: ...
+    def handler_failed(self, lease: Lease, error: BaseException, ran_s: float) -> None: ...
     def handler_succeeded(self, lease: Lease) -> None: ...
-    def calm(self, lease: Lease) -> None: ...
+    def calm(self, lease: Lease, ran_s: float) -> None: ...
     def conclude(self, thread: TracedThread, site: Site, answers: list[Answer]) -> None: ...
     def entered(self, thread: TracedThread) -> None: ...
     def look_at_text(self, space: AddressSpace) -> None:
@@ -90,7 +87,10 @@ def run_handlers(
         try:
             for lease in waiting:
                 hit = Hit()  # a constructor of its own would cost as much again as all of this
-                hit._lease, hit._thread, hit._surroundings, hit._writes = lease, thread, space, None
+                hit._lease = lease
+                hit._thread = thread
+                hit._surroundings = space
+                hit._writes = None
                 watchdog.watched = hit
                 try:
                     answer = lease.handler(hit)
@@ -99,7 +99,7 @@ def run_handlers(
                         answer = _checked(answer, space)
                 except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
                     watchdog.watched = None
-                    reception.handler_failed(lease, error)
+                    reception.handler_failed(lease, error, watchdog.ran_s(hit))
                 else:
                     if lease.client.strikes:
                         reception.handler_succeeded(lease)
@@ -108,12 +108,12 @@ def run_handlers(
                         answers.append((lease, answer, hit._writes))
                 hit._thread = None
                 if watchdog.alarmed:
-                    reception.calm(lease)
+                    reception.calm(lease, watchdog.ran_s(hit))
         except HandlerOverran as late:  # the alarm came between two lines of ours
             watchdog.watched = None
-            reception.handler_failed(lease, late)
+            reception.handler_failed(lease, late, watchdog.ran_s(hit))
             hit._thread = None
-            reception.calm(lease)
+            reception.calm(lease, watchdog.ran_s(hit))
         else:
             return answers
 
@@ -268,7 +268,6 @@ class ProbeSite:
             self.unlanded.add(thread.tid)
         reception = self.reception
         before, reception.serving = reception.serving, thread  # a handler may have had the program served
-        reception.serving_since = monotonic()
         leases = self.leases
         for lease in leases:
             lease.hits += 1

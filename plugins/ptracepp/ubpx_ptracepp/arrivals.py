@@ -18,7 +18,7 @@ from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
 from ubpx_ptracepp.crowd.looking import AT_ONCE, MANY, OTHER, RUNS, UNKNOWN, Crowd
-from ubpx_ptracepp.lane.turning import UNEXPECTED, Turns
+from ubpx_ptracepp.lane.turning import CLOSELY, UNEXPECTED, Turns
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.placement import Post
 from ubpx_ptracepp.requests import (
@@ -134,39 +134,47 @@ class Arrivals(Stops):
     def _attend(self) -> _Stop | None:
         """Serve the only thread there is: the fast lane, for as long as it does nothing but arrive at sites.
 
-        The first stop that ``_gather`` has to take; None: the core has the thread, or there are others. Nobody starves
+        The first stop that ``_gather`` has to take; None: the core has the thread, or events wait. Nobody starves
         meanwhile: the kernel shows the doorbell and new tasks first. What ``_take_trap`` does is done here in the same
         order, but for consuming the stop: that would only show it again, to ``wait`` within a handler (see ``_left``).
         """
-        threads, queue = self._threads, self._queue
-        (thread,) = threads.values()
+        (thread,) = self._threads.values()
         if thread.trap_unblocked:
             return waitid(_ALL, 0, PEEK)
-        turns, words, sites = self._turns, thread.words, thread.sites
-        prepare, take, site_at = turns.prepare, turns.take, turns.site
-        turns.attend(thread)
-        go = 0
-        while len(threads) == 1 and not queue:
-            stops = thread.stops + 1
-            closely = not stops % _SELDOM
-            prepare(go, sites, expected=not closely)
-            go = 0
+        turns = self._turns
+        take, sites = turns.take, turns.sites
+        turns.attend(thread, _SELDOM)
+        while True:
             number = take()
             if number >= 0:
-                thread.stops = stops
+                thread.stops += 1
                 self._left = thread
-                if not site_at(number).arrive(thread):
-                    self._consume_left()
+                if sites[number].arrive(thread):  # so nothing is another than before
+                    continue
+                self._consume_left()
+                return None
+            self._left = None
+            if number <= CLOSELY:
+                if not self._serve_closely(thread, sites[CLOSELY - number]):
                     return None
-                self._left = None
-                go = thread.go
+                turns.attend(thread, _SELDOM)
                 continue
-            site = sites.get(words[RIP]) if number == UNEXPECTED and not closely else None
-            if site is None or not turns.expect(words[RIP], site):
+            reported = thread.words[RIP]
+            site = thread.sites.get(reported) if number == UNEXPECTED else None
+            if site is None or not turns.expect(reported, site):
                 return waitid(_ALL, 0, PEEK)
-        if go:
-            quick(go, thread.tid, 0, 0)
-        return None
+
+    def _serve_closely(self, thread: PtraceThread, site: Site) -> bool:
+        """What ``_take_trap`` does now and then; whether the thread was let go on, and no event waits."""
+        thread.stops += 1
+        self._left = thread
+        self._consume_left()
+        self._look_at_mask(thread, site)
+        self._post.note(_SELDOM, thread.tid)
+        goes_on = site.arrive(thread)
+        if goes_on:
+            quick(thread.go, thread.tid, 0, 0)
+        return goes_on and not self._queue
 
     def _consume_left(self) -> None:
         """The stop of the thread whose handlers run, if it is not consumed yet: it must not be seen again."""

@@ -225,7 +225,7 @@ class Stops(ThreadCommands):
             found = guard is not None and self._guards.repair(thread, guard)
         if site is not None:
             site.watchful = _FOR_GOOD if found else max(site.watchful - 1, 0)
-            express = site.certain and site.landing is not None and not site.watchful
+            express = site.landing is not None and not site.watchful
             site.landing_word = ctypes.c_ulong.from_param(site.landing) if express else None
 
     def _share(self, child: ProcessId, parent: ProcessId) -> None:

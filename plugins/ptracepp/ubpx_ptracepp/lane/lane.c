@@ -16,24 +16,29 @@
 #define MANY_PLACES 4
 #define OTHER (-1)             /* another stop, or none: it is left to be looked at */
 #define UNEXPECTED (-2)        /* the thread's own trap elsewhere: its registers are fetched */
+#define CLOSELY (-3)           /* and below: it has arrived at place CLOSELY - n, and is to be looked at more closely */
 #define PEEK (WEXITED | WSTOPPED | WNOWAIT | __WALL | __WNOTHREAD)
 #define RIP __builtin_offsetof(struct user_regs_struct, rip)
 #define REGISTERS (sizeof(struct user_regs_struct) / 8)
 #define FROM_KERNEL 0x80       /* SI_KERNEL */
 
+enum { PC, HAS_RUN, SIGNAL };  /* the PC; that the thread has run, else the next; what the kernel says of the signal */
+
 struct place {
     uint64_t reported;         /* the PC behind the trap */
     uint64_t landing;          /* where the thread goes on; 0: where it is */
-    uint64_t certain;          /* no: what the kernel says of the signal must be looked at */
+    uint64_t proof;            /* that it is the trap: one of the following */
 };
 
 struct turn {                  /* the second page */
-    uint64_t go;               /* the request that lets the thread run; 0: it runs */
+    uint64_t go;               /* the request that lets the thread run */
+    uint64_t stays;            /* no such request at the next turn: it runs, or its stop is to be seen once more */
+    uint64_t patience;         /* so many more arrivals until one that is to be looked at more closely */
     uint64_t tid;
     uint64_t registers;        /* where its struct user_regs_struct is to be */
     uint64_t count;            /* so many places are expected */
     struct place places[MANY_PLACES];
-    uint64_t arrived[REGISTERS]; /* its registers when it arrived last at a place that is not certain; 0: unknown */
+    uint64_t arrived[REGISTERS]; /* its registers when it arrived last where it has to have run; 0: unknown */
     siginfo_t stop, trap;
 };
 
@@ -48,7 +53,7 @@ __asm__(".section .head,\"ax\"\n"
         "\t.text\n");
 
 /* A thread that has run since it arrived last has other registers; one that has not may have been sent a signal. */
-static int is_breakpoint(const uint64_t *registers)
+static int has_run(const uint64_t *registers)
 {
     uint64_t others = 0, known = turn->arrived[RIP / 8];
 
@@ -56,7 +61,12 @@ static int is_breakpoint(const uint64_t *registers)
         others |= registers[at] ^ turn->arrived[at];
         turn->arrived[at] = registers[at];
     }
-    if (known && others)
+    return known && others;
+}
+
+static int is_breakpoint(uint64_t proof, const uint64_t *registers)
+{
+    if (proof == PC || (proof == HAS_RUN && has_run(registers)))
         return 1;
     turn->trap.si_code = 0;
     call(SYS_ptrace, PTRACE_GETSIGINFO, (long)turn->tid, 0, (long)&turn->trap);
@@ -69,8 +79,9 @@ __attribute__((used)) long take_turn(void)
     struct user_regs_struct *registers = (struct user_regs_struct *)turn->registers;
     long failed;
 
-    if (turn->go)
+    if (!turn->stays)
         call(SYS_ptrace, (long)turn->go, (long)turn->tid, 0, 0);
+    turn->stays = 0;
     do
         failed = call(SYS_waitid, P_ALL, 0, (long)&turn->stop, PEEK);
     while (failed == -4 /* EINTR */);
@@ -81,11 +92,11 @@ __attribute__((used)) long take_turn(void)
     call(SYS_ptrace, PTRACE_GETREGS, (long)turn->tid, 0, (long)registers);
     for (uint64_t number = 0; number < turn->count && number < MANY_PLACES; number++) {
         const struct place *place = &turn->places[number];
-        if (place->reported != registers->rip || !(place->certain || is_breakpoint((const uint64_t *)registers)))
+        if (place->reported != registers->rip || !is_breakpoint(place->proof, (const uint64_t *)registers))
             continue;
         if (place->landing)
             call(SYS_ptrace, PTRACE_POKEUSER, (long)turn->tid, RIP, (long)place->landing);
-        return (long)number;
+        return --turn->patience ? (long)number : CLOSELY - (long)number;
     }
     return UNEXPECTED;
 }

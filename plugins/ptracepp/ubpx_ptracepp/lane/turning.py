@@ -1,8 +1,8 @@
 """Turns of the fast lane (see lane.c), and the places where a thread is expected."""
 
 import ctypes
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from ubpx.core.ports import Site
 from ubpx.core.values import PAGE_SIZE
@@ -16,8 +16,12 @@ from ubpx_ptracepp.tasks import PtraceThread
 
 OTHER, UNEXPECTED = -1, -2
 """What a turn gives if the thread is at no place where it is expected: another stop, or a trap of its own elsewhere."""
-_GO, _TID, _REGISTERS, _COUNT, _PLACES = range(5)
+CLOSELY = -3
+"""What it gives for an arrival at place 0 that is to be looked at more closely; less by n for one at place n."""
+_GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = range(7)
 """Words of struct turn."""
+_PC, _HAS_RUN, _SIGNAL = range(3)
+"""What proves an arrival: that the thread has run since the last one is enough in a slot only."""
 _PLACE_WORDS: Final = 3
 _MANY_PLACES: Final = 4
 _ARRIVED: Final = _PLACES + _MANY_PLACES * _PLACE_WORDS
@@ -38,56 +42,57 @@ class Turns:
             ctypes.CFUNCTYPE(ctypes.c_long)(self._code.start) if self._code.runs else self._take_by_calls
         )
         """Let the thread go on, if it is to; wait for the next stop. The number of the place where it has arrived and
-        been sent on, or one of the above: that stop is still to be looked at. No stop is consumed.
+        been sent on, or one of the above. No stop is consumed; what is no arrival is still to be looked at.
         """
-        self._places: Final[list[tuple[int, Site, Any]]] = []
+        self.sites: Final[list[Site]] = []
+        """Of the places where it is expected, by number."""
+        self._reported: Final[list[int]] = []
+        """The PCs that their traps report."""
 
-    def attend(self, thread: PtraceThread) -> None:
-        """From now on it is this thread's turn; it is expected nowhere."""
-        self._fields[_TID] = thread.tid
-        self._fields[_REGISTERS] = ctypes.addressof(thread.buffer)
-        self._fields[_ARRIVED + RIP] = 0
-        self._places.clear()
+    def attend(self, thread: PtraceThread, patience: int) -> None:
+        """From now on it is this thread's turn; it is expected nowhere, and not to be let go on by the first turn.
 
-    def prepare(self, go: int, sites: Mapping[int, Site], *, expected: bool) -> None:
-        """Before a turn: the request that lets the thread go on, 0 if it runs; whether it is expected anywhere at all.
-
-        A place whose site is another by now, or needs a closer look, is none.
+        ``patience``: after so many arrivals it is to be looked at more closely.
         """
-        fields, places = self._fields, self._places
-        fields[_GO] = go
-        for reported, site, landing in places:
-            if sites.get(reported) is not site or site.landing_word is not landing or site.watchful:
-                places.clear()
-                break
-        fields[_COUNT] = len(places) if expected else 0
+        fields = self._fields
+        fields[_GO], fields[_PATIENCE] = thread.go, patience
+        fields[_TID] = thread.tid
+        fields[_REGISTERS] = ctypes.addressof(thread.buffer)
+        fields[_ARRIVED + RIP] = 0
+        fields[_STAYS] = 1
+        self._expect_nobody()
+
+    def _expect_nobody(self) -> None:
+        self.sites.clear()
+        self._reported.clear()
+        self._fields[_COUNT] = 0
 
     def expect(self, reported: int, site: Site) -> bool:
-        """Behind this trap from now on; False: what arrives there needs a closer look.
+        """Behind this trap from now on, and by the next turn where it stands; False: what arrives there needs a closer
+        look.
 
         So does what was not taken for an arrival though it is expected there.
         """
-        landing, places = site.landing_word, self._places
-        if site.watchful or (landing is None and not site.in_slot) or any(each[0] == reported for each in places):
+        if site.watchful or (site.landing is None and not site.in_slot) or reported in self._reported:
             return False
-        if len(places) == _MANY_PLACES:
-            places.clear()
-        at = _PLACES + len(places) * _PLACE_WORDS
-        going = site.landing if landing is not None else None
-        self._fields[at], self._fields[at + 1], self._fields[at + 2] = reported, going or 0, landing is not None
-        places.append((reported, site, landing))
+        if len(self.sites) == _MANY_PLACES:
+            self._expect_nobody()
+        fields, at = self._fields, _PLACES + len(self.sites) * _PLACE_WORDS
+        proof = _PC if site.certain else _HAS_RUN if site.in_slot else _SIGNAL
+        fields[at], fields[at + 1], fields[at + 2] = reported, site.landing or 0, proof
+        self.sites.append(site)
+        self._reported.append(reported)
+        fields[_COUNT] = len(self.sites)
+        fields[_STAYS] = 1
         return True
-
-    def site(self, number: int) -> Site:
-        """What is at a place."""
-        return self._places[number][1]
 
     def _take_by_calls(self) -> int:
         """As lane.c does."""
         fields = self._fields
         tid = fields[_TID]
-        if fields[_GO]:
+        if not fields[_STAYS]:
             quick(fields[_GO], tid, 0, 0)
+        fields[_STAYS] = 0
         stop = waitid(0, 0, PEEK)
         if stop is None or (stop[0], stop[3], stop[4]) != (tid, _SIGTRAP, _CLD_TRAPPED):
             return OTHER
@@ -96,12 +101,13 @@ class Turns:
         quick(PTRACE_GETREGS, tid, 0, ctypes.c_void_p(fields[_REGISTERS]))
         for number in range(fields[_COUNT]):
             at = _PLACES + number * _PLACE_WORDS
-            reported, landing, certain = fields[at : at + _PLACE_WORDS]
-            if reported != words[RIP] or not (certain or _is_breakpoint(tid)):
+            reported, landing, proof = fields[at : at + _PLACE_WORDS]
+            if reported != words[RIP] or not (proof == _PC or _is_breakpoint(tid)):
                 continue
             if landing:
                 quick(PTRACE_POKEUSER, tid, ctypes.c_long(RIP * 8), ctypes.c_ulong(landing))
-            return number
+            fields[_PATIENCE] -= 1
+            return number if fields[_PATIENCE] else CLOSELY - number
         return UNEXPECTED
 
 
