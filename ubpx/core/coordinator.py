@@ -44,7 +44,7 @@ class Coordinator:
             self.keeper, self._steps, tracer=tracer, tracees=self.tracees, move=self._move, entered=self._entered
         )
         self.armory: Final = self.reception.armory
-        self.jumps: Final = Jumps(tracer, self.tracees, self.keeper, self.reception)
+        self.jumps: Final = Jumps(tracer, self.tracees, self.keeper, self.armory, self.reception)
         self.batches: Final = Batches(
             self.reception, self.keeper.map_area, self.keeper.protect, self.jumps.take_out
         )  # fmt: skip

@@ -12,6 +12,7 @@ import attrs
 
 from ubpx._errors import InsnRefused, MemoryFault, SlotsExhausted, TargetGone
 from ubpx.core import arming
+from ubpx.core.boosts import Boosts, gains
 from ubpx.core.keeper import Keeper
 from ubpx.core.ports import Tracer
 from ubpx.core.probepoints import Probepoint
@@ -45,13 +46,16 @@ class _Plan:
 class Jumps:
     """Makes and takes out jumps in any of a session's spaces. Owned by the Coordinator."""
 
-    def __init__(self, tracer: Tracer, tracees: Tracees, keeper: Keeper, reception: Reception) -> None:
+    def __init__(
+        self, tracer: Tracer, tracees: Tracees, keeper: Keeper, armory: arming.Armory, reception: Reception
+    ) -> None:
         self.enabled = True
         """Whether probepoints that are hot get jumps by themselves."""
         self._tracer: Final = tracer
         self._tracees: Final = tracees
         self._keeper: Final = keeper
         self._reception: Final = reception
+        self._boosts: Final = Boosts(keeper, armory, reception)
 
     # Making -------------------------------------------------------------------------------
 
@@ -63,7 +67,8 @@ class Jumps:
             hot = [each for each in space.registry if _has_become_hot(each) and not _forced(each)]
             if hot and self._may(space):
                 with contextlib.suppress(TargetGone):  # its end follows
-                    self.make(space, hot[:_MOST_AT_ONCE])
+                    self.make(space, [each for each in hot if each.jumpless is None][:_MOST_AT_ONCE])
+                    self._boosts.make(space, [each for each in hot if each.jumpless is not None and gains(space, each)])
 
     def _may(self, space: AddressSpace) -> bool:
         """Not while somebody would run that cannot be stopped."""
@@ -228,13 +233,14 @@ class Jumps:
 
     def make_way(self, space: AddressSpace, address: VirtAddr, strategy: Strategy | None = None) -> None:
         """Before something is leased there; ``strategy``: that somebody insists on."""
-        if not space.registry.jumped:
-            return
-        near = [each for each in space.registry.jumps_near(range(address, address + 1)) if each.address != address]
-        self.take_out(space, near, "a neighbour is probed")
+        if space.registry.jumped:
+            near = [each for each in space.registry.jumps_near(range(address, address + 1)) if each.address != address]
+            self.take_out(space, near, "a neighbour is probed")
         here = space.registry.at(address)
         if here is not None and strategy not in (None, Strategy.JUMP):
             self.take_out(space, (here,))
+            if strategy is Strategy.EMULATE:
+                self._boosts.take_back(space, here)
 
     def clear(self, space: AddressSpace, addresses: range) -> None:
         """Before code is probed as a whole; the program may be served meanwhile. What is hot still may jump again."""
@@ -276,7 +282,7 @@ def _tail(jump: TrapPatch) -> list[tuple[VirtAddr, bytes]]:
 def _has_become_hot(probepoint: Probepoint) -> bool:
     hits = sum(lease.hits for lease in probepoint.leases)
     fresh, probepoint.seen_hits = hits - probepoint.seen_hits, hits
-    return fresh >= HOT and probepoint.jump is None and probepoint.jumpless is None
+    return fresh >= HOT and probepoint.jump is None
 
 
 def _forced(probepoint: Probepoint) -> bool:

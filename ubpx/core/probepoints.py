@@ -222,8 +222,8 @@ class Probepoint:
         self.address: Final = analysis.insn.address
         self.analysis: Final = analysis
         self.patch: Final = patch
-        self.armed_by: Final = strategy
-        """The strategy that it was armed with, and goes back to when its jump is taken out."""
+        self.armed_by = strategy
+        """How threads get past its trap; that they do again when its jump is taken out."""
         self.why = why
         """Why this strategy, for people."""
         self.slot_code = slot_code
