@@ -88,7 +88,7 @@ def test_memory_is_read_from_any_thread_while_hits_are_emulated(target_program: 
     program = target_program("hundred")
     wrong = 0
     with ubpx.attach(program.pid) as target:
-        lease = target.client("one").probe("warm", lambda _: None)
+        lease = target.client("one").probe("warm", lambda _: None, strategy="EMULATE")
         place = target.client("two").probe("hot", lambda _: None).address
         assert place is not None
         truth = target.memory.read(place, 16)[:8]

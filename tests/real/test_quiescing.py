@@ -57,13 +57,16 @@ def test_what_was_found_is_not_lost_with_who_wanted_it(target_program: StartProg
         assert request(PTRACE_SEIZE, thread.tid)
     try:
         assert crowd.ask(threads) == []
-        running, found = set(threads), []
+        running, found = set(threads), list[PtraceThread]()
         while running:
             crowd.look([each for each in threads if each in running])
-            while crowd.left:
+            before = -1
+            while len(found) > before:
+                assert crowd.left
+                before = len(found)
                 for thread, status, _, queued in crowd.take():
                     if status != RUNS:
-                        assert (status >> 8, queued) in {(INTERRUPTED, 0), (INTERRUPTED, UNKNOWN)}
+                        assert ((status & 0xFFFF_FFFF) >> 8, queued) in {(INTERRUPTED, 0), (INTERRUPTED, UNKNOWN)}
                         running.discard(thread)
                         found.append(thread)
                         break  # as an exception would

@@ -17,12 +17,11 @@ from ubpx.core.ports import Site
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
-from ubpx_ptracepp.crowd.looking import AT_ONCE, MANY, OTHER, RUNS, UNKNOWN, Crowd
+from ubpx_ptracepp.crowd.looking import AT_ONCE, MANY, OTHER, RUNS, STOOD, STOOD_IN_CALL, UNKNOWN, Crowd
 from ubpx_ptracepp.lane.turning import CLOSELY, UNEXPECTED, Turns
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.placement import Post
 from ubpx_ptracepp.requests import (
-    INTERRUPTED,
     PEEK,
     PTRACE_GETSIGINFO,
     PTRACE_INTERRUPT,
@@ -38,6 +37,7 @@ from ubpx_ptracepp.tasks import PtraceThread
 _SIGTRAP: Final = int(signal.SIGTRAP)
 _ALL: Final = os.P_ALL
 _CLD_TRAPPED: Final = os.CLD_TRAPPED
+_WAIT_STATUS: Final = 0xFFFF_FFFF
 _TRAP_STATUS: Final = _SIGTRAP << 8 | 0x7F
 _RIP_OFFSET: Final = ctypes.c_long.from_param(RIP * 8)
 _SI_CODE_WORD: Final = SI_CODE // 4
@@ -63,6 +63,8 @@ class Arrivals(Stops):
         """Threads that were asked to stop, and may have."""
         self._naps = 0
         """How often in a row none of them had."""
+        self._hurries = False
+        """Only the doorbell was looked at last."""
         self._turns: Final = Turns()
         self._crowd: Final = Crowd(self._answers)
         self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
@@ -94,7 +96,7 @@ class Arrivals(Stops):
         The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
         for one alone, which might be waiting for another that has stopped, too.
         """
-        asked, crowd = self._asked, self._crowd
+        asked, crowd, queue = self._asked, self._crowd, self._queue
         if not crowd.left:  # else the last time was interrupted
             if len(asked) < MANY:
                 asked.clear()
@@ -103,16 +105,19 @@ class Arrivals(Stops):
         for thread, status, fetched, queued in crowd.take():
             if status == RUNS:
                 asked.append(thread)
-            elif status >> 8 == INTERRUPTED and not thread.trap_unblocked:
+            elif status in (STOOD, STOOD_IN_CALL) and not thread.trap_unblocked:
                 thread.stops = stops = thread.stops + 1
                 if queued != UNKNOWN:
                     thread.queued = stops, queued
-                self._queue.append(self._interrupted(thread, fetched=fetched != 0))
-            elif status == OTHER:
-                self._take_other(thread)
+                if status == STOOD and thread.limit is None:
+                    thread.interrupted = False
+                    queue.append(thread.interruption)
+                else:
+                    queue.append(self._interrupted(thread, fetched=fetched != 0))
             else:
-                self._classify(thread.tid, thread, status)
-        if self._queue or self._batch:
+                self._take_other(thread, status)
+        crowd.left = False
+        if queue or self._batch:
             self._naps = 0
         elif self._naps == _MOST_NAPS or not asked:
             return False
@@ -185,16 +190,20 @@ class Arrivals(Stops):
                 self._classify(thread.tid, thread, status)
 
     def _gather(self, first: _Stop) -> None:
-        """Consume every stop there is, ``first`` first, before any thread goes on: so none starves."""
+        """Consume every stop there is, ``first`` first, before any thread goes on: so none starves.
+
+        A job does not wait for that, which takes long where threads are many; the job behind it does.
+        """
         threads, batch = self._threads, self._batch
         tid, _, _, number, code = first
         stop: tuple[int, int, int] | None = (tid, number, code)
+        self._hurries = not self._hurries and self._is_doorbell(tid)
         while stop is not None:
             self._take(stop)
             if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
                 return  # there is nobody else who could have stopped
-            if len(self._asked) >= MANY:
-                return  # they are found sooner one by one
+            if self._hurries or len(self._asked) >= MANY:
+                return  # else they are found sooner one by one
             stop = peek(self._answers)
 
     def _take(self, stop: tuple[int, int, int]) -> None:
@@ -261,9 +270,10 @@ class Arrivals(Stops):
 
     def _is_untraced_child(self, tid: int) -> bool:
         """A handler has started it, so that it is a child of this very thread."""
+        if tid in self._kept or self._is_doorbell(tid):
+            return False
         fields = procfs.status(tid)
-        ours = fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
-        return ours and tid not in self._kept and (self._doorbell is None or tid != self._doorbell.pid)
+        return fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
 
     def interrupt(self, thread: PtraceThread) -> None:
         """Ask it to stop."""
@@ -288,7 +298,10 @@ class Arrivals(Stops):
         for thread in failed:
             super().interrupt(thread)
 
-    def _take_other(self, thread: PtraceThread) -> None:
+    def _take_other(self, thread: PtraceThread, status: int) -> None:
+        if status != OTHER:  # killed between the look and its end, or with a mask that is to be set again
+            self._classify(thread.tid, thread, status & _WAIT_STATUS)
+            return
         stop = peek(self._answers, thread.tid)
         if stop is not None:
             self._take(stop)

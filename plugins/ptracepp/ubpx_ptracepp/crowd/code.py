@@ -4,16 +4,17 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "40a36a48da519f3ec603c6b1fb4d2589ce2e1e9db1f9e0db617821c77442483b"
+SOURCE: Final = "d31e2e0d2c10523617845b348557a157afcd62003334cd3c53d407ae32afc8d5"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {
     "x86_64": b85decode(
-        "=|%tm01qDk=>Px#06|nqiTOdiWdHyGzXw79097&VQ%H&PNIBho9Z8EZMKRJvF~Bj>Oo`wR1xblP5J>;UNrS;4>)u;kL0rQ@S4oNa"
-        "NxuL900031002Q&Ns0DBRY{4}K~zOC<W({4Q%HgAFa!VqNR31!ut<qSB#2Ep^bd_R0RR9@IqeUPD**riG4?UZNQ+b?h(Wps003c$"
-        "bR?WbF~GR@0002L0RR91iF72uNsBQ_iAfL-1xSg*NQJ-;h1viB0E2uazyJ?~&j0`bgM1{o1a%65d?d&PfB*n=2~CN45b3o5002pg"
-        "IY^CkB%DPt(nT@AxIF*>0J;GH06-4~NQJ-;j*<WX0E<K<oJor@zYG8X07!}2O^Z<oNDsQ`AxVir5V&Ok000jKNQJ<31~Jk}iBSkK"
-        "z)6cSNR3n^piGTaBrr&cL?ocN0RR91MKQp?2|@q>NWtJENQp!wsJLYS000jKNQ27%NQ3wXcO^`T)-lq*0RR91NIBSa7K;u^iTg<Z"
-        "!$^bffd9!!)8kAD+Uw;>iBT9x|HVmzc@O|}0x|7L|HMgy!650w{{R0-fy6Kb003KEL0myyL0&;$!v"
+        "=~w^&01qDk=>Px#06|qriTOdjWdHyGzXw7906|nmG2~T9iS<)4+eta>eI-eYF-0-bMKQoJ(oBiy4+Thr_yI|YK@doT+y6=b#7Tp}"
+        "AnVphiP&3RL0myy!$DU`iTO#1*FjcEz5oCK0096106|qnG3`NARWa>TNP+A)1ONa?jYK54NQrbLh)9V<B#=mpL?nnwImHi+VgUdE"
+        "Oga4zjadNz05SG4$w-S-B#=S62LJ$JiF72SMKQp*_W%F@zX1RM0Eu)Y$VrPaNr_1i4+Thx!$^g|4}}N;004u0B**{{g#7>j0E2ua"
+        "zyx&)fqW#;1%LnmbO}v~aS-X_0000<i#bS*bR?ujG15gbz_>jC006oH002M_1xSU!501b9004_bB&1D?Q3$^b0000;iP}kvF-Q-("
+        "=pjjoK@hlQ0000F1xSg*NQJ<36EV_B$3YnX|Ns9<iBSmYf&c&jNsB^IgZTV(2R;7%|NnIcNe{Yd5F$k}<Vk~icmR1`F~CWSF-VP6"
+        "B&bY{R3tb^i9{r*xB&nF07WstzX?JB07${$BS?uvB(S(;0000F1xSPV2X`Y(iPF9S0000;IoNa>iwa1I_elT4NQ3Ht|H(+x=Sd0t"
+        ">*Yy<%>PY^VHimN#YuyC5CC)nG3`nJ#Yuy~AnB0)|NlsV#5e>109#!_TtQtyUO`{O"
     ),
 }

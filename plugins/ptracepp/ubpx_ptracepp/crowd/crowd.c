@@ -17,12 +17,15 @@
 #define RUNS 0
 #define OTHER (1UL << 32)      /* something else: it is left to be looked at */
 #define CONSUMED (2UL << 32)   /* with a status, which could be 0 */
+#define AGAIN (4UL << 32)      /* with a status: its system call may have to be made to begin again (waiting.py) */
+#define EINTR_RESULT ((uint32_t)-4)
+#define RESTART_RESULT ((uint32_t)-514)
 
 struct asked {
     uint64_t tid;
     uint64_t registers;        /* where its struct user_regs_struct is to be; 0 behind a stop: they could not be had */
     uint64_t status;           /* as waitpid gives it, and CONSUMED, of a stop that was; or one of the above */
-    uint64_t queued;           /* behind a stop: the signals in its own queue, a bit for each; all bits: nobody knows */
+    uint64_t queued;           /* behind a stop outside a call: the signals in its own queue, a bit for each; all bits: nobody knows */
 };
 
 #include "system_call.h"
@@ -62,16 +65,29 @@ static void look_at(struct asked *thread)
     if (call(SYS_wait4, (long)thread->tid, (long)&status, WNOHANG | __WALL, 0) <= 0)
         return;
     thread->status = (unsigned)status | CONSUMED;
-    if (call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)thread->registers))
+    struct user_regs_struct *registers = (struct user_regs_struct *)thread->registers;
+    if (call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)registers)) {
         thread->registers = 0;
-    thread->queued = queued_for((long)thread->tid);
+        thread->queued = ~0UL;
+        return;
+    }
+    uint32_t result = (uint32_t)registers->rax;
+    if (result == EINTR_RESULT || result == RESTART_RESULT)
+        thread->status |= AGAIN;
+    /* In a system call a thread has no fault of its own instruction's but SIGSYS, which can wait. */
+    thread->queued = (long)registers->orig_rax < 0 ? queued_for((long)thread->tid) : 0;
 }
 
-/* The status of each is 0, or the kernel's error. */
-__attribute__((used)) void ask(struct asked *threads, long count)
+/* The status of each is 0, or the kernel's error; how many have one. */
+__attribute__((used)) long ask(struct asked *threads, long count)
 {
-    for (long at = 0; at < count; at++)
+    long failed = 0;
+
+    for (long at = 0; at < count; at++) {
         threads[at].status = (uint64_t)call(SYS_ptrace, PTRACE_INTERRUPT, (long)threads[at].tid, 0, 0);
+        failed += threads[at].status != 0;
+    }
+    return failed;
 }
 
 /* Until so many in a row run still. */
