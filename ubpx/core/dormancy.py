@@ -93,7 +93,7 @@ class GroupSleeper(Sleeper):
         """HEAD_SIZE bytes of code for each of them."""
         self.made: Final[dict[VirtAddr, DormantLease]] = {}
         self._keeping: Final = owner
-        self._spec_of: Final = spec_of
+        self.spec_of: Final = spec_of
         self._lock: Final = threading.Lock()
 
     @property
@@ -102,6 +102,11 @@ class GroupSleeper(Sleeper):
         return self.state is LeaseState.ARMED
 
     # Leases -------------------------------------------------------------------------------
+
+    def has(self, address: VirtAddr) -> bool:
+        """Whether it was dormant at first."""
+        at = bisect_left(self.addresses, address)
+        return at < len(self.addresses) and self.addresses[at] == address
 
     def lease_of(self, address: VirtAddr) -> DormantLease:
         """The place's lease; from any thread."""
@@ -128,7 +133,7 @@ class GroupSleeper(Sleeper):
                 self.made[address] = lease
 
     def _new(self, address: VirtAddr) -> DormantLease:
-        lease = self._keeping.new_lease(self, self._spec_of(address))
+        lease = self._keeping.new_lease(self, self.spec_of(address))
         lease.sleeper, lease.address, lease.state = self, address, self.state
         return lease
 
@@ -206,6 +211,32 @@ class DormantGroup(LeaseGroup):
     def release(self) -> None:
         """See ``LeaseGroup``."""
         self.client.release_all(self)
+
+    @property
+    def addresses(self) -> Sequence[VirtAddr]:
+        """See ``LeaseGroup``."""
+        return self._order
+
+    @property
+    def state(self) -> LeaseState:
+        """See ``LeaseGroup``."""
+        return self.sleeper.state
+
+    def made(self, address: VirtAddr) -> Lease | None:
+        """See ``LeaseGroup``."""
+        lease = self.awake.get(address) or self.sleeper.made.get(address)
+        return super().made(address) if lease is None and not self.sleeper.has(address) else lease
+
+    def spec_of(self, address: VirtAddr) -> str | None:
+        """See ``LeaseGroup``."""
+        lease = self.made(address)
+        return self.sleeper.spec_of(address) if lease is None else lease.spec
+
+    def at(self, addresses: Sequence[VirtAddr]) -> tuple[Lease, ...]:
+        """See ``LeaseGroup``."""
+        for address in addresses:
+            self.made(address)  # or raises
+        return self._all(addresses)
 
     def _lease(self, address: VirtAddr) -> Lease:
         return self.awake.get(address) or self.sleeper.lease_of(address)

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, overload
 
 import attrs
 
-from ubpx._errors import ProbepointBusy, StrategyRefused, UbpxError
+from ubpx._errors import ProbepointBusy, StrategyRefused, UbpxError, UsageError
 from ubpx.core.ports import Refusal
 from ubpx.core.ubp.plans import InsnAnalysis, SlotCode, Strategy, TrapPatch
 from ubpx.core.values import AddressSpaceId, VirtAddr
@@ -162,6 +162,33 @@ class LeaseGroup(Sequence[Lease]):
         self.refused: Final = tuple(refused)
         """What was left out because it cannot be probed."""
         self._leases: Final = tuple(leases)
+        self._by_address: Final = {VirtAddr(lease.address or 0): lease for lease in leases}
+
+    @property
+    def addresses(self) -> Sequence[VirtAddr]:
+        """Where they were given, in order."""
+        return tuple(self._by_address)
+
+    @property
+    def state(self) -> LeaseState:
+        """That of the leases that are not made yet: to index or iterate the group makes them."""
+        return LeaseState.ARMED
+
+    def made(self, address: VirtAddr) -> Lease | None:
+        """The lease that was given there, None if it is not made yet. Raises UsageError where none was given."""
+        try:
+            return self._by_address[address]
+        except KeyError:
+            raise _not_among(address) from None
+
+    def spec_of(self, address: VirtAddr) -> str | None:
+        """Of the lease that was given there. Raises UsageError where none was given."""
+        lease = self.made(address)
+        return None if lease is None else lease.spec
+
+    def at(self, addresses: Sequence[VirtAddr]) -> tuple[Lease, ...]:
+        """Those that were given there, made in one go. Raises UsageError where none was given."""
+        return tuple(lease for lease in map(self.made, addresses) if lease is not None)
 
     @property
     def hits(self) -> int:
@@ -195,6 +222,10 @@ class LeaseGroup(Sequence[Lease]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} leases of {self.client.name!r}: {self.hits} hits>"
+
+
+def _not_among(address: VirtAddr) -> UsageError:
+    return UsageError(f"the group has no lease at {address:#x}; its addresses say where it has some")
 
 
 class Probepoint:

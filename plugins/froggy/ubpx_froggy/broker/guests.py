@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final, TypeVar
 
@@ -13,11 +13,12 @@ from ubpx import Hold, NoSuchProcess, PermissionRefused, QuotaExceeded, Target, 
 from ubpx.core.ports import Memory
 from ubpx_froggy.broker.access import ROOT, Peer, Right, check_target
 from ubpx_froggy.broker.channel import Channel
+from ubpx_froggy.broker.entries import Entry, new_handle
 from ubpx_froggy.broker.hosted import Hosted
 from ubpx_froggy.broker.notices import Mailer, Notices
 from ubpx_froggy.broker.quotas import Quotas
-from ubpx_froggy.broker.seats import Entry, Seat, new_handle
-from ubpx_froggy.messages import Call, Handle, Hits
+from ubpx_froggy.broker.seats import Seat
+from ubpx_froggy.messages import Call, Handle, Hits, LeaseInfo
 
 Thing = TypeVar("Thing")
 _TRUST_S: Final = 0.1
@@ -297,20 +298,34 @@ class Guest:
     def entry(self, handle: Handle) -> Entry:
         """The lease that a handle names; raises UsageError."""
         for _, seat in tuple(self._seats.values()):
-            found = seat.entries.get(handle)
+            found = seat.entry(handle)
             if found is not None:
                 return found
         raise _unknown("lease")
 
+    def lease_info(self, handle: Handle) -> LeaseInfo:
+        """The same, told of: nothing is made for that."""
+        for _, seat in tuple(self._seats.values()):
+            found = seat.info(handle)
+            if found is not None:
+                return found
+        raise _unknown("lease")
+
+    def make(self, handles: Sequence[Handle]) -> None:
+        """What is to be made of the leases that handles name, in one go."""
+        for _, seat in tuple(self._seats.values()):
+            seat.make(handles)
+
     def check_probes(self, more: int) -> None:
         """Raises QuotaExceeded if so many leases more would be too many."""
         tables = [seat.entries for _, seat in tuple(self._seats.values())]
+        unmade = sum(seat.unmade for _, seat in tuple(self._seats.values()))
         total = sum(map(len, tables))
-        if total + more <= self.quotas.probes:
+        if total + unmade + more <= self.quotas.probes:
             return
         entries = [entry for table in tables for entry in tuple(table.values())]
         alive = sum(entry.lease is None or entry.is_alive for entry in entries)
-        if alive + more > self.quotas.probes:
+        if alive + unmade + more > self.quotas.probes:
             raise QuotaExceeded("probes", self.quotas.probes)
         if total - alive > _ENDED:
             raise QuotaExceeded("leases that have ended and were not released", _ENDED)

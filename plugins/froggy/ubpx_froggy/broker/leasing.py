@@ -5,8 +5,9 @@ from typing import Any
 
 from ubpx import Lease, LeaseGroup, UsageError
 from ubpx_froggy import messages as m
+from ubpx_froggy.broker.entries import Entry, EntryGroup
 from ubpx_froggy.broker.guests import Guest
-from ubpx_froggy.broker.seats import Entry, Seat
+from ubpx_froggy.broker.seats import Seat
 from ubpx_froggy.failures import as_failure
 
 
@@ -41,10 +42,10 @@ def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
     if call.mode == "sync":
         guest.check_channel("handlers in mode sync")
     guest.check_probes(1 if isinstance(call.places, str) else len(call.places))
-    dispatch = _Dispatch(seat, call.mode)
-    group = seat.client.probe_many(
+    group = EntryGroup(seat, call.mode, seat.priority if call.priority is None else call.priority)
+    leases = seat.client.probe_many(
         call.places,
-        dispatch,
+        group,
         once=call.once,
         strategy=call.strategy,
         exclusive=call.exclusive,
@@ -53,46 +54,20 @@ def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
         skip_refused=call.skip_refused,
     )
     try:
-        entries = [dispatch.entry(lease) for lease in group]  # some may have been hit, and have one
+        seat.groups[group.secret] = group
+        infos = group.grant(leases)
         guest.check_probes(0)
         guest.check_slots()
     except BaseException:
-        group.release()
-        dispatch.forget()
+        leases.release()
+        seat.groups.pop(group.secret, None)
+        group.take_back()
         raise
-    return m.GroupInfo([entry.info() for entry in entries], _refused(group))
+    return m.GroupInfo(infos, _refused(leases))
 
 
 def _refused(group: LeaseGroup) -> list[m.RefusalInfo]:
     return [m.RefusalInfo(refusal.name, as_failure(refusal.error)) for refusal in group.refused]
-
-
-class _Dispatch:
-    """The one handler of a group: finds, or makes, the entry of the lease that was hit."""
-
-    def __init__(self, seat: Seat, mode: str) -> None:
-        self._seat = seat
-        self._mode = mode
-        self._entries: dict[Lease, Entry] = {}
-        Entry(seat, "", mode=mode, persistent=False)  # an unknown mode is refused before anything is armed
-
-    def entry(self, lease: Lease) -> Entry:
-        """Of one of the group's leases. The first hit may come before the group is known."""
-        entry = self._entries.get(lease)
-        if entry is None:
-            made = Entry(self._seat, lease.spec or lease.address or 0, mode=self._mode, persistent=False)
-            made.lease = lease
-            entry = self._entries.setdefault(lease, made)
-            self._seat.entries[entry.handle] = entry
-        return entry
-
-    def forget(self) -> None:
-        """The group was not granted after all."""
-        for entry in self._entries.values():
-            self._seat.entries.pop(entry.handle, None)
-
-    def __call__(self, hit: Any) -> object:
-        return self.entry(hit.lease.original).handler(hit)
 
 
 def _new_entry(guest: Guest, seat: Seat, place: str | int, *, mode: str, persistent: bool) -> Entry:
@@ -122,17 +97,16 @@ def _left_behind(seat: Seat, call: m.Probe) -> Entry | None:
     """The persistent lease of this place that the client left when it was here before."""
     if not call.persistent:
         return None
-    for entry in seat.alive():
-        if entry.left and entry.place == call.place:
-            had, wanted = _options_of(entry, seat), _options_asked(call, seat)
-            if had != wanted:
-                raise UsageError(
-                    f"the persistent lease of {call.place!r} that was left has {had}, and not {wanted}; probe so, or "
-                    "release it first"
-                )
-            entry.left = False
-            return entry
-    return None
+    entry = seat.left_behind(call.place)
+    if entry is not None:
+        had, wanted = _options_of(entry, seat), _options_asked(call, seat)
+        if had != wanted:
+            raise UsageError(
+                f"the persistent lease of {call.place!r} that was left has {had}, and not {wanted}; probe so, or "
+                "release it first"
+            )
+        entry.left = False
+    return entry
 
 
 def _options_of(entry: Entry, seat: Seat) -> str:
@@ -148,6 +122,7 @@ def _options_asked(call: m.Probe, seat: Seat) -> str:
 
 def release(guest: Guest, handles: list[bytes]) -> list[m.LeaseInfo]:
     """End them; what they have counted."""
+    guest.make(handles)
     entries = [guest.entry(handle) for handle in handles]
     by_seat: dict[Seat, list[Entry]] = {}
     for entry in entries:
@@ -156,6 +131,6 @@ def release(guest: Guest, handles: list[bytes]) -> list[m.LeaseInfo]:
         seat.client.release_all([entry.lease for entry in some if entry.lease is not None])
     infos = [entry.info() for entry in entries]
     for entry in entries:
-        entry.seat.entries.pop(entry.handle, None)
+        entry.seat.forget(entry)
         guest.notices.forget(entry.handle)
     return infos

@@ -4,31 +4,23 @@ A seat outlives its connection while it has persistent leases; it is *absent* th
 """
 
 import contextlib
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from ubpx import Client, Hold, Lease, LeaseState, Target, UbpxError, UsageError, Verdict
+from ubpx import Client, Hold, Target, UbpxError, UsageError, Verdict
 from ubpx_froggy.broker.access import Peer
 from ubpx_froggy.broker.channel import Channel
-from ubpx_froggy.broker.handlers import HookCaller, NotifyHandler, SyncHandler, count, verdict_of
+from ubpx_froggy.broker.entries import Entry, EntryGroup, new_handle, secret_of
+from ubpx_froggy.broker.handlers import HookCaller, verdict_of
 from ubpx_froggy.broker.hooks import ATTACHED, hooks_object
 from ubpx_froggy.broker.notices import Notices
-from ubpx_froggy.failures import as_failure
-from ubpx_froggy.messages import Answer, Handle, LeaseInfo, Raised, WatchpointInfo
+from ubpx_froggy.messages import Answer, Handle, LeaseInfo, Raised
 
 STRIKES: Final = 3
 """As in an in-process client: so many exceptions in a row are one too many."""
 _ATTACHING_S: Final = 0.1
-_ALIVE: Final = (LeaseState.ARMED, LeaseState.PENDING)
-MODES: Final = ("sync", "notify", "count")
-
-
-def new_handle() -> Handle:
-    """What nobody can guess."""
-    return secrets.token_bytes(16)
 
 
 class Guest(Protocol):
@@ -59,64 +51,6 @@ class Guest(Protocol):
         ...
 
 
-class Entry:
-    """One lease of a remote client. Owned by its seat."""
-
-    __slots__ = ("handle", "handler", "late_errors", "lease", "left", "mode", "persistent", "place", "seat")
-
-    def __init__(self, seat: "Seat", place: str | int, *, mode: str, persistent: bool) -> None:
-        if mode not in MODES:
-            raise UsageError(f"mode={mode!r}; choose one of {', '.join(MODES)}")
-        self.seat: Final = seat
-        self.place: Final = place
-        self.mode: Final = mode
-        self.persistent: Final = persistent
-        self.handle = new_handle()
-        self.left = False
-        """Whether a former client has left it, and nobody has taken it up since."""
-        self.lease: Lease | None = None
-        """None until it is granted."""
-        self.late_errors = 0
-        """Exceptions in answers that were late: they are not in ``lease.errors``."""
-        self.handler: Callable[[Any], object] = count
-        if mode != "count":
-            self.handler = (SyncHandler if mode == "sync" else NotifyHandler)(seat, self)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it is armed or pending."""
-        return self.lease is not None and self.lease.state in _ALIVE
-
-    def described(self) -> str:
-        """Its handler, for people."""
-        lease = self.lease
-        return f"its handler at {lease.address or 0:#x}" if lease is not None else f"its handler of {self.place!r}"
-
-    def info(self) -> LeaseInfo:
-        """As it is now."""
-        lease = self.lease
-        if lease is None:
-            raise UsageError("the lease has not been granted yet; wait for the reply")
-        notices = self.seat.notices
-        return LeaseInfo(
-            lease=self.handle,
-            spec=lease.spec,
-            address=lease.address,
-            state=lease.state,
-            hits=lease.hits,
-            errors=lease.errors + self.late_errors,
-            dropped=notices.dropped(self.handle) if notices else 0,
-            mode=self.mode,
-            persistent=self.persistent,
-            priority=lease.priority,
-            exclusive=lease.exclusive,
-            forced=lease.forced,
-            obstacle=None if lease.obstacle is None else as_failure(lease.obstacle),
-            watchpoint=_watchpoint(lease),
-            family=[lease.family_hits, lease.family_errors + self.late_errors] if lease.family else [],
-        )
-
-
 def member_with(target: Target, tid: int) -> Target:
     """Of the target and its followed children the one whose thread it is; the target itself if it is nobody's."""
     for each in target.family:
@@ -124,14 +58,6 @@ def member_with(target: Target, tid: int) -> Target:
             if tid in each.threads():
                 return each
     return target
-
-
-def _watchpoint(lease: Lease) -> WatchpointInfo | None:
-    watchpoint = lease.watchpoint
-    if watchpoint is None:
-        return None
-    watched = watchpoint.watched
-    return WatchpointInfo(watched.address, watched.size, watched.access, list(watchpoint.clients))
 
 
 class Seat:
@@ -148,6 +74,9 @@ class Seat:
         self.handle = new_handle()
         self.guest: Guest | None = guest
         self.entries: Final[dict[Handle, Entry]] = {}
+        """Those of its leases that are made, by handle."""
+        self.groups: Final[dict[bytes, EntryGroup]] = {}
+        """By the secret that their handles have."""
         self.closing = False
         """Whether it is being given up just now; guarded by the hosted target's lock."""
         self.held_since: float | None = None
@@ -194,9 +123,54 @@ class Seat:
         guest = self.guest
         return guest.notices if guest is not None else None
 
+    # Its leases -----------------------------------------------------------------------------
+
     def alive(self) -> list[Entry]:
-        """Its leases that are armed or pending, the oldest first."""
+        """Those that are armed or pending, the oldest first."""
+        for group in tuple(self.groups.values()):
+            group.make_all()
+        return self._alive()
+
+    def _alive(self) -> list[Entry]:
+        """Those of them that are made."""
         return [entry for entry in tuple(self.entries.values()) if entry.is_alive]
+
+    def left_behind(self, place: str | int) -> Entry | None:
+        """The persistent one of this place that the client left when it was here before."""
+        return next((each for each in self._alive() if each.left and each.place == place), None)
+
+    @property
+    def unmade(self) -> int:
+        """How many are armed of which nothing is made."""
+        return sum(group.unmade for group in tuple(self.groups.values()))
+
+    def make(self, handles: Iterable[Handle]) -> None:
+        """What is to be made of those that handles name, in one go."""
+        by_secret: dict[bytes, list[Handle]] = {}
+        for handle in handles:
+            if handle not in self.entries and secret_of(handle) in self.groups:
+                by_secret.setdefault(secret_of(handle), []).append(handle)
+        for secret, several in by_secret.items():
+            self.groups[secret].make(several)
+
+    def entry(self, handle: Handle) -> Entry | None:
+        """The one that a handle names, made if it is not yet."""
+        if handle not in self.entries:
+            self.make((handle,))
+        return self.entries.get(handle)
+
+    def info(self, handle: Handle) -> LeaseInfo | None:
+        """The same, told of."""
+        entry, group = self.entries.get(handle), self.groups.get(secret_of(handle))
+        if entry is not None:
+            return entry.info()
+        return None if group is None else group.info(handle)
+
+    def forget(self, entry: Entry) -> None:
+        """It has ended, and its handle means nothing any more."""
+        self.entries.pop(entry.handle, None)
+        if entry.group is not None and entry.group.end(entry.handle):
+            self.groups.pop(entry.group.secret, None)
 
     # What its handlers do -------------------------------------------------------------------
 
@@ -318,20 +292,23 @@ class Seat:
 
         From a handler it ends after the hit, as in-process: what of that hit is still to come reaches the client.
         """
-        kept = [entry for entry in self.alive() if entry.persistent]
+        kept = [entry for entry in self._alive() if entry.persistent]
         if not kept:
             if self._client is not None:
                 with contextlib.suppress(UbpxError):
                     self._client.close()
             return False
         self.guest = None
-        others = [entry.lease for entry in self.alive() if not entry.persistent and entry.lease is not None]
+        others = [entry.lease for entry in self._alive() if not entry.persistent and entry.lease is not None]
         with contextlib.suppress(UbpxError):
             self.client.release_all(others)
+            for group in tuple(self.groups.values()):
+                group.release()
             for hold in self._target.holds():
                 if hold.owner == self.name:
                     hold.release()
         self._catch(())
+        self.groups.clear()
         self.entries.clear()
         self.entries.update({entry.handle: entry for entry in kept})
         return True

@@ -13,11 +13,11 @@ from typing import Final
 from ubpx_froggy.broker.access import ROOT, Peer
 from ubpx_froggy.broker.channel import PATIENCE_S, Channel
 from ubpx_froggy.broker.connection import Connection
+from ubpx_froggy.broker.entries import new_handle
 from ubpx_froggy.broker.guests import Guest
 from ubpx_froggy.broker.host import Host
 from ubpx_froggy.broker.notices import Mailer
 from ubpx_froggy.broker.quotas import Quotas
-from ubpx_froggy.broker.seats import new_handle
 from ubpx_froggy.broker.service import Service
 from ubpx_froggy.messages import Handle
 

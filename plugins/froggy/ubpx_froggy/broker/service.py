@@ -58,7 +58,7 @@ class Service:
             m.ProbeMany: self._probe_many,
             m.Watch: lambda guest, call: leasing.watch(guest, guest.seat(call.client, Right.CHANGE)[1], call),
             m.Leases: self._leases,
-            m.ReadLeases: lambda guest, call: [guest.entry(each).info() for each in call.leases],
+            m.ReadLeases: lambda guest, call: [guest.lease_info(each) for each in call.leases],
             m.Release: lambda guest, call: leasing.release(guest, call.leases),
             m.TakeHold: self._take_hold,
             m.ReleaseHold: self._release_hold,
