@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 Handle = bytes
-"""What a broker gives out for a target, client, lease or hold: 16 random bytes, good on one connection alone."""
+"""What a broker gives out for a target, client, lease or hold: 16 bytes that nobody can guess, good on one
+connection alone."""
 
 Registers = dict[str, int]
 """By name, unsigned 64-bit values."""
