@@ -15,6 +15,7 @@ import ubpx
 from tests.real.conftest import ROOT, changed_text, stopped_or_traced
 from ubpx_ptracepp import arrivals
 from ubpx_ptracepp.lane.turning import Turns
+from ubpx_ptracepp.stops import SELDOM, Stops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,34 @@ def test_probes_come_and_go_from_a_handler(alone: Program) -> None:
         assert alone.tell("g").number("calls") == 6 * TIMES
         assert (lease.hits, len(others)) == (TIMES, TIMES // 100)
     assert changed_text(alone.pid) == []
+    assert alone.tell("q").wait() == 0
+
+
+@pytest.mark.usefixtures("turns")
+def test_a_thread_that_stops_for_other_things_as_well_is_looked_at_as_often(
+    alone: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: the mask of a thread is looked at after so many arrivals, however many of them come in a row."""
+    looked: list[int] = []
+    look = Stops._look_at_mask
+
+    def looking(self: Any, thread: Any, site: Any) -> None:
+        looked.append(thread.tid)
+        look(self, thread, site)
+
+    with ubpx.attach(alone.pid) as target:
+        client = target.client("one")
+
+        def handler(_hit: Any) -> None:
+            if lease.hits % 20 == 0:
+                target.probepoints()  # so that the hit ends the long way
+            if lease.hits % 21 == 0:
+                client.leases  # noqa: B018 - the same
+
+        lease = client.probe("probed_a", handler)
+        monkeypatch.setattr(Stops, "_look_at_mask", looking)
+        assert alone.tell("g").number("calls") == 6 * TIMES
+    assert len(looked) >= TIMES // SELDOM // 2
     assert alone.tell("q").wait() == 0
 
 

@@ -108,6 +108,18 @@ def test_hot_threads_are_held_again_and_again(target_program: StartProgram, stra
     assert program.tell("q").wait() == 0
 
 
+def test_a_step_over_a_call_that_waits_is_over_before_the_thread_is_left(target_program: StartProgram) -> None:
+    """Invariant: the trap that the kernel queues at the call's end is taken, for one of many, too."""
+    program = target_program("crowd", MANY + 4, flags=("-DFUNCTIONS=100",))
+    with ubpx.attach(program.pid) as target:
+        client = target.client("one")
+        for tid in [each for each in target.threads() if each != program.pid][:3]:
+            client.hold(tid)
+            client.step(tid)
+    assert stopped_or_traced(program.pid) == {}
+    assert program.tell("q\n").wait() == 0
+
+
 def test_what_has_come_first_is_told(target_program: StartProgram) -> None:
     """Invariant: a signal that one of many has stopped for when it is asked to stop is asked about, and goes on."""
     program = target_program("patience", 20, 60)

@@ -97,7 +97,7 @@ def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strateg
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("sort", ["blocked", "ignored"])
+@pytest.mark.parametrize("sort", ["blocked", "alone", "ignored"])
 @pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
 def test_blocked_and_ignored_sigtrap_stay_so(target_program: StartProgram, sort: str, strategy: ubpx.Strategy) -> None:
     """Invariant: a thread that blocks or ignores SIGTRAP does so afterwards, and its handler is still its own.

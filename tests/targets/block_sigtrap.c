@@ -1,5 +1,5 @@
 /* block_sigtrap SORT THREADS CALLS: threads call a probed function while SIGTRAP is blocked
- * with all other signals ("blocked"), or ignored ("ignored"). Masks and dispositions must be
+ * with all other signals ("blocked") or alone ("alone"), or ignored ("ignored"). Masks and dispositions must be
  * what they were in the end; a handler of the program's own works all the time.
  * Protocol: "ready", byte, "calls=N", byte, exit 0. */
 #include "hot_functions.h"
@@ -7,7 +7,7 @@
 
 static const struct probed *probed;
 static long calls_each;
-static bool blocks;
+static bool blocks, alone;
 static atomic_ulong calls;
 static pthread_barrier_t gate;
 static volatile sig_atomic_t own_traps;
@@ -33,9 +33,10 @@ static void *caller(void *index)
 {
     sigset_t own;
     if (blocks) {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, NULL);
+        sigset_t wanted;
+        (alone ? sigemptyset : sigfillset)(&wanted);
+        sigaddset(&wanted, SIGTRAP);
+        pthread_sigmask(SIG_SETMASK, &wanted, NULL);
     }
     pthread_sigmask(SIG_BLOCK, NULL, &own);
     pthread_barrier_wait(&gate);
@@ -50,11 +51,11 @@ static void *caller(void *index)
 }
 
 /* Whether it works; and, once nobody traces us, whether it is ours: until then it leads to ours by way of a guard. */
-static void check_disposition(const struct sigaction *installed, bool alone)
+static void check_disposition(const struct sigaction *installed, bool untraced)
 {
     struct sigaction action;
     sigaction(SIGTRAP, NULL, &action);
-    if (!alone)
+    if (!untraced)
         action = *installed;
     if (action.sa_sigaction != installed->sa_sigaction || action.sa_flags != installed->sa_flags)
         give_up(BAD_RESULT, "SIGTRAP's disposition is no longer the program's");
@@ -69,10 +70,11 @@ static void check_disposition(const struct sigaction *installed, bool alone)
 int main(int argc, char **argv)
 {
     if (argc != 4)
-        give_up(2, "usage: block_sigtrap blocked|ignored THREADS CALLS");
+        give_up(2, "usage: block_sigtrap blocked|alone|ignored THREADS CALLS");
     limit_life();
     probed = find_probed("probed_lea");
-    blocks = strcmp(argv[1], "blocked") == 0;
+    alone = strcmp(argv[1], "alone") == 0;
+    blocks = alone || strcmp(argv[1], "blocked") == 0;
     long threads = number(argv[2]);
     calls_each = number(argv[3]);
     struct sigaction installed = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_RESTART};

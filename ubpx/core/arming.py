@@ -151,8 +151,9 @@ def sites_of(space: AddressSpace, probepoint: Probepoint) -> Iterator[ProbeSite]
     code = probepoint.slot_code
     for pc in (probepoint.patch.reported_pc, code.entered if code is not None else None):
         site = space.sites.get(pc) if pc is not None else None
-        if isinstance(site, ProbeSite) and site.probepoint is probepoint:
+        while isinstance(site, ProbeSite) and site.probepoint is probepoint:
             yield site
+            site = site.former
 
 
 class Armory:

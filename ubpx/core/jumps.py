@@ -55,7 +55,7 @@ class Jumps:
         self._tracees: Final = tracees
         self._keeper: Final = keeper
         self._reception: Final = reception
-        self._boosts: Final = Boosts(keeper, armory, reception)
+        self._boosts: Final = Boosts(armory, reception)
 
     # Making -------------------------------------------------------------------------------
 
@@ -68,7 +68,9 @@ class Jumps:
             if hot and self._may(space):
                 with contextlib.suppress(TargetGone):  # its end follows
                     self.make(space, [each for each in hot if each.jumpless is None][:_MOST_AT_ONCE])
-                    self._boosts.make(space, [each for each in hot if each.jumpless is not None and gains(space, each)])
+                    emulated = [each for each in hot if each.jumpless is not None and gains(space, each)]
+                    for each in emulated[:_MOST_AT_ONCE]:
+                        self._boosts.make(space, each)
 
     def _may(self, space: AddressSpace) -> bool:
         """Not while somebody would run that cannot be stopped."""

@@ -115,6 +115,7 @@ class Leasing:
         space, registry = process.space, process.space.registry
         space.dormant.wake(place.address)
         self._settle(process, (place.address,))
+        registry.check(place.address, exclusive=request.exclusive, strategy=None)
         self._coordinator.jumps.make_way(space, place.address, request.strategy)
         registry.check(place.address, exclusive=request.exclusive, strategy=request.strategy)
         fresh = registry.at(place.address) is None
@@ -193,6 +194,8 @@ class Leasing:
         for address in found.places:
             space.dormant.wake(address)
         self._settle(process, found.places)
+        for address in found.places:
+            registry.check(address, exclusive=request.exclusive, strategy=None)
         for address in found.places:
             self._coordinator.jumps.make_way(space, address, request.strategy)
             registry.check(address, exclusive=request.exclusive, strategy=request.strategy)

@@ -236,7 +236,7 @@ class Probepoint:
     """
 
     __slots__ = ("_leases", "address", "analysis", "armed_by", "jump", "jumpless", "patch", "relied_on", "seen_hits",
-                 "slot_code", "space", "told", "why")  # fmt: skip
+                 "slot_code", "slotless", "space", "told", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -263,6 +263,8 @@ class Probepoint:
         """The jump that stands in place of its trap."""
         self.jumpless: str | None = None
         """Why it gets none, if that was found."""
+        self.slotless: str | None = None
+        """Why it gets no slot though it is hot, if that was found."""
         self.seen_hits = 0
         """Hits of its leases when it was last looked whether it should have a jump."""
         self.told = False

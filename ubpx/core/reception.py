@@ -34,6 +34,7 @@ class HitReception:
     ) -> None:
         self.tracer = tracer
         self.serving: TracedThread | None = None
+        self.requests = 0
         self.watchdog = Watchdog()
         self.after_hit: list[Callable[[], None]] = []
         self.armory: Final = Armory(self, keeper.map_area, keeper.protect)
@@ -98,9 +99,8 @@ class HitReception:
                 yield pid
 
     def note_request(self) -> None:
-        """A handler asks for something that is done at once: whatever that changes is looked at after the hit."""
-        if self.serving is not None and not self.after_hit:
-            self.after_hit.append(_nothing)
+        """Something is asked for in the tracer thread, by a handler say, and done at once: it may change anything."""
+        self.requests += 1
 
     def conclude(self, port: TracedThread, site: Site, answers: list[Answer]) -> None:
         """After all handlers: verdicts, register writes, the step, and what was put off."""
@@ -268,7 +268,3 @@ class HitReception:
         space = thread.process.space
         registers = WordRegisters(thread.port.words, space.layout)
         thread.plan = space.architecture.before_step(analysis, slot, registers)
-
-
-def _nothing() -> None:
-    """That a hit is concluded is enough."""

@@ -28,6 +28,8 @@ class Reception(Protocol):
     serving: TracedThread | None
     """The thread whose handlers run now."""
     watchdog: Watchdog
+    requests: int
+    """So often a handler has asked for something that was done at once."""
     after_hit: list[Callable[[], None]]
     """What handlers asked for that takes effect after the hit."""
 
@@ -133,7 +135,7 @@ class ProbeSite:
     """
 
     __slots__ = ("_address", "_emulates", "_emulator", "_heeds_steps", "_overwritten", "_own_trap_bit",
-                 "_own_trap_place", "_pc", "_steps", "certain", "landing", "landing_word", "leases", "onward",
+                 "_own_trap_place", "_pc", "_steps", "certain", "former", "landing", "landing_word", "leases", "onward",
                  "probepoint", "reception", "space", "turned_back", "unlanded", "wary", "watchful")  # fmt: skip
     in_slot = False
 
@@ -163,6 +165,8 @@ class ProbeSite:
         self.landing_word: Any = None
         self.watchful = 3
         self.leases: tuple[Lease, ...] = ()
+        self.former: ProbeSite | None = None
+        """The one whose place it took: a thread may have run into the trap before, whose handlers have not run yet."""
         self.unlanded: set[int] = set()
         """Threads whose instruction could not be emulated: they need the slot for this one hit."""
         self._overwritten: dict[int, tuple[VirtAddr, bytes]] = {}
@@ -267,13 +271,15 @@ class ProbeSite:
         if self._heeds_steps and words[self._own_trap_place] & self._own_trap_bit:
             self.unlanded.add(thread.tid)
         reception = self.reception
-        before, reception.serving = reception.serving, thread  # a handler may have had the program served
+        requests, before = reception.requests, reception.serving  # a handler may have had the program served
+        reception.serving = thread
         leases = self.leases
         for lease in leases:
             lease.hits += 1
         answers = run_handlers(leases, thread, self.space, reception)
         reception.serving = before
-        if answers is None and not (self._steps or thread.held or reception.after_hit or self.unlanded):
+        asked = reception.requests != requests
+        if answers is None and not (self._steps or thread.held or asked or reception.after_hit or self.unlanded):
             return True
         reception.conclude(thread, self, answers or [])
         return False

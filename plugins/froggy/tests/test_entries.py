@@ -29,6 +29,11 @@ class Asleep(LeaseGroup):
         self.known: dict[int, Lease] = {}
 
     addresses = tuple(map(VirtAddr, ADDRESSES))
+    lost = False
+
+    @property
+    def state(self) -> LeaseState:
+        return LeaseState.LOST if self.lost else LeaseState.ARMED
 
     def __len__(self) -> int:
         return len(ADDRESSES)
@@ -133,15 +138,30 @@ def test_handles_mean_nothing_once_their_leases_have_ended(seat: Seat, group: En
     assert seat.groups == {}
 
 
-@pytest.mark.parametrize("forged", ["address", "short", "long", "empty"])
+@pytest.mark.parametrize("forged", ["address", "short", "long", "huge", "empty"])
 def test_a_handle_that_was_not_given_out_means_nothing(
     seat: Seat, group: EntryGroup, asleep: Asleep, forged: str
 ) -> None:
     handle = group.grant(asleep)[0].lease
-    wrong = {"address": handle[:8] + bytes(8), "short": handle[:9], "long": handle + b"\0", "empty": b""}[forged]
+    wrong = {
+        "address": handle[:8] + bytes(8),
+        "short": handle[:9],
+        "long": handle + b"\0",
+        "huge": handle[:8] + b"\xff" * 9,
+        "empty": b"",
+    }[forged]
     assert (seat.entry(wrong), seat.info(wrong), seat.entries) == (None, None, {})
 
 
 def test_all_are_made_for_who_lists_them(seat: Seat, group: EntryGroup, asleep: Asleep) -> None:
     infos = group.grant(asleep)
     assert [entry.handle for entry in seat.alive()] == [each.lease for each in infos]
+
+
+def test_leases_that_an_exec_has_moved_count_on(group: EntryGroup, asleep: Asleep) -> None:
+    """Invariant: what is alive counts against the quota, also once its group sleeps no more."""
+    group.grant(asleep)
+    for lease in asleep.at(asleep.addresses[:2]):
+        lease.state = LeaseState.PENDING
+    asleep.lost = True
+    assert group.unmade == 2

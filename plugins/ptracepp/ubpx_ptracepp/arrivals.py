@@ -31,7 +31,7 @@ from ubpx_ptracepp.requests import (
     reap,
     swift,
 )
-from ubpx_ptracepp.stops import Stops
+from ubpx_ptracepp.stops import SELDOM, Stops
 from ubpx_ptracepp.tasks import PtraceThread
 
 _SIGTRAP: Final = int(signal.SIGTRAP)
@@ -44,8 +44,6 @@ _SI_CODE_WORD: Final = SI_CODE // 4
 _SI_KERNEL: Final = 0x80
 _Stop = tuple[int, int, int, int, int]
 """As waitid gives it: who, of which user, by SIGCHLD, with which signal or status, and how (CLD_*)."""
-_SELDOM: Final = 64
-"""After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
 _STOPS_IN_S: Final = 3e-6
 """After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
 _LONGEST_NAP_S: Final = 1e-3
@@ -107,7 +105,7 @@ class Arrivals(Stops):
                 asked.append(thread)
             elif status in (STOOD, STOOD_IN_CALL) and not thread.trap_unblocked:
                 thread.stops = stops = thread.stops + 1
-                if queued != UNKNOWN:
+                if queued != UNKNOWN and not (thread.stepping or thread.watching):
                     thread.queued = stops, queued
                 if status == STOOD and thread.limit is None:
                     thread.interrupted = False
@@ -148,7 +146,7 @@ class Arrivals(Stops):
             return waitid(_ALL, 0, PEEK)
         turns = self._turns
         take, sites = turns.take, turns.sites
-        turns.attend(thread, _SELDOM)
+        turns.attend(thread, SELDOM)
         while True:
             number = take()
             if number >= 0:
@@ -162,7 +160,7 @@ class Arrivals(Stops):
             if number <= CLOSELY:
                 if not self._serve_closely(thread, sites[CLOSELY - number]):
                     return None
-                turns.attend(thread, _SELDOM)
+                turns.attend(thread, SELDOM)
                 continue
             reported = thread.words[RIP]
             site = thread.sites.get(reported) if number == UNEXPECTED else None
@@ -174,8 +172,10 @@ class Arrivals(Stops):
         thread.stops += 1
         self._left = thread
         self._consume_left()
+        if self._queue:  # killed meanwhile
+            return False
         self._look_at_mask(thread, site)
-        self._post.note(_SELDOM, thread.tid)
+        self._post.note(SELDOM, thread.tid)
         goes_on = site.arrive(thread)
         if goes_on:
             quick(thread.go, thread.tid, 0, 0)
@@ -200,7 +200,7 @@ class Arrivals(Stops):
         self._hurries = not self._hurries and self._is_doorbell(tid)
         while stop is not None:
             self._take(stop)
-            if batch and len(batch) == len(threads) and batch[-1][0].stops % _SELDOM:
+            if batch and len(batch) == len(threads) and batch[-1][0].stops % SELDOM:
                 return  # there is nobody else who could have stopped
             if self._hurries or len(self._asked) >= MANY:
                 return  # else they are found sooner one by one
@@ -238,10 +238,10 @@ class Arrivals(Stops):
             thread.stops = stops = thread.stops + 1
             if thread.trap_unblocked:
                 self.block_trap_again(thread)
-            if site.watchful or not stops % _SELDOM:
+            if site.watchful or not stops % SELDOM:
                 self._look_at_mask(thread, site)
-            if not stops % _SELDOM:
-                self._post.note(_SELDOM, tid)
+            if not stops % SELDOM:
+                self._post.note(SELDOM, tid)
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
             self._classify(tid, thread, status)

@@ -51,7 +51,9 @@ class ThreadCommands:
     def __init__(self) -> None:
         self._answers: Final = Answers()
         self._left: PtraceThread | None = None
-        """The thread whose handlers run while its stop is not consumed (see ``Arrivals``)."""
+        """The thread whose handlers run while its stop is not consumed (see ``Arrivals``); when it has gone on since it
+        stays so, until the tracer has seen another stop.
+        """
 
     def resume(self, thread: PtraceThread, signal: int = 0) -> None:
         """Let it run."""

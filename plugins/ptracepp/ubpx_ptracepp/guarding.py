@@ -124,10 +124,13 @@ class Guards:
     def _set_action(self, new: int, found: int) -> tuple[str, tuple[int, ...]]:
         return "rt_sigaction", (_SIGTRAP, new, found, _MASK_SIZE)
 
-    def repair(self, thread: PtraceThread, table: GuardTable) -> bool:
-        """Whether the thread had SIGTRAP blocked at the trap that it has stopped for; then all is as before that."""
+    def repair(self, thread: PtraceThread, table: GuardTable, *, thoroughly: bool) -> bool:
+        """Whether the thread had SIGTRAP blocked at the trap that it has stopped for; then all is as before that.
+
+        ``thoroughly``: also where it blocks nothing, as most threads do; it may have blocked SIGTRAP alone.
+        """
         mask = signal_mask(thread.tid)
-        if not mask or mask & SIGTRAP_BIT:
+        if mask is None or mask & SIGTRAP_BIT or not (mask or thoroughly):
             return False
         undone = not is_caught(thread.tid, _SIGTRAP)
         if not undone and mask not in table.masks_without_trap:  # one that another thread's repair has come before

@@ -43,6 +43,10 @@ _TRAP_HWBKPT: Final = 4
 _STEP_ENDS: Final = frozenset({_TRAP_BRKPT, int(signal.SIGTRAP)})
 """Codes that no program can give: at the end of a stepped system call, and at a handler's first instruction."""
 _FOR_GOOD: Final = 1 << 60
+SELDOM: Final = 64
+"""After so many stops of a thread its mask is looked at, at a site where SIGTRAP has not been found blocked."""
+_MOST_SELDOM: Final = 16 * SELDOM
+"""After so many the process's action is, too, whatever the mask is: that costs twenty times as much."""
 
 
 class Stops(ThreadCommands):
@@ -225,7 +229,8 @@ class Stops(ThreadCommands):
         guard = self._guards.of(thread.pid)
         found = False
         with contextlib.suppress(TargetGone, SlotsExhausted):  # its end follows; or it will not be helped
-            found = guard is not None and self._guards.repair(thread, guard)
+            thoroughly = site is not None and (site.watchful > 0 or thread.stops % _MOST_SELDOM < SELDOM)
+            found = guard is not None and self._guards.repair(thread, guard, thoroughly=thoroughly)
         if site is not None:
             site.watchful = _FOR_GOOD if found else max(site.watchful - 1, 0)
             express = site.landing is not None and not site.watchful

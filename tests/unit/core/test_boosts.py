@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ubpx._errors import ProbepointBusy, SlotsExhausted
 from ubpx.core.events import Verdict
 from ubpx.core.jumps import HOT
 from ubpx.core.ubp.plans import Strategy
@@ -115,3 +116,75 @@ def test_emulation_can_be_had_again(world: World, where: str) -> None:
     assert [shared(each) for each in insisting] == [shared(lease)]
     assert shared(lease).strategy == Strategy.EMULATE
     assert world.arrive(PID, PUSH, rsp=SP)["rip"] == PUSH + 1
+
+
+def test_nobody_is_stopped_for_a_slot_or_for_emulation(world: World) -> None:
+    """Invariant: a thread that cannot stop, for a child that it waits for, is not waited for; others run on."""
+    lease = world.attach(101).client("a").probe(PUSH, nothing)
+    world.client("b").probe(LEA, nothing, strategy="BOOST")  # there is an area of slots
+    heat(world, PUSH)
+    before = world.fake.actions(None, "interrupt")
+    world.client("c").probe(PUSH, nothing, strategy="EMULATE").release()
+    heat(world, PUSH)
+    assert shared(lease).strategy == Strategy.BOOST
+    assert world.fake.actions(None, "interrupt") == before
+
+
+def test_where_no_slot_can_be_had_it_is_not_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = world.attach().client("a").probe(PUSH, nothing)
+    asked: list[int] = []
+
+    def refuse(_space: object, analysis: Any, _pid: object) -> None:
+        asked.append(analysis.insn.address)
+        raise SlotsExhausted(ProcessId(PID), VirtAddr(PUSH), "as the test said")
+
+    monkeypatch.setattr(world.coordinator.armory, "occupy_slot", refuse)
+    for _ in range(3):
+        heat(world, PUSH)
+    assert (asked, shared(lease).strategy) == ([PUSH], Strategy.EMULATE)
+
+
+def test_what_comes_while_a_slot_is_mapped_counts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: who insists on emulation meanwhile gets it, and a probepoint that is gone is left alone."""
+    client = world.attach().client("a")
+    lease = client.probe(PUSH, nothing)
+    insisting: list[Lease] = []
+    occupy = world.coordinator.armory.occupy_slot
+
+    def occupied(*given: Any) -> Any:
+        code = occupy(*given)
+        if not insisting:
+            insisting.append(world.client("b").probe(PUSH, nothing, strategy="EMULATE"))
+        else:
+            lease.release()
+            insisting.append(client.probe(PUSH, nothing))
+        return code
+
+    monkeypatch.setattr(world.coordinator.armory, "occupy_slot", occupied)
+    heat(world, PUSH)
+    assert shared(lease).strategy == Strategy.EMULATE
+    insisting[0].release()
+    heat(world, PUSH)
+    fresh = insisting[1]
+    world.arrive(PID, PUSH, rsp=SP)
+    assert (fresh.hits, shared(fresh).strategy) == (1, Strategy.EMULATE)
+
+
+def test_a_lease_that_ends_before_a_pending_arrival_is_served_has_no_hit(world: World) -> None:
+    """Invariant: a thread that ran into the trap while it was emulated is served as its leases are by then."""
+    client = world.attach().client("a")
+    client.probe(PUSH, nothing)
+    other = world.client("b").probe(PUSH, nothing)
+    former = world.process.space.sites[PUSH + 1]
+    heat(world, PUSH)
+    other.release()
+    assert [each.client.name for each in former.leases] == ["a"]  # type: ignore[attr-defined]
+
+
+def test_who_is_refused_changes_nothing(world: World) -> None:
+    """Invariant: an exclusive place stays as it is, whatever strategy somebody else insists on."""
+    lease = world.attach().client("a").probe(PUSH, nothing, exclusive=True)
+    heat(world, PUSH)
+    with pytest.raises(ProbepointBusy):
+        world.client("b").probe(PUSH, nothing, strategy="EMULATE")
+    assert shared(lease).strategy == Strategy.BOOST

@@ -238,3 +238,18 @@ def test_a_handlers_verdicts_merge(world: World) -> None:
         world.client(name).probe(LEA, lambda hit: answers[hit.lease.client.name])
     world.arrive(PID, LEA)
     assert [(hold.owner, hold.thread) for hold in world.holds()] == [("b", PID)]
+
+
+def test_a_hit_in_which_somebody_asked_ends_the_long_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: a tracer may go on at once only if nothing is another, whatever a hit within the hit has settled."""
+    world.attach()
+    reception = world.coordinator.reception
+    concluded: list[object] = []
+    monkeypatch.setattr(reception, "conclude", lambda *given: concluded.append(given))
+    asks = world.client("a").probe(LEA, lambda _: world.loop.run(reception.after_hit.clear))
+    world.client("b").probe(NOP, ignore)
+    port, sites = world.fake.thread(PID), world.process.space.sites
+    assert not world.loop.run(lambda: sites[LEA + 1].arrive(port))
+    assert (len(concluded), asks.hits) == (1, 1)
+    assert world.loop.run(lambda: sites[NOP + 1].arrive(port))
+    assert len(concluded) == 1

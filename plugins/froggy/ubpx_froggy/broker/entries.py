@@ -22,12 +22,19 @@ from ubpx_froggy.messages import Handle, LeaseInfo, WatchpointInfo
 
 ALIVE: Final = (LeaseState.ARMED, LeaseState.PENDING)
 MODES: Final = ("sync", "notify", "count")
+_HANDLE_SIZE: Final = 16
 _SECRET_SIZE: Final = 8
 
 
 def new_handle() -> Handle:
     """What nobody can guess."""
-    return secrets.token_bytes(16)
+    return secrets.token_bytes(_HANDLE_SIZE)
+
+
+def check_mode(mode: str) -> None:
+    """Raises UsageError if there is no such mode."""
+    if mode not in MODES:
+        raise UsageError(f"mode={mode!r}; choose one of {', '.join(MODES)}")
 
 
 class Owner(Absent, Protocol):
@@ -50,8 +57,7 @@ class Entry:
     __slots__ = ("group", "handle", "handler", "late_errors", "lease", "left", "mode", "persistent", "place", "seat")
 
     def __init__(self, seat: Any, place: str | int, *, mode: str, persistent: bool) -> None:
-        if mode not in MODES:
-            raise UsageError(f"mode={mode!r}; choose one of {', '.join(MODES)}")
+        check_mode(mode)
         self.seat: Final = seat
         self.place: Final = place
         self.mode: Final = mode
@@ -117,7 +123,7 @@ class EntryGroup:
 
     def __init__(self, seat: Owner, mode: str, priority: int) -> None:
         """Raises UsageError if there is no such mode; ``priority`` is that of the leases."""
-        Entry(seat, "", mode=mode, persistent=False)
+        check_mode(mode)
         self.secret: Final = secrets.token_bytes(_SECRET_SIZE)
         self._seat: Final = seat
         self._mode: Final = mode
@@ -125,6 +131,8 @@ class EntryGroup:
         self._leases: LeaseGroup | None = None
         """None until it is granted."""
         self._entries: Final[dict[Lease, Entry]] = {}
+        self._moved: dict[Lease, VirtAddr] = {}
+        """Where those were given that are elsewhere now."""
         self._ended: Final[set[Handle]] = set()
         """Those of its handles that mean nothing any more."""
         self._lock: Final = threading.Lock()
@@ -159,9 +167,14 @@ class EntryGroup:
 
     @property
     def unmade(self) -> int:
-        """How many of the leases are armed while nothing is made of them."""
+        """How many of the leases are armed, or wait for their module, while nothing is made of them."""
         leases = self._leases
-        return 0 if leases is None or leases.state is not LeaseState.ARMED else len(leases) - len(self._entries)
+        if leases is None:
+            return 0
+        if leases.state is LeaseState.ARMED:
+            return max(len(leases) - len(self._entries), 0)
+        made = [lease for lease in map(leases.made, leases.addresses) if lease not in self._entries]
+        return sum(lease is not None and lease.state in ALIVE for lease in made)  # an exec has moved them, say
 
     def info(self, handle: Handle) -> LeaseInfo | None:
         """Of what a handle names, without making anything; None for one that means nothing."""
@@ -217,14 +230,16 @@ class EntryGroup:
             return entry
 
     def _address_of(self, lease: Lease) -> VirtAddr | None:
-        """Where a lease that was hit was given; None while the group is not known."""
+        """Where a lease that was hit was given; None while the group is not known, and for one that is none of it."""
         leases, address = self._leases, lease.address or VirtAddr(0)
         if leases is None:
             return None
         with contextlib.suppress(UsageError):
             if leases.made(address) is lease:
                 return address
-        return next(each for each in leases.addresses if leases.made(each) is lease)  # the program has moved it
+        if lease not in self._moved:  # the program has moved it, and all others with it
+            self._moved = {made: each for each in leases.addresses if (made := leases.made(each)) is not None}
+        return self._moved.get(lease)
 
     # Handles --------------------------------------------------------------------------------
 
@@ -239,7 +254,9 @@ class EntryGroup:
     def _address_in(self, handle: Handle) -> VirtAddr | None:
         """None for a handle that means nothing, or no more."""
         address = VirtAddr(int.from_bytes(handle[_SECRET_SIZE:], "little"))
-        if self._leases is None or handle in self._ended or handle != self._handle(address):
+        if self._leases is None or handle in self._ended or len(handle) != _HANDLE_SIZE:
+            return None
+        if secret_of(handle) != self.secret:
             return None
         try:
             self._leases.made(address)

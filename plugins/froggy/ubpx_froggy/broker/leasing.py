@@ -64,6 +64,8 @@ def probe_many(guest: Guest, seat: Seat, call: m.ProbeMany) -> m.GroupInfo:
         infos = group.grant(leases)
         guest.check_probes(0)
         guest.check_slots()
+        if seat.guest is None:
+            raise UsageError(f"client {seat.name!r} has left meanwhile; open it again")
     except BaseException:
         leases.release()
         seat.groups.pop(group.secret, None)

@@ -20,12 +20,13 @@
 #define AGAIN (4UL << 32)      /* with a status: its system call may have to be made to begin again (waiting.py) */
 #define EINTR_RESULT ((uint32_t)-4)
 #define RESTART_RESULT ((uint32_t)-514)
+#define TRAP_FLAG 0x100
 
 struct asked {
     uint64_t tid;
     uint64_t registers;        /* where its struct user_regs_struct is to be; 0 behind a stop: they could not be had */
     uint64_t status;           /* as waitpid gives it, and CONSUMED, of a stop that was; or one of the above */
-    uint64_t queued;           /* behind a stop outside a call: the signals in its own queue, a bit for each; all bits: nobody knows */
+    uint64_t queued;           /* behind a stop: the signals in its own queue, a bit for each; all bits: nobody knows */
 };
 
 #include "system_call.h"
@@ -74,8 +75,9 @@ static void look_at(struct asked *thread)
     uint32_t result = (uint32_t)registers->rax;
     if (result == EINTR_RESULT || result == RESTART_RESULT)
         thread->status |= AGAIN;
-    /* In a system call a thread has no fault of its own instruction's but SIGSYS, which can wait. */
-    thread->queued = (long)registers->orig_rax < 0 ? queued_for((long)thread->tid) : 0;
+    /* In a system call nothing but the call's own end raises a trap: where the program, or we (Arrivals), step over it or
+     * watch what it writes. */
+    thread->queued = (long)registers->orig_rax < 0 || registers->eflags & TRAP_FLAG ? queued_for((long)thread->tid) : 0;
 }
 
 /* The status of each is 0, or the kernel's error; how many have one. */

@@ -36,8 +36,8 @@ _ASK_AT: Final = 8
 
 Found = tuple[PtraceThread, int, int, int]
 """A thread; the wait status of its stop (in the low 32 bits), or one of the above; of a stop that was consumed also
-whether its ``words`` are up to date (else 0), and the signals in its own queue, bit ``number - 1`` of each, or UNKNOWN;
-in a system call, where a thread runs into nothing, none."""
+whether its ``words`` are up to date (else 0), and the signals in its own queue, bit ``number - 1`` of each, or
+UNKNOWN; in a system call none, so that of one that we step over, or watch, they must be asked for."""
 
 
 class Crowd:

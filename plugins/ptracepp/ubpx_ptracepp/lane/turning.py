@@ -52,10 +52,12 @@ class Turns:
     def attend(self, thread: PtraceThread, patience: int) -> None:
         """From now on it is this thread's turn; it is expected nowhere, and not to be let go on by the first turn.
 
-        ``patience``: after so many arrivals it is to be looked at more closely.
+        ``patience``: after so many arrivals it is to be looked at more closely, those before others' turns included.
         """
         fields = self._fields
-        fields[_GO], fields[_PATIENCE] = thread.go, patience
+        if fields[_TID] != thread.tid or not fields[_PATIENCE]:
+            fields[_PATIENCE] = patience
+        fields[_GO] = thread.go
         fields[_TID] = thread.tid
         fields[_REGISTERS] = ctypes.addressof(thread.buffer)
         fields[_ARRIVED + RIP] = 0
