@@ -44,8 +44,8 @@ class Watchdog:
         self.alarmed_at = 0.0
         self._seen: Any = None
         """What was watched at the last look."""
-        self._began = 0.0
-        """When it was not watched yet."""
+        self._began = self._alarmed_began = 0.0
+        """When it was not watched yet; when that was which is alarmed."""
         self._lock: Final = threading.Lock()
         self._stop: Final = threading.Event()
         self._thread: threading.Thread | None = None
@@ -74,8 +74,10 @@ class Watchdog:
     def ran_s(self, watched: Any) -> float:
         """For how long a handler has run, now that it is over: by less than the time between two looks too long.
 
-        0.0 for one that no look has found.
+        0.0 for one that no look has found. To be asked before it is watched no more, unless it has been alarmed.
         """
+        if self.alarmed:
+            return monotonic() - self._alarmed_began
         return monotonic() - self._began if self._seen is watched else 0.0
 
     def _watch(self) -> None:
@@ -93,7 +95,7 @@ class Watchdog:
         with self._lock:
             first = not self.alarmed
             if first:
-                self.alarmed_at = monotonic()
+                self.alarmed_at, self._alarmed_began = monotonic(), self._began
             self.alarmed = True
             if self.watched is watched:
                 _raise_in(self._tracer_thread, HandlerOverran)

@@ -100,8 +100,9 @@ def run_handlers(
                     if answer is not None:
                         answer = _checked(answer, space)
                 except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
+                    ran_s = watchdog.ran_s(hit)
                     watchdog.watched = None
-                    reception.handler_failed(lease, error, watchdog.ran_s(hit))
+                    reception.handler_failed(lease, error, ran_s)
                 else:
                     if lease.client.strikes:
                         reception.handler_succeeded(lease)
@@ -113,9 +114,10 @@ def run_handlers(
                     reception.calm(lease, watchdog.ran_s(hit))
         except HandlerOverran as late:  # the alarm came between two lines of ours
             watchdog.watched = None
-            reception.handler_failed(lease, late, watchdog.ran_s(hit))
+            ran_s = watchdog.ran_s(hit)
+            reception.handler_failed(lease, late, ran_s)
             hit._thread = None
-            reception.calm(lease, watchdog.ran_s(hit))
+            reception.calm(lease, ran_s)
         else:
             return answers
 
