@@ -123,6 +123,11 @@ def sleeper(root: None) -> Iterator[Callable[..., int]]:
     def start_(*command: str, gid: int = USER) -> int:
         program = subprocess.Popen(command or ("sleep", "300"), user=USER, group=gid, extra_groups=[])
         programs.append(program)
+        until = time.monotonic() + PATIENCE_S
+        # We see its exec a moment before that is over, and it is dumpable; then it sleeps soon, or has ended.
+        while Path(f"/proc/{program.pid}/stat").read_bytes().rpartition(b") ")[2][:1] not in b"SZ":
+            assert time.monotonic() < until
+            time.sleep(0.001)
         return program.pid
 
     yield start_
