@@ -258,8 +258,7 @@ class Census:
     def forget(self, thread: Thread) -> None:
         """Trace the thread no more."""
         thread.state = State.GONE
-        thread.process.stops_of_gone += thread.port.stops
-        thread.process.threads.pop(thread.tid, None)
+        thread.process.lose(thread)
         self._tracees.threads.pop(thread.tid, None)
         self._keeper.holds.forget_thread(thread.tid)
         self._tracer.forget(thread.port)

@@ -288,7 +288,9 @@ class TracedProcess:
         """Threads and children that it has made and that have not appeared yet."""
         self.reports_syscalls = False
         """Whether somebody wants to be asked about its system calls."""
-        self.stops_of_gone = 0
+        self._stops_of_gone = 0
+        self._counting: Final = threading.Lock()
+        """A thread is counted by itself, or among those that are gone; never both, nor neither."""
         self.ended: Final = threading.Event()
         """Set when it has exited or been detached."""
         self.status: int | None = None
@@ -323,7 +325,14 @@ class TracedProcess:
     @property
     def stops(self) -> int:
         """Stops of its threads that were consumed so far."""
-        return self.stops_of_gone + sum(thread.port.stops for thread in self.living())
+        with self._counting:
+            return self._stops_of_gone + sum(thread.port.stops for thread in self.living())
+
+    def lose(self, thread: Thread) -> None:
+        """The thread is gone; its stops count on."""
+        with self._counting:
+            self.threads.pop(thread.tid, None)
+            self._stops_of_gone += thread.port.stops
 
     def living(self) -> Iterator[Thread]:
         """Its threads, as a copy that may be iterated while they come and go."""

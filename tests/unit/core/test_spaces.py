@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from ubpx._errors import MemoryFault, UsageError
 from ubpx.core.dormant import DormantTraps
 from ubpx.core.hiding import HidingMemory, StandingTraps
+from ubpx.core.spaces import Thread, TracedProcess
 from ubpx.core.ubp.plans import TrapPatch
-from ubpx.core.values import VirtAddr
+from ubpx.core.values import ProcessId, VirtAddr
 from ubpx.testing import FakeMemory
 
 START = 0x40_1000
@@ -65,3 +71,29 @@ def test_a_write_over_a_trap_is_refused_whole(
 def test_a_write_beside_traps_passes(hiding: HidingMemory, raw: FakeMemory, way: str) -> None:
     getattr(hiding, way)(VirtAddr(START + 9), b"y" * 11)
     assert raw.read(VirtAddr(START + 9), 11) == b"y" * 11
+
+
+def test_stops_are_counted_while_threads_go() -> None:
+    """Invariant: whoever reads the count meanwhile, from any thread, finds each thread in it once."""
+    tracer: Any = SimpleNamespace(is_own_child=lambda _pid: False)
+    process = TracedProcess(ProcessId(1), cast("Any", None), tracer)
+    threads = [Thread(cast("Any", SimpleNamespace(tid=tid, pid=1, stops=1)), process) for tid in range(1, 3001)]
+    process.threads.update((each.tid, each) for each in threads)
+
+    def lose_all() -> None:
+        for each in threads:
+            process.lose(each)
+
+    going = threading.Thread(target=lose_all)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        going.start()
+        found = set()
+        while going.is_alive():
+            found.add(process.stops)
+    finally:
+        sys.setswitchinterval(interval)
+        going.join()
+    assert found <= {len(threads)}
+    assert process.stops == len(threads)
