@@ -26,9 +26,8 @@ class Boosts:
 
     def make(self, space: AddressSpace, probepoint: Probepoint) -> None:
         """Have it emulated no longer, if there is a slot; the program may be served meanwhile. Raises TargetGone."""
-        code = probepoint.slot_code
         try:
-            code = code or self._armory.occupy_slot(space, probepoint.analysis, space.pid)
+            code = probepoint.slot_code or self._armory.occupy_slot(space, probepoint.analysis, space.pid)
         except (InsnRefused, SlotsExhausted) as error:
             probepoint.slotless = error.reason
             probepoint.why = f"threads come by often, but no {Strategy.BOOST}: {error.reason}"
@@ -60,8 +59,7 @@ class Boosts:
 def gains(space: AddressSpace, probepoint: Probepoint) -> bool:
     """Whether it is to have a slot instead of being emulated: not where a thread goes on at one place in any case."""
     analysis, ground = probepoint.analysis, space.grounds.of(probepoint.address)
-    forced = any(each.forced not in (None, Strategy.JUMP) for each in probepoint.leases)
     emulated = probepoint.armed_by is Strategy.EMULATE and probepoint.jump is None and analysis.landing is None
-    free = bool(probepoint.leases) and not forced and probepoint.slotless is None
+    free = bool(probepoint.leases) and not probepoint.is_forced and probepoint.slotless is None
     possible = Strategy.BOOST in analysis.strategies and ground is not None and not ground.rewritable
     return emulated and free and possible

@@ -64,7 +64,7 @@ class Jumps:
         if not self.enabled:
             return
         for space in {process.space for process in self._tracees.processes.values()}:
-            hot = [each for each in space.registry if _has_become_hot(each) and not _forced(each)]
+            hot = [each for each in space.registry if _has_become_hot(each) and not each.is_forced]
             if hot and self._may(space):
                 with contextlib.suppress(TargetGone):  # its end follows
                     self.make(space, [each for each in hot if each.jumpless is None][:_MOST_AT_ONCE])
@@ -285,7 +285,3 @@ def _has_become_hot(probepoint: Probepoint) -> bool:
     hits = sum(lease.hits for lease in probepoint.leases)
     fresh, probepoint.seen_hits = hits - probepoint.seen_hits, hits
     return fresh >= HOT and probepoint.jump is None
-
-
-def _forced(probepoint: Probepoint) -> bool:
-    return any(lease.forced not in (None, Strategy.JUMP) for lease in probepoint.leases)

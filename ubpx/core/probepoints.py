@@ -176,19 +176,22 @@ class LeaseGroup(Sequence[Lease]):
 
     def made(self, address: VirtAddr) -> Lease | None:
         """The lease that was given there, None if it is not made yet. Raises UsageError where none was given."""
-        try:
-            return self._by_address[address]
-        except KeyError:
-            raise _not_among(address) from None
+        return self._given(address)
 
     def spec_of(self, address: VirtAddr) -> str | None:
         """Of the lease that was given there. Raises UsageError where none was given."""
-        lease = self.made(address)
-        return None if lease is None else lease.spec
+        return self._given(address).spec
 
     def at(self, addresses: Sequence[VirtAddr]) -> tuple[Lease, ...]:
         """Those that were given there, made in one go. Raises UsageError where none was given."""
-        return tuple(lease for lease in map(self.made, addresses) if lease is not None)
+        return tuple(map(self._given, addresses))
+
+    def _given(self, address: VirtAddr) -> Lease:
+        try:
+            return self._by_address[address]
+        except KeyError:
+            message = f"the group has no lease at {address:#x}; its addresses say where it has some"
+            raise UsageError(message) from None
 
     @property
     def hits(self) -> int:
@@ -222,10 +225,6 @@ class LeaseGroup(Sequence[Lease]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} leases of {self.client.name!r}: {self.hits} hits>"
-
-
-def _not_among(address: VirtAddr) -> UsageError:
-    return UsageError(f"the group has no lease at {address:#x}; its addresses say where it has some")
 
 
 class Probepoint:
@@ -295,6 +294,11 @@ class Probepoint:
     def clients(self) -> tuple[str, ...]:
         """The names of the clients that share it, in handler order."""
         return tuple(lease.client.name for lease in self._leases)
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether somebody insists on how threads get past its trap; who insists on a jump does not."""
+        return any(lease.forced not in (None, Strategy.JUMP) for lease in self._leases)
 
     @property
     def slot(self) -> VirtAddr | None:

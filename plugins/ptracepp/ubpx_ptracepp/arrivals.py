@@ -168,18 +168,22 @@ class Arrivals(Stops):
                 return waitid(_ALL, 0, PEEK)
 
     def _serve_closely(self, thread: PtraceThread, site: Site) -> bool:
-        """What ``_take_trap`` does now and then; whether the thread was let go on, and no event waits."""
+        """An arrival that is to be looked at closely; whether the thread was let go on, and no event waits."""
         thread.stops += 1
         self._left = thread
         self._consume_left()
         if self._queue:  # killed meanwhile
             return False
-        self._look_at_mask(thread, site)
-        self._post.note(SELDOM, thread.tid)
+        self._look_closely(thread, site)
         goes_on = site.arrive(thread)
         if goes_on:
             quick(thread.go, thread.tid, 0, 0)
         return goes_on and not self._queue
+
+    def _look_closely(self, thread: PtraceThread, site: Site) -> None:
+        """At each 64th arrival, when its stop is consumed."""
+        self._look_at_mask(thread, site)
+        self._post.note(SELDOM, thread.tid)
 
     def _consume_left(self) -> None:
         """The stop of the thread whose handlers run, if it is not consumed yet: it must not be seen again."""
@@ -238,10 +242,10 @@ class Arrivals(Stops):
             thread.stops = stops = thread.stops + 1
             if thread.trap_unblocked:
                 self.block_trap_again(thread)
-            if site.watchful or not stops % SELDOM:
-                self._look_at_mask(thread, site)
             if not stops % SELDOM:
-                self._post.note(SELDOM, tid)
+                self._look_closely(thread, site)
+            elif site.watchful:
+                self._look_at_mask(thread, site)
             self._batch.append((thread, site))
         elif status is not None:  # killed meanwhile
             self._classify(tid, thread, status)
@@ -274,6 +278,9 @@ class Arrivals(Stops):
             return False
         fields = procfs.status(tid)
         return fields.get("PPid") == str(os.getpid()) and fields.get("Tgid") == str(tid)
+
+    def _is_doorbell(self, tid: int) -> bool:
+        return self._doorbell is not None and tid == self._doorbell.pid
 
     def interrupt(self, thread: PtraceThread) -> None:
         """Ask it to stop."""

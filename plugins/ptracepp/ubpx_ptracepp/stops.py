@@ -64,7 +64,7 @@ class Stops(ThreadCommands):
 
     def _classify(self, tid: int, thread: PtraceThread | None, status: int) -> None:
         """Turn a wait status into an event; none is dropped."""
-        if self._doorbell is not None and self._is_doorbell(tid):
+        if self._doorbell is not None and tid == self._doorbell.pid:
             self._doorbell.rearm()
             self._queue.append(events.Doorbell())
             return
@@ -79,9 +79,6 @@ class Stops(ThreadCommands):
         if thread.trap_unblocked:
             self.block_trap_again(thread)
         self._enqueue(self._event_of(thread, status >> 16, os.WSTOPSIG(status)))
-
-    def _is_doorbell(self, tid: int) -> bool:
-        return self._doorbell is not None and tid == self._doorbell.pid
 
     def _event_of(self, thread: PtraceThread, event: int, number: int) -> Any:  # noqa: PLR0911 - one per kind of stop
         tid = thread.tid

@@ -147,10 +147,6 @@ class EntryGroup:
         """These are its leases; what is to be told of each."""
         with self._lock:
             self._leases = leases
-        for address in leases.addresses:
-            lease = leases.made(address)
-            if lease is not None:  # it was hit meanwhile, or never slept
-                self._make(lease, address)
         return [self._info(leases, address) for address in leases.addresses]
 
     def take_back(self) -> None:
@@ -183,7 +179,7 @@ class EntryGroup:
 
     def _info(self, leases: LeaseGroup, address: VirtAddr) -> LeaseInfo:
         lease = leases.made(address)
-        if lease is not None:
+        if lease is not None:  # it was hit, or somebody has named it, or it never slept
             return self._make(lease, address).info()
         return LeaseInfo(
             lease=self._handle(address),

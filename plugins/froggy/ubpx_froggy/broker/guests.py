@@ -297,16 +297,16 @@ class Guest:
 
     def entry(self, handle: Handle) -> Entry:
         """The lease that a handle names; raises UsageError."""
-        for _, seat in tuple(self._seats.values()):
-            found = seat.entry(handle)
-            if found is not None:
-                return found
-        raise _unknown("lease")
+        return self._of_a_seat(lambda seat: seat.entry(handle))
 
     def lease_info(self, handle: Handle) -> LeaseInfo:
         """The same, told of: nothing is made for that."""
+        return self._of_a_seat(lambda seat: seat.info(handle))
+
+    def _of_a_seat(self, look: Callable[[Seat], Thing | None]) -> Thing:
+        """What the first client has of whom ``look`` finds something; raises UsageError if none has."""
         for _, seat in tuple(self._seats.values()):
-            found = seat.info(handle)
+            found = look(seat)
             if found is not None:
                 return found
         raise _unknown("lease")

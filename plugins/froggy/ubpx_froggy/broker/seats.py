@@ -155,8 +155,7 @@ class Seat:
 
     def entry(self, handle: Handle) -> Entry | None:
         """The one that a handle names, made if it is not yet."""
-        if handle not in self.entries:
-            self.make((handle,))
+        self.make((handle,))
         return self.entries.get(handle)
 
     def info(self, handle: Handle) -> LeaseInfo | None:
