@@ -130,15 +130,15 @@ class Census:
         self._keeper.refresh(thread)
         return thread
 
-    def unknown(self, event: events.StopEvent) -> None:
-        """Of a thread that we never had: it died before it appeared, or was left meanwhile."""
-        if not isinstance(event, events.ThreadGone):
-            self._tracer.resume(event.thread)
+    def unknown(self, port: TracedThread, *, gone: bool) -> None:
+        """A thread that we never had: it died before it appeared, or was left meanwhile and has stopped once more."""
+        if not gone:
+            self._tracer.resume(port)
             return
         for process in tuple(self._tracees.processes.values()):
-            if event.thread.tid in process.announced:
-                process.announced.discard(event.thread.tid)
-                self._made_in.pop(event.thread.tid, None)
+            if port.tid in process.announced:
+                process.announced.discard(port.tid)
+                self._made_in.pop(port.tid, None)
                 self.end_if_empty(process)
 
     def appeared(self, event: events.ThreadAppeared) -> None:

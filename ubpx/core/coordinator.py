@@ -69,6 +69,7 @@ class Coordinator:
             events.StepDone: self._on_step_done,
             events.SignalArrived: self._on_signal,
             events.Interrupted: self._on_interrupted,
+            events.Interruptions: self._on_interrupted,
             events.GroupStopped: self._on_group_stopped,
             events.WatchHit: self._on_watch_hit,
             events.SyscallEntered: self._on_syscall,
@@ -157,16 +158,22 @@ class Coordinator:
             if not isinstance(event, events.Doorbell):
                 self.handle(event)
 
-    def handle(self, event: events.StopEvent) -> None:
+    def handle(self, event: events.StopEvent | events.Interruptions) -> None:
         """Take one event of the tracer's."""
-        if isinstance(event, events.ThreadAppeared):
+        if isinstance(event, events.Interruptions):
+            while event.threads:
+                self._take(event.threads.popleft(), event)
+        elif isinstance(event, events.ThreadAppeared):
             self._census.appeared(event)
-            return
-        thread = self.tracees.threads.get(event.thread.tid)
-        if thread is None and isinstance(event, events.Execed) and event.thread.pid in self.tracees.processes:
-            thread = self._census.adopt(event.thread, self.tracees.processes[event.thread.pid])
+        else:
+            self._take(event.thread, event)
+
+    def _take(self, port: TracedThread, event: events.StopEvent | events.Interruptions) -> None:
+        thread = self.tracees.threads.get(port.tid)
+        if thread is None and isinstance(event, events.Execed) and port.pid in self.tracees.processes:
+            thread = self._census.adopt(port, self.tracees.processes[port.pid])
         if thread is None:
-            self._census.unknown(event)
+            self._census.unknown(port, gone=isinstance(event, events.ThreadGone))
             return
         before, self.tracees.current = self.tracees.current, thread
         thread.stop = _PLAIN
@@ -220,7 +227,7 @@ class Coordinator:
         else:
             self.tracer.resume(thread.port, due)
 
-    def _on_interrupted(self, thread: Thread, _event: events.Interrupted) -> None:
+    def _on_interrupted(self, thread: Thread, _event: events.Interrupted | events.Interruptions) -> None:
         thread.group_stopped = False
         if thread.held:
             must_end = thread.plan is not None and thread.state is State.STEPPING

@@ -1,5 +1,6 @@
 """Why a thread stopped, and what happens to it next."""
 
+from collections import deque
 from enum import IntEnum
 from typing import Final
 
@@ -81,6 +82,16 @@ class SyscallExited(StopEvent):
 @attrs.frozen
 class Interrupted(StopEvent):
     """The thread stopped because we asked, or a group-stop ended."""
+
+
+@attrs.frozen
+class Interruptions:
+    """Many threads stopped because we asked: ``Interrupted`` for each of them, in one event.
+
+    Whoever takes one takes it out of ``threads``; those that are left are told again.
+    """
+
+    threads: deque[TracedThread]
 
 
 @attrs.frozen

@@ -361,7 +361,7 @@ class Tracer(Protocol):
         ...
 
     def wait(self) -> Any:
-        """The next StopEvent, or a Doorbell; meanwhile arrivals at sites are served (see Site).
+        """The next StopEvent, Interruptions, or a Doorbell; meanwhile arrivals at sites are served (see Site).
 
         After an arrival that the core took charge of it returns a Doorbell, so that nobody waits in vain.
         """

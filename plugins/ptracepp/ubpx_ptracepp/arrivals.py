@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ubpx.core import events
-from ubpx.core.ports import Site
+from ubpx.core.ports import Site, TracedThread
 from ubpx_ptracepp import parenthood, procfs
 from ubpx_ptracepp.abi import RIP
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
@@ -48,6 +48,8 @@ _STOPS_IN_S: Final = 3e-6
 """After about so long for each, all of them may have stopped (measured: 3 to 9 us)."""
 _LONGEST_NAP_S: Final = 1e-3
 _MOST_NAPS: Final = 8
+_MOST_HURRIED: Final = 2
+"""Not one: of jobs that come in pairs, a hold's and its release's, it would always be the same that waits."""
 
 
 class Arrivals(Stops):
@@ -61,8 +63,11 @@ class Arrivals(Stops):
         """Threads that were asked to stop, and may have."""
         self._naps = 0
         """How often in a row none of them had."""
-        self._hurries = False
-        """Only the doorbell was looked at last."""
+        self._stood: Final[deque[TracedThread]] = deque()
+        """Those that had, and can go on as they are."""
+        self._interruptions: Final = events.Interruptions(self._stood)
+        self._hurried = 0
+        """How often in a row only the doorbell was looked at."""
         self._turns: Final = Turns()
         self._crowd: Final = Crowd(self._answers)
         self._trap_info_buffer: Final = (ctypes.c_int32 * (SIGINFO_SIZE // 4))()
@@ -79,6 +84,8 @@ class Arrivals(Stops):
                 if not site.arrive(thread):
                     return events.Doorbell()
                 quick(thread.go, thread.tid, 0, 0)
+            if self._stood:  # before what may have come of them since
+                return self._interruptions
             if queue:
                 return queue.popleft()
             if (self._asked or self._crowd.left) and self._collect():
@@ -94,7 +101,7 @@ class Arrivals(Stops):
         The kernel finds one among a thousand in as much time as it takes to look at all of them. It is never waited
         for one alone, which might be waiting for another that has stopped, too.
         """
-        asked, crowd, queue = self._asked, self._crowd, self._queue
+        asked, crowd, stood = self._asked, self._crowd, self._stood
         if not crowd.left:  # else the last time was interrupted
             if len(asked) < MANY:
                 asked.clear()
@@ -109,13 +116,13 @@ class Arrivals(Stops):
                     thread.queued = stops, queued
                 if status == STOOD and thread.limit is None:
                     thread.interrupted = False
-                    queue.append(thread.interruption)
+                    stood.append(thread)
                 else:
-                    queue.append(self._interrupted(thread, fetched=fetched != 0))
+                    self._queue.append(self._interrupted(thread, fetched=fetched != 0))
             else:
                 self._take_other(thread, status)
         crowd.left = False
-        if queue or self._batch:
+        if stood or self._queue or self._batch:
             self._naps = 0
         elif self._naps == _MOST_NAPS or not asked:
             return False
@@ -196,17 +203,17 @@ class Arrivals(Stops):
     def _gather(self, first: _Stop) -> None:
         """Consume every stop there is, ``first`` first, before any thread goes on: so none starves.
 
-        A job does not wait for that, which takes long where threads are many; the job behind it does.
+        A job does not wait for that, which takes long where threads are many; each third job does.
         """
         threads, batch = self._threads, self._batch
         tid, _, _, number, code = first
         stop: tuple[int, int, int] | None = (tid, number, code)
-        self._hurries = not self._hurries and self._is_doorbell(tid)
+        self._hurried = self._hurried + 1 if self._hurried < _MOST_HURRIED and self._is_doorbell(tid) else 0
         while stop is not None:
             self._take(stop)
             if batch and len(batch) == len(threads) and batch[-1][0].stops % SELDOM:
                 return  # there is nobody else who could have stopped
-            if self._hurries or len(self._asked) >= MANY:
+            if self._hurried or len(self._asked) >= MANY:
                 return  # else they are found sooner one by one
             stop = peek(self._answers)
 

@@ -6,7 +6,7 @@ of the core, too, things may happen that it has not been told of yet.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -82,8 +82,9 @@ class Kernel(Facts):
         self.between: Callable[[str], None] = lambda _request: None
         """What does, told the request's name."""
         self._alone: Final = alone
-        self._told: Any = None
-        """The event that the core handles now."""
+        self._told: Sequence[Any] = ()
+        """What the core handles now."""
+        self._interruptions: Final = events.Interruptions(deque())
         self._unseen: Final[deque[Any]] = deque()
         """Stops that the core has not been told of: Trapped, or events."""
 
@@ -93,7 +94,7 @@ class Kernel(Facts):
         """The next event; arrivals are served meanwhile, after those that there are have been looked at."""
         self._check_owner("wait")
         self.waits += 1
-        self._told = None
+        self._told = ()
         while True:
             while self._batch:
                 thread, site = self._batch.popleft()
@@ -104,10 +105,20 @@ class Kernel(Facts):
                     return events.Doorbell()
                 if thread.condition is Condition.STOPPED:
                     self._run(thread)
-            if self._queue:
-                self._told = self._queue.popleft()
-                return self._told
+            if self._queue or self._interruptions.threads:
+                return self._next()
             self._gather()
+
+    def _next(self) -> Any:
+        """Interruptions in one event where there are several in a row."""
+        queue, threads = self._queue, self._interruptions.threads
+        while queue and isinstance(queue[0], events.Interrupted):
+            threads.append(queue.popleft().thread)
+        told = [events.Interrupted(thread) for thread in threads]
+        if len(threads) == 1:
+            threads.clear()
+        self._told = told or [queue.popleft()]
+        return self._interruptions if threads else self._told[0]
 
     def _gather(self) -> None:
         """Let things happen until something is reported."""

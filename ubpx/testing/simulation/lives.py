@@ -208,7 +208,7 @@ class LivingKernel(Kernel):
             zombie = int(other.tid) == pid and other.condition is Condition.BLOCKED and other.exit_status is not None
             if other is not thread and not zombie:
                 return
-        told = [*self._queue, self._told]
+        told = [*self._queue, *self._told]
         if any(item.thread.pid == pid for item in told if isinstance(item, events.StopEvent)):
             return  # what is told of the old program is dealt with first
         del self._execs[pid]

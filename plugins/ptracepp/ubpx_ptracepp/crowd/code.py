@@ -4,17 +4,18 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "a0446f11f3fc6e26267850cc52e543874811ac794d30c9b2b534be7118298d29"
+SOURCE: Final = "c7edfe98f6f28058b11eba65df7ce484e91782ea95ab8c137f43a4f46348d9bb"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {
     "x86_64": b85decode(
-        "=~w^&01qDk=>Px#06|qriTOdjWdHyGzXw7906|nmG2~T9iS<)4+eta>eI-eYF-0-bMKQoJ(oBiy4+Thr_yI|YK@doT+y6=b#7Tp}"
-        "AnVphiP&3RL0myy!$DU`iTO#1_d!-kz5oCK0096106|qriPb?=MKR=6G3`@Gf$T5@002mhL?p0Ci9{rbO*#Azjc@?~08BaU4~=I5"
-        "001%eG08}aR3wN&x(5INVTp7koJBFfxc2}60KWkM004<}B*00FF-eI@5Dx`NiNi>Rzz>BM0RRAld?dgC4}=Q=004u0B)9~13W0ni"
-        "$OV7^0CWjWiE$9=@c;k-NsBp1jdUcOMKRJvF~GPz0002G0RR9%4+Thtzz>ej0001sL?oO|i%|%_3;+NCNQv4>i!n$Ky67QEi9ry!"
-        "WdHyG4+Thx!$^g|bQ3YsNykAL|NsC0Nr_Pi>5u>b07;8NP=omVbO$~D{r~@U21yUPX%HewgL-%Xcn?X7l8^uZ0D<BF0RRAWU@^c+"
-        "i!n%zR3xBGjZ`EsNQp!wptu15002cXz`qGX002nA;3G(hL?o!VWdHyG4+Thr%Ku1%_y>0-Oo`Sp(!T)!002li*mM?)4oQjoNdLn~"
-        "gYJO;$w|}WObOcS<w=QA7)bxcNrQP10CWN|?MeT{NrS;4>4*OR|44zvFa!VqTU|k1L0v&!L0`i"
+        ">CFHD01qDk>2&}A07!xCm;(R+F~CTP{zWmsNQp!wh`0d&002mhR3wN@jZ`F<NWtJEzX?JB07!{MB#^je0000F1xSO+|44)Q2X`n;"
+        "iPtgqG15V}0RR91NIAxI7K;x}iNQ$!#z=$jfd9!!)8R}B%IoDwiO@)a#FzsB0K-95Ns0MEy=4FZ0KW%9002Q$MKR=6NQw1RG22Nw"
+        "?0qFki!ntp(nT@AG15$l=nn-*gZKeSi9rxZgWLZ}|HMgy!656_NQu~6T|rzyUBf|FNr~4%R!NEWK~+UD?LkykG3`@GiTg-_?2rHe"
+        "08Kgd4~;tk002xm{SS>Y0RR9@i%SSG$w-ScMKQogiAxZ;WdHyGzYG8X05Q@{iOLTJG4@G`#EEny3`m8*bq7g<d3XSMS~1c{i!(vG"
+        "2LJ$JMKQpMR3sp{_W%F@NR3n^5WfKc000jKNQJ-;g}49!0E2uaAOH`9tpET3gM1_y1a%65d?Y9ZfB*n=61V{X002nA;2=neLlEhT"
+        "0000;i#te-bR-N#G15gbz_>jC006oH002M_1xSU!ert<FBn-L%0000;!QvrE3BpK;QxHvs<a7`*z(~hK82|tO|44~L2<t*gi&0R6"
+        "`uubVf%^Xa|NnImx&r_J07${&AxH_(NQpxbNrQQK0C)~bi-C{;001Qb0RRAW2uO=N==A;n|44~L7)bxcNP~M20CWN|?MeT|NQ1*5"
+        ">Ae2`|44zvkN^MxTU|k1L0v&!L0`i"
     ),
 }

@@ -51,23 +51,33 @@ static uint64_t queued_for(long tid)
     return signals;
 }
 
-static void look_at(struct asked *thread)
+/* Whether its stop, not consumed yet, is the one that it was asked for; notes what it is instead. */
+static int is_interruption(struct asked *thread)
 {
     siginfo_t seen;
-    int status = 0;
 
     seen.si_pid = 0;
     if (call(SYS_waitid, P_PID, (long)thread->tid, (long)&seen, PEEK) || !seen.si_pid)
+        return 0;
+    if (seen.si_code == CLD_TRAPPED && seen.si_status == INTERRUPTED)
+        return 1;
+    thread->status = OTHER;
+    return 0;
+}
+
+static void look_at(struct asked *thread)
+{
+    struct user_regs_struct *registers = (struct user_regs_struct *)thread->registers;
+    int fetched = !call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)registers);
+    int status = 0;
+
+    /* In a system call no breakpoint is met, so that whatever it has stopped for may be consumed. */
+    if (!(fetched && (long)registers->orig_rax >= 0) && !is_interruption(thread))
         return;
-    if (seen.si_code != CLD_TRAPPED || seen.si_status != INTERRUPTED) {
-        thread->status = OTHER;
-        return;
-    }
     if (call(SYS_wait4, (long)thread->tid, (long)&status, WNOHANG | __WALL, 0) <= 0)
         return;
     thread->status = (unsigned)status | CONSUMED;
-    struct user_regs_struct *registers = (struct user_regs_struct *)thread->registers;
-    if (call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)registers)) {
+    if (!fetched) {
         thread->registers = 0;
         thread->queued = ~0UL;
         return;
