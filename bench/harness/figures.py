@@ -71,7 +71,7 @@ def of_values(
     name: str,
     title: str,
     values: Iterable[float],
-    demand: Demand,
+    demand: Demand | None,
     *,
     unit: str = "x",
     details: Mapping[str, Any] | None = None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,12 +25,14 @@ ROUNDS = 5
 """At most so many of the first one: it is the arming that takes its time."""
 QUIET_CALLS = 200_000
 """In one turn of the second: a few milliseconds."""
-QUIET_TURNS = 60
+QUIET_TURNS = 80
+QUIET_ROUNDS = 5
+"""For each round of others: where a program's pages and addresses come to lie makes more than traps do."""
 
 
 def measure(settings: Settings) -> list[Figure]:
     """Both."""
-    return [beside_many(settings), never_hit(settings)]
+    return [beside_many(settings), *never_hit(settings)]
 
 
 @contextmanager
@@ -87,31 +91,63 @@ def hit_turns(program: MeasuredProgram, settings: Settings) -> tuple[float, int]
     return statistics.median(spans), first.calls + calls * HIT_TURNS
 
 
-def never_hit(settings: Settings) -> Figure:
-    """By how much a program is slower that runs among 10,000 traps and meets none, beside one that nobody traces.
+def never_hit(settings: Settings) -> list[Figure]:
+    """By how much a program is slower among 10,000 traps of which it meets none; and one whose pages were only copied.
 
-    Both run at once, in turns too short for the machine to change much; of each the quickest turn counts, in processor
-    time, for what disturbs only slows.
+    A trap's first write copies the page, and wherever the copies come to lie the program may run faster or slower, so
+    that each of many programs says something else: that share is shown by itself.
     """
-    slower = []
-    for number in range(settings.rounds):
-        settings.telling(f"{MANY:,} armed, none hit: round {number + 1} of {settings.rounds}")
-        with MeasuredProgram(program_of(MANY)) as traced, MeasuredProgram(program_of(MANY)) as free:
-            with among(traced) as tracer:
-                ask(tracer, "arm", f"armed {MANY}")
-                slower.append((quickest(traced, free, settings) - 1) * 100)
-                ask(tracer, "release", "released 0")
-                tracer.end()
-            traced.end()
-            free.end()
+    slower: dict[str, list[float]] = {"among": [], "copied": []}
+    rounds = settings.rounds * QUIET_ROUNDS
+    for number in range(rounds):
+        settings.telling(f"{MANY:,} armed, none hit: round {number + 1} of {rounds}")
+        program = program_of(MANY)
+        with MeasuredProgram(program) as traced, MeasuredProgram(program) as written, MeasuredProgram(program) as free:
+            for name, value in zip(slower, slowed(traced, written, free, settings), strict=True):
+                slower[name].append((value - 1) * 100)
     title = "a program among 10,000 traps that it does not meet is slower by"
-    return of_values("armed_not_hit_percent", title, slower, Demand(most=1.0), unit="%")
+    return [
+        of_values("armed_not_hit_percent", title, slower["among"], Demand(most=1.0), unit="%"),
+        of_values("copied_percent", "one of which each page was only copied, by", slower["copied"], None, unit="%"),
+    ]
 
 
-def quickest(traced: MeasuredProgram, free: MeasuredProgram, settings: Settings) -> float:
-    """The traced program's quickest turn as a multiple of the free one's."""
+def slowed(
+    traced: MeasuredProgram, written: MeasuredProgram, free: MeasuredProgram, settings: Settings
+) -> tuple[float, float]:
+    """By which factor traps slow the first, and copies the second; both beside the third, and beside before."""
+    programs = (traced, written, free)
+    before = quiet_turns(programs, settings)
+    with among(traced) as tracer:
+        ask(tracer, "arm", f"armed {MANY}")
+        copy_text(written.pid)
+        within = quiet_turns(programs, settings)
+        ask(tracer, "release", "released 0")
+        tracer.end()
+    for program in programs:
+        program.end()
+    now_traced, now_written, now_free = (after / once for once, after in zip(before, within, strict=True))
+    return now_traced / now_free, now_written / now_free
+
+
+def quiet_turns(programs: Sequence[MeasuredProgram], settings: Settings) -> list[float]:
+    """Of each a call's processor time in its quick turns, a tenth of all being quicker; they take turns.
+
+    Turns are too short for the machine to change much; what disturbs only slows, and the very quickest is luck.
+    """
     calls = settings.times(QUIET_CALLS, least=MANY)
-    for program in (traced, free):
+    for program in programs:
         program.run("quiet", calls)  # the first turn has the pages' faults
-    turns = [[program.run("quiet", calls).processor_ns for program in (traced, free)] for _ in range(QUIET_TURNS)]
-    return min(turn[0] for turn in turns) / min(turn[1] for turn in turns)
+    turns = [[program.run("quiet", calls).processor_ns for program in programs] for _ in range(QUIET_TURNS)]
+    return [statistics.quantiles(own, n=10)[0] for own in zip(*turns, strict=True)]
+
+
+def copy_text(pid: int) -> None:
+    """Write to each page of the program's code, as a trap's first write does, what stands there."""
+    with Path(f"/proc/{pid}/maps").open() as maps:
+        (code,) = [line.split()[0].split("-") for line in maps if " r-xp " in line and line.endswith("/many\n")]
+    start, end = (int(bound, 16) for bound in code)
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        for page in range(start, end, mmap.PAGESIZE):
+            byte = os.pread(memory.fileno(), 1, page)
+            os.pwrite(memory.fileno(), byte, page)
