@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from harness.figures import Demand, Figure, of_values
@@ -26,13 +26,14 @@ ROUNDS = 5
 QUIET_CALLS = 200_000
 """In one turn of the second: a few milliseconds."""
 QUIET_TURNS = 80
-QUIET_ROUNDS = 5
+QUIET_ROUNDS = 3
 """For each round of others: where a program's pages and addresses come to lie makes more than traps do."""
 
 
 def measure(settings: Settings) -> list[Figure]:
     """Both."""
-    return [beside_many(settings), *never_hit(settings)]
+    quiet = never_hit(settings)  # first: the other one gives back many pages here and there
+    return [beside_many(settings), *quiet]
 
 
 @contextmanager
@@ -94,17 +95,22 @@ def hit_turns(program: MeasuredProgram, settings: Settings) -> tuple[float, int]
 def never_hit(settings: Settings) -> list[Figure]:
     """By how much a program is slower among 10,000 traps of which it meets none; and one whose pages were only copied.
 
-    A trap's first write copies the page, and wherever the copies come to lie the program may run faster or slower, so
-    that each of many programs says something else: that share is shown by itself.
+    A trap's first write copies the page, and where the copies come to lie makes the program faster or slower: so there
+    are many programs, and none ends before the last is measured, for a copy in pages that were given back here and
+    there is slow.
     """
     slower: dict[str, list[float]] = {"among": [], "copied": []}
     rounds = settings.rounds * QUIET_ROUNDS
-    for number in range(rounds):
-        settings.telling(f"{MANY:,} armed, none hit: round {number + 1} of {rounds}")
-        program = program_of(MANY)
-        with MeasuredProgram(program) as traced, MeasuredProgram(program) as written, MeasuredProgram(program) as free:
-            for name, value in zip(slower, slowed(traced, written, free, settings), strict=True):
-                slower[name].append((value - 1) * 100)
+    with ExitStack() as all_of_them:
+        programs = []
+        for number in range(rounds):
+            settings.telling(f"{MANY:,} armed, none hit: round {number + 1} of {rounds}")
+            three = [all_of_them.enter_context(MeasuredProgram(program_of(MANY))) for _ in range(3)]
+            for name, factor in zip(slower, slowed(three, settings, copied_first=number % 2 > 0), strict=True):
+                slower[name].append((factor - 1) * 100)
+            programs += three
+        for program in programs:
+            program.end()
     title = "a program among 10,000 traps that it does not meet is slower by"
     return [
         of_values("armed_not_hit_percent", title, slower["among"], Demand(most=1.0), unit="%"),
@@ -112,20 +118,19 @@ def never_hit(settings: Settings) -> list[Figure]:
     ]
 
 
-def slowed(
-    traced: MeasuredProgram, written: MeasuredProgram, free: MeasuredProgram, settings: Settings
-) -> tuple[float, float]:
+def slowed(programs: Sequence[MeasuredProgram], settings: Settings, *, copied_first: bool) -> tuple[float, float]:
     """By which factor traps slow the first, and copies the second; both beside the third, and beside before."""
-    programs = (traced, written, free)
+    traced, written, _ = programs
     before = quiet_turns(programs, settings)
     with among(traced) as tracer:
+        if copied_first:
+            copy_text(written.pid)
         ask(tracer, "arm", f"armed {MANY}")
-        copy_text(written.pid)
+        if not copied_first:
+            copy_text(written.pid)
         within = quiet_turns(programs, settings)
         ask(tracer, "release", "released 0")
         tracer.end()
-    for program in programs:
-        program.end()
     now_traced, now_written, now_free = (after / once for once, after in zip(before, within, strict=True))
     return now_traced / now_free, now_written / now_free
 

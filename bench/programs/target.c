@@ -50,7 +50,8 @@ static void run_over(long count) { call(bench_over, count); }
 
 int main(void)
 {
-    static const struct command commands[] = {{"bench_lea", run_lea}, {"bench_push", run_push}, {"bench_over", run_over}};
+    static const struct command commands[] = {
+        {"bench_lea", run_lea, NULL}, {"bench_push", run_push, NULL}, {"bench_over", run_over, NULL}};
     unsigned char *area = map_near();
     for (unsigned i = 0; i < sizeof functions / sizeof *functions; i++) {
         unsigned char *slot = area + 2 * i * COPY_SIZE, *stub = slot + COPY_SIZE;
