@@ -46,7 +46,7 @@ class Traps(RuleBasedStateMachine):
         fresh = chosen - self.owner.keys() - self.others
         marks = bytearray(SIZE)
         for at in fresh:
-            marks[at] = 1
+            marks[at] = 255
         self.traps.insert(self.memory, START, CODE, marks, self.sleepers[number])
         self.owner.update(dict.fromkeys(fresh, self.sleepers[number]))
         self.written |= fresh

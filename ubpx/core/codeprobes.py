@@ -141,7 +141,7 @@ class CodeProbes:
                 if verdict is None:
                     verdict = verdicts[kind] = judge(space, code[at : at + longest], VirtAddr(start + at))
                 if not verdict:
-                    marks[at] = 1
+                    marks[at] = 255
                 elif verdict is SLOT_NEEDED:
                     piece.single.add(VirtAddr(start + at))
                 else:

@@ -85,7 +85,7 @@ class _Block:
         """The runs of pages in which there are marks, each from its first mark to behind its last."""
         start = None
         for page in range(0, BLOCK_SIZE + PAGE_SIZE, PAGE_SIZE):
-            marked = page < BLOCK_SIZE and marks.count(0, page, page + PAGE_SIZE) < PAGE_SIZE
+            marked = page < BLOCK_SIZE and marks.find(b"\xff", page, page + PAGE_SIZE) >= 0
             if marked and start is None:
                 start = page
             elif not marked and start is not None:
@@ -216,7 +216,7 @@ class DormantTraps:
         raise UsageError(f"{_MOST_SLEEPERS} pieces of code are probed as a whole already; release one first")
 
     def insert(self, memory: Memory, start: int, code: bytes, marks: bytearray, sleeper: Sleeper) -> None:
-        """Let traps stand wherever ``marks`` is not 0; ``code`` is the program's own, both from ``start`` on.
+        """Let traps stand wherever ``marks`` is 255, not 0; ``code`` is the program's own, both from ``start`` on.
 
         No trap of ours may stand at a marked place yet. Raises MemoryFault, UsageError, NotAnInstruction where the
         program has changed its code meanwhile; then none stands.
@@ -227,7 +227,7 @@ class DormantTraps:
             for at in range(start - start % BLOCK_SIZE, start + len(code), BLOCK_SIZE):
                 first, end = max(at, start), min(at + BLOCK_SIZE, start + len(code))
                 part = slice(first - start, end - start)
-                if marks.count(0, part.start, part.stop) < end - first:
+                if marks.find(255, part.start, part.stop) >= 0:
                     done.append(range(first, end))
                     self._insert_in_block(memory, first, code[part], bytes(marks[part]), number)
         except BaseException:
@@ -235,11 +235,10 @@ class DormantTraps:
                 self._take_out(memory, addresses, number)
             raise
 
-    def _insert_in_block(self, memory: Memory, first: int, code: bytes, marks: bytes, number: int) -> None:
+    def _insert_in_block(self, memory: Memory, first: int, code: bytes, mask: bytes, number: int) -> None:
         number_of_block = first // BLOCK_SIZE
         block = self._blocks.get(number_of_block) or _Block(number_of_block * BLOCK_SIZE)
         inside = slice(first - block.start, first - block.start + len(code))
-        mask = marks.translate(_ONES)
         found = memory.read(first, len(code))
         if found != code and blended(found, code, mask) != found:
             at = next(at for at, mark in enumerate(mask) if mark and found[at] != code[at])
@@ -251,12 +250,14 @@ class DormantTraps:
             block.standing[inside] = blended(bytes(block.standing[inside]), bytes((number,)) * len(code), mask)
         else:
             block.original[inside] = code
-            block.standing[inside] = marks.translate(_numbered(number))
+            block.standing[inside] = mask.translate(_numbered(number))
             self._blocks[number_of_block] = block
-        self.count += len(marks) - marks.count(0)
+        traps = mask.count(255)
+        self.count += traps
         marked = bytearray(BLOCK_SIZE)
         marked[inside] = mask
-        image = _with_traps(found, self._trap, mask)
+        dense = traps * _DENSE > len(mask)
+        image = blended(found, self._trap * len(found), mask) if dense else _with_traps(found, self._trap, mask)
         for run in block.pages(marked):  # what has none stays the file's
             part = slice(run.start - inside.start, run.stop - inside.start)
             memory.patch(first + part.start, image[part])
@@ -400,9 +401,7 @@ def blended(under: bytes, over: bytes, mask: bytes) -> bytes:
 
 
 def _with_traps(code: bytes, trap: bytes, mask: bytes) -> bytes:
-    """``code`` with the one-byte trap where the mask has 255."""
-    if (len(mask) - mask.count(0)) * _DENSE > len(mask):
-        return blended(code, trap * len(code), mask)
+    """``code`` with the one-byte trap where the mask has 255, which is at few places."""
     image, at = bytearray(code), mask.find(255)
     while at >= 0:
         image[at] = trap[0]

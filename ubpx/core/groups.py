@@ -156,10 +156,11 @@ class Groups:
         verdicts = [known.by_head.get(code[at : at + _SHORT]) for at in places]
         singly: list[VirtAddr] = []
         if any(verdicts) or None in verdicts:
-            addresses, singly = self._decide_others(space, asked, code, addresses, verdicts)
-            places = [address - start for address in addresses]
+            dormant, singly = self._decide_others(space, asked, code, addresses, verdicts)
+            if len(dormant) < len(addresses):
+                addresses, places = dormant, [address - start for address in dormant]
         for at in places:
-            marks[at] = 1
+            marks[at] = 255
         heads = b"".join([code[at : at + HEAD_SIZE] for at in places])
         return _Piece(start, code[: end - start], marks, addresses, heads), singly
 
@@ -170,30 +171,28 @@ class Groups:
         code: bytes,
         addresses: Sequence[VirtAddr],
         verdicts: Sequence[str | None],
-    ) -> tuple[list[VirtAddr], list[VirtAddr]]:
+    ) -> tuple[Sequence[VirtAddr], list[VirtAddr]]:
         """The same where some have no verdict yet, or another; ``code`` is that from the first address on."""
         start, known = addresses[0], self._known_of(space)
         unknown = [address - start for address, verdict in zip(addresses, verdicts, strict=True) if verdict is None]
-        found = dict(zip(unknown, space.architecture.kinds(code, unknown), strict=True))
-        dormant, singly = list[VirtAddr](), list[VirtAddr]()
-        for address, verdict in zip(addresses, verdicts, strict=True):
-            at = address - start
+        set_apart = {address: verdict for address, verdict in zip(addresses, verdicts, strict=True) if verdict}
+        for at, (length, kind) in zip(unknown, space.architecture.kinds(code, unknown), strict=True):
+            verdict = known.by_kind.get(kind)
             if verdict is None:
-                length, kind = found[at]
-                verdict = known.by_kind.get(kind)  # noqa: PLW2901 - of those that have none
-                if verdict is None:
-                    verdict = judge(space, code[at : at + HEAD_SIZE], address)  # noqa: PLW2901
-                    if length:
-                        known.by_kind[kind] = verdict
-                if 0 < length <= _SHORT:
-                    known.by_head[code[at : at + _SHORT]] = verdict
-            if verdict == SLEEPS:
-                dormant.append(address)
-            elif verdict == SLOT_NEEDED:
-                singly.append(address)
-            else:
-                self._refuse(space, asked, code[at : at + HEAD_SIZE], address)
-        return dormant, singly
+                verdict = judge(space, code[at : at + HEAD_SIZE], VirtAddr(start + at))
+                if length:
+                    known.by_kind[kind] = verdict
+            if 0 < length <= _SHORT:
+                known.by_head[code[at : at + _SHORT]] = verdict
+            if verdict != SLEEPS:
+                set_apart[VirtAddr(start + at)] = verdict
+        if not set_apart:
+            return addresses, []
+        singly = sorted(address for address, verdict in set_apart.items() if verdict == SLOT_NEEDED)
+        for address in sorted(set_apart.keys() - set(singly)):
+            at = address - start
+            self._refuse(space, asked, code[at : at + HEAD_SIZE], address)
+        return [address for address in addresses if address not in set_apart], singly
 
     def _known_of(self, space: AddressSpace) -> _Known:
         return self._known.setdefault((space.architecture.name, space.slots_allowed), _Known())

@@ -4,7 +4,7 @@ import fnmatch
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from ubpx.core.values import Place, VirtAddr
 from ubpx.symbols.around import label_of
@@ -49,8 +49,8 @@ class PlainFunctions:
         if modules.sequences(loaded):  # then each has to be looked at
             self._sizes.clear()
         bias = loaded.bias
-        starts = sorted([VirtAddr((linked + bias) & ADDRESS_MASK) for linked in self._sizes])
-        self.starts: Final = list(_among(starts, modules.executable(loaded)))
+        starts = sorted([(linked + bias) & ADDRESS_MASK for linked in self._sizes])
+        self.starts: Final = cast(list[VirtAddr], list(_among(starts, modules.executable(loaded))))
         """In memory, ascending."""
 
     def __contains__(self, address: object) -> bool:
@@ -73,7 +73,7 @@ class PlainFunctions:
         )
 
 
-def _among(starts: Sequence[VirtAddr], ranges: Iterable[tuple[int, int]]) -> Iterable[VirtAddr]:
+def _among(starts: Sequence[int], ranges: Iterable[tuple[int, int]]) -> Iterable[int]:
     """Those of the ascending addresses that lie in one of the ascending ranges."""
     for start, end in ranges:
         yield from starts[bisect_left(starts, start) : bisect_left(starts, end)]

@@ -179,10 +179,11 @@ class Symbols:
                 if len(own) < len(rows):  # aliases: the longest counts
                     for row in rows:
                         own[row[0]] = max(own[row[0]], row[1])
-                longer = {start: max(own[start], sizes[start]) for start in own.keys() & sizes.keys()}
-                sizes |= own | longer
+                for start in own.keys() & sizes.keys() if sizes else ():
+                    own[start] = max(own[start], sizes[start])
+                sizes = sizes | own if sizes else own
             starts = sorted(sizes)
-            ends = list(map(operator.add, starts, map(sizes.__getitem__, starts)))
+            ends = [start + sizes[start] for start in starts]
             found: list[int] = []
             if any(map(operator.gt, ends, starts[1:])):  # mostly there are none
                 reaches = itertools.accumulate(ends, max)

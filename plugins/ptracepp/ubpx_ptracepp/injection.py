@@ -58,6 +58,8 @@ _ERRORS: Final = 4095
 _LARGEST_SEARCH: Final = 4 << 20
 _PATIENCE_S: Final = 5.0
 """A thread that has not entered the kernel after so long never will: another one has changed the code that it is at."""
+_WITHOUT_DOUBT_S: Final = 100e-6
+"""Until a pause is longer nobody asks whether the thread has exited, which takes longer than most system calls."""
 _FAULTS: Final = frozenset({signals.SIGSEGV, signals.SIGBUS, signals.SIGILL, signals.SIGFPE, signals.SIGTRAP})
 
 
@@ -81,7 +83,7 @@ def wait_for(tid: int, *, patience_s: float = math.inf) -> int | None:
     """
     pause, began = 0.0, time.monotonic()
     while True:
-        exited = procfs.has_exited(tid) if pause else False
+        exited = procfs.has_exited(tid) if pause > _WITHOUT_DOUBT_S else False
         found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
         if found:
             return status

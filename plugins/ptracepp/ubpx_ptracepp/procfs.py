@@ -19,8 +19,8 @@ NO_PTRACE: Final = 3
 """The value of kernel.yama.ptrace_scope that forbids it to all."""
 
 
-_PROCESSOR: Final = 36
-"""Position of that field in /proc/TID/stat behind the name."""
+_PARENT, _FLAGS, _PROCESSOR = 1, 6, 36
+"""Positions of these fields in /proc/TID/stat behind the name."""
 
 
 def status(tid: int) -> dict[str, str]:
@@ -39,11 +39,17 @@ def is_caught(tid: int, signal: int) -> bool:
 
 def processor(tid: int) -> int | None:
     """The one that the thread runs on, or has run on last (proc(5), stat); None if it is gone."""
+    fields = _behind_name(tid).split()
+    return int(fields[_PROCESSOR]) if fields else None
+
+
+def _behind_name(tid: int) -> str:
+    """The fields of /proc/TID/stat from the state on; empty if it is gone."""
     try:
         text = Path(f"/proc/{tid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[_PROCESSOR])
+        return ""
+    return text.rpartition(") ")[2]
 
 
 def tids(pid: int) -> list[int]:
@@ -56,7 +62,7 @@ def tids(pid: int) -> list[int]:
 
 def has_exited(tid: int) -> bool:
     """Whether the thread is gone, or a zombie: a leader stays one until its other threads have gone."""
-    return status(tid).get("State", "X").startswith(("Z", "X"))
+    return _behind_name(tid)[:1] in ("", "Z", "X")
 
 
 def living_tid(pid: int) -> int:
@@ -74,10 +80,8 @@ def children(pid: int) -> list[int]:
 
 def _parent_in_stat(pid: int) -> int:
     """As ``parent``, from the file that is cheaper to read for many."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+    fields = _behind_name(pid).split()
+    return int(fields[_PARENT]) if fields else 0
 
 
 def parent(pid: int) -> int:
@@ -189,11 +193,8 @@ def _tracer_pid(fields: Mapping[str, str]) -> int:
 
 
 def _is_kernel_thread(pid: int) -> bool:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return False
-    return bool(int(fields[6]) & _PF_KTHREAD)
+    fields = _behind_name(pid).split()
+    return bool(fields) and bool(int(fields[_FLAGS]) & _PF_KTHREAD)
 
 
 def _ancestors() -> set[int]:

@@ -35,12 +35,12 @@ def test_traps_stand_where_they_are_wanted_alone(each: int, *, again: bool) -> N
     wanted = bytearray(code)
     if again:
         first = bytearray(SIZE)
-        first[5::each] = b"\1" * len(first[5::each])
+        first[5::each] = b"\xff" * len(first[5::each])
         traps.insert(memory, START, code, first, Owner())
         wanted[5::each] = TRAP * len(wanted[5::each])
     marks = bytearray(SIZE)
     for at in range(0, SIZE, each):
-        marks[at] = wanted[at : at + 1] != TRAP
+        marks[at] = 255 * (wanted[at : at + 1] != TRAP)
     owner = Owner()
     traps.insert(memory, START, bytes(wanted), marks, owner)
     assert memory.read(VirtAddr(START), SIZE) == bytes(
