@@ -86,14 +86,20 @@ def test_repeated_string_instruction_is_one_hit(
     assert program.tell("q").wait() == 0
 
 
-@pytest.mark.parametrize("strategy", [ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
-def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strategy) -> None:
-    """Invariant: the program's own int3, raise(SIGTRAP) and trap flag reach its own handler, ours do not."""
-    program = target_program("own_trap", 300)
+@pytest.mark.parametrize("callers", [2, 0])
+@pytest.mark.parametrize("strategy", [None, ubpx.Strategy.JUMP, ubpx.Strategy.BOOST, ubpx.Strategy.STEP])
+def test_programs_own_traps(target_program: StartProgram, strategy: ubpx.Strategy | None, callers: int) -> None:
+    """Invariant: the program's own int3, raise(SIGTRAP) and trap flag reach its own handler, ours do not; what it
+    steps over itself is one step and one hit, for a thread alone, too.
+    """
+    program = target_program("own_trap", 300, callers)
     with ubpx.attach(program.pid) as target:
-        lease = target.client("one").probe("probed_beside", lambda _: None, strategy=strategy)
+        client, seen = target.client("one"), set[int]()
+        beside = client.probe("probed_beside", lambda _: None, strategy=strategy)
+        flagged = client.probe("probed_flagged", lambda hit: seen.add(hit.regs.rip), strategy=strategy)
         assert program.tell("g").number("traps") == 6 * 300
-        assert program.number("calls") == lease.hits
+        assert program.number("calls") == beside.hits
+        assert (flagged.hits, seen) == (300, {flagged.address})
     assert program.tell("q").wait() == 0
 
 

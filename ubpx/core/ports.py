@@ -232,6 +232,13 @@ class Site(Protocol):
         """
         ...
 
+    @property
+    def express(self) -> tuple[VirtAddr, Callable[[TracedThread], bool]] | None:
+        """What may take the place of ``arrive`` for a thread that does not step itself, once ``words`` say that it is
+        at this address, as the program is to see it. None: nothing.
+        """
+        ...
+
 
 class Launched(Protocol):
     """A program about to start: forked, not yet exec'd."""

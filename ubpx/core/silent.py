@@ -14,6 +14,7 @@ class EntrySite:
 
     __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
     in_slot = False
+    express = None
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address

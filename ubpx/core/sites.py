@@ -261,7 +261,7 @@ class ProbeSite:
             self.space.raw.write(address, data)
 
     def arrive(self, thread: TracedThread) -> bool:
-        """Run the handlers. This is the hot path."""
+        """Run the handlers."""
         if self.turned_back:
             self._turn_back()
             if thread.tid in self.turned_back:
@@ -272,6 +272,15 @@ class ProbeSite:
         words[self._pc] = self._address
         if self._heeds_steps and words[self._own_trap_place] & self._own_trap_bit:
             self.unlanded.add(thread.tid)
+        return self._serve(thread, unlanded=bool(self.unlanded))
+
+    @property
+    def express(self) -> tuple[VirtAddr, Callable[[TracedThread], bool]] | None:
+        """Without the looks that only a program that steps itself needs, or changes its code."""
+        return None if self.wary else (self._address, self._serve)
+
+    def _serve(self, thread: TracedThread, *, unlanded: bool = False) -> bool:
+        """This is the hot path."""
         reception = self.reception
         requests, before = reception.requests, reception.serving  # a handler may have had the program served
         reception.serving = thread
@@ -281,7 +290,7 @@ class ProbeSite:
         answers = run_handlers(leases, thread, self.space, reception)
         reception.serving = before
         asked = reception.requests != requests
-        if answers is None and not (self._steps or thread.held or asked or reception.after_hit or self.unlanded):
+        if answers is None and not (self._steps or thread.held or asked or reception.after_hit or unlanded):
             return True
         reception.conclude(thread, self, answers or [])
         return False
@@ -348,6 +357,11 @@ class ReturningSite(ProbeSite):
         expected.append(relevant)
         del expected[:-_MOST_RETURNS]
 
+    @property
+    def express(self) -> None:
+        """One that comes back is to be known."""
+        return None
+
     def arrive(self, thread: TracedThread) -> bool:
         """One that comes back was here before, and goes on."""
         if self.turned_back or not (self._expected or self._at_once):
@@ -401,6 +415,7 @@ class TombSite:
 
     __slots__ = ("_space", "address", "certain", "landing", "landing_word", "reception", "watchful")
     in_slot = False
+    express = None
 
     def __init__(self, address: VirtAddr, space: AddressSpace, reception: Reception) -> None:
         self.address: Final = address

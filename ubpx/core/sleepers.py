@@ -112,6 +112,7 @@ class _WaitingSite:
 
     __slots__ = ("_refill", "address", "certain", "landing", "landing_word", "reception", "space", "watchful")
     in_slot = False
+    express = None
 
     def __init__(
         self, address: VirtAddr, space: AddressSpace, reception: Reception, refill: Callable[[], None]

@@ -90,6 +90,7 @@ class StubSite:
     """A site that keeps what it is asked, in order, with the thread's stops at that time."""
 
     in_slot = False
+    express = None
 
     def __init__(self, traced: Traced, answers: Sequence[bool], *, landing: VirtAddr | None, ours: bool = True) -> None:
         self.landing = landing

@@ -24,6 +24,9 @@ _RBX, _RCX, _RDX, _RSI, _RDI, _RBP, _R8, _R9, _R10 = 5, 11, 12, 13, 14, 4, 9, 8,
 RAX: Final = 10
 ORIG_RAX: Final = 15
 RIP: Final = 16
+EFLAGS: Final = 18
+TRAP_FLAG: Final = 0x100
+"""In EFLAGS: the program steps itself."""
 RSP: Final = 19
 
 FAULTS: Final = frozenset({signal.SIGTRAP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})

@@ -152,20 +152,20 @@ class Arrivals(Stops):
         if thread.trap_unblocked:
             return waitid(_ALL, 0, PEEK)
         turns = self._turns
-        take, sites = turns.take, turns.sites
+        take, serves = turns.take, turns.serves
         turns.attend(thread, SELDOM)
         while True:
             number = take()
             if number >= 0:
                 thread.stops += 1
                 self._left = thread
-                if sites[number].arrive(thread):  # so nothing is another than before
+                if serves[number](thread):  # so nothing is another than before
                     continue
                 self._consume_left()
                 return None
             self._left = None
             if number <= CLOSELY:
-                if not self._serve_closely(thread, sites[CLOSELY - number]):
+                if not self._serve_closely(thread, turns.sites[CLOSELY - number]):
                     return None
                 turns.attend(thread, SELDOM)
                 continue

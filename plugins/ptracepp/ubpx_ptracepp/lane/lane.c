@@ -21,6 +21,7 @@
 #define RIP __builtin_offsetof(struct user_regs_struct, rip)
 #define REGISTERS (sizeof(struct user_regs_struct) / 8)
 #define FROM_KERNEL 0x80       /* SI_KERNEL */
+#define TRAP_FLAG 0x100        /* the program steps itself */
 
 enum { PC, HAS_RUN, SIGNAL };  /* the PC; that the thread has run, else the next; what the kernel says of the signal */
 
@@ -28,6 +29,7 @@ struct place {
     uint64_t reported;         /* the PC behind the trap */
     uint64_t landing;          /* where the thread goes on; 0: where it is */
     uint64_t proof;            /* that it is the trap: one of the following */
+    uint64_t shown;            /* the PC as the program is to see it; 0: the tracer sees to that, and to its trap flag */
 };
 
 struct turn {                  /* the second page */
@@ -96,7 +98,11 @@ __attribute__((used)) long take_turn(void)
             continue;
         if (place->landing)
             call(SYS_ptrace, PTRACE_POKEUSER, (long)turn->tid, RIP, (long)place->landing);
-        return --turn->patience ? (long)number : CLOSELY - (long)number;
+        if (!--turn->patience || (place->shown && registers->eflags & TRAP_FLAG))
+            return CLOSELY - (long)number;
+        if (place->shown)
+            registers->rip = place->shown;
+        return (long)number;
     }
     return UNEXPECTED;
 }

@@ -6,7 +6,7 @@ from typing import Final
 
 from ubpx.core.ports import Site
 from ubpx.core.values import PAGE_SIZE
-from ubpx_ptracepp.abi import RIP, X86_64
+from ubpx_ptracepp.abi import EFLAGS, RIP, TRAP_FLAG, X86_64
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
 from ubpx_ptracepp.lane.code import IMAGES
 from ubpx_ptracepp.machine_code import MachineCode
@@ -22,7 +22,7 @@ _GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = range(7)
 """Words of struct turn."""
 _PC, _HAS_RUN, _SIGNAL = range(3)
 """What proves an arrival: that the thread has run since the last one is enough in a slot only."""
-_PLACE_WORDS: Final = 3
+_PLACE_WORDS: Final = 4
 _MANY_PLACES: Final = 4
 _ARRIVED: Final = _PLACES + _MANY_PLACES * _PLACE_WORDS
 _WORDS: Final = PAGE_SIZE // 8
@@ -46,6 +46,8 @@ class Turns:
         """
         self.sites: Final[list[Site]] = []
         """Of the places where it is expected, by number."""
+        self.serves: Final[list[Callable[[PtraceThread], bool]]] = []
+        """What is to be called for those that have arrived there and need no closer look."""
         self._reported: Final[list[int]] = []
         """The PCs that their traps report."""
 
@@ -66,6 +68,7 @@ class Turns:
 
     def _expect_nobody(self) -> None:
         self.sites.clear()
+        self.serves.clear()
         self._reported.clear()
         self._fields[_COUNT] = 0
 
@@ -81,8 +84,11 @@ class Turns:
             self._expect_nobody()
         fields, at = self._fields, _PLACES + len(self.sites) * _PLACE_WORDS
         proof = _PC if site.certain else _HAS_RUN if site.in_slot else _SIGNAL
-        fields[at], fields[at + 1], fields[at + 2] = reported, site.landing or 0, proof
+        shown, serve = site.express or (0, site.arrive)
+        for word, value in enumerate((reported, site.landing or 0, proof, shown)):
+            fields[at + word] = value
         self.sites.append(site)
+        self.serves.append(serve)
         self._reported.append(reported)
         fields[_COUNT] = len(self.sites)
         fields[_STAYS] = 1
@@ -98,18 +104,22 @@ class Turns:
         stop = waitid(0, 0, PEEK)
         if stop is None or (stop[0], stop[3], stop[4]) != (tid, _SIGTRAP, _CLD_TRAPPED):
             return OTHER
-        words = (ctypes.c_uint64 * (RIP + 1)).from_address(fields[_REGISTERS])
+        words = (ctypes.c_uint64 * (EFLAGS + 1)).from_address(fields[_REGISTERS])
         words[RIP] = 0
         quick(PTRACE_GETREGS, tid, 0, ctypes.c_void_p(fields[_REGISTERS]))
         for number in range(fields[_COUNT]):
             at = _PLACES + number * _PLACE_WORDS
-            reported, landing, proof = fields[at : at + _PLACE_WORDS]
+            reported, landing, proof, shown = fields[at : at + _PLACE_WORDS]
             if reported != words[RIP] or not (proof == _PC or _is_breakpoint(tid)):
                 continue
             if landing:
                 quick(PTRACE_POKEUSER, tid, ctypes.c_long(RIP * 8), ctypes.c_ulong(landing))
             fields[_PATIENCE] -= 1
-            return number if fields[_PATIENCE] else CLOSELY - number
+            if not fields[_PATIENCE] or (shown and words[EFLAGS] & TRAP_FLAG):
+                return CLOSELY - number
+            if shown:
+                words[RIP] = shown
+            return number
         return UNEXPECTED
 
 
