@@ -220,3 +220,36 @@ def test_threads_that_sleep_are_found_by_tid(target_program: StartProgram, event
             assert target.stops == stops + turn * (THREADS + 1)
         program.tell("g").number("calls")
     assert program.tell("q").wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("symbol", "strategy"),
+    [("probed_push", "EMULATE"), ("probed_push", "STEP"), ("probed_lea", "BOOST"), ("probed_lea", "JUMP")],
+)
+def test_a_handler_that_has_all_stopped_sees_its_own_registers(
+    target_program: StartProgram, symbol: str, strategy: str
+) -> None:
+    """Invariant: of a thread whose handler runs the registers are those at its arrival, whoever is looked at meanwhile,
+    and those that it writes are written once.
+    """
+    program = target_program("hot_calls", symbol, THREADS, 20)
+    found: list[tuple[object, object]] = []
+    later: list[int] = []
+    with ubpx.attach(program.pid) as target:
+        coordinator, space = target._session._loop.coordinator, target._process.space
+
+        def stop_all(hit: ubpx.Hit) -> None:
+            if lease.hits % 16 == 0:
+                before = hit.snapshot().regs
+                with coordinator.keeper.quiet(space):
+                    found.append((before, hit.snapshot().regs))
+                hit.regs.rbp = before["rbp"]
+
+        lease = target.client("first", priority=1).probe(symbol, stop_all, strategy=strategy)
+        beside = target.client("second").probe(symbol, lambda hit: later.append(hit.regs.rip), strategy=strategy)
+        assert program.tell("g").number("calls", timeout=100) == THREADS * 20
+        assert lease.hits == beside.hits == len(later) == THREADS * 20
+        assert set(later) == {lease.address}
+    assert len(found) > THREADS / 2
+    assert [after for before, after in found if after != before] == []
+    assert program.tell("q").wait() == 0

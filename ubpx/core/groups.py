@@ -188,10 +188,13 @@ class Groups:
                 set_apart[VirtAddr(start + at)] = verdict
         if not set_apart:
             return addresses, []
-        singly = sorted(address for address, verdict in set_apart.items() if verdict == SLOT_NEEDED)
-        for address in sorted(set_apart.keys() - set(singly)):
-            at = address - start
-            self._refuse(space, asked, code[at : at + HEAD_SIZE], address)
+        singly: list[VirtAddr] = []
+        for address in sorted(set_apart):
+            if set_apart[address] == SLOT_NEEDED:
+                singly.append(address)
+            else:
+                at = address - start
+                self._refuse(space, asked, code[at : at + HEAD_SIZE], address)
         return [address for address in addresses if address not in set_apart], singly
 
     def _known_of(self, space: AddressSpace) -> _Known:

@@ -179,9 +179,9 @@ class Symbols:
                 if len(own) < len(rows):  # aliases: the longest counts
                     for row in rows:
                         own[row[0]] = max(own[row[0]], row[1])
-                for start in own.keys() & sizes.keys() if sizes else ():
-                    own[start] = max(own[start], sizes[start])
-                sizes = sizes | own if sizes else own
+                if sizes:
+                    own |= {start: max(own[start], sizes[start]) for start in own.keys() & sizes.keys()}
+                sizes |= own
             starts = sorted(sizes)
             ends = [start + sizes[start] for start in starts]
             found: list[int] = []

@@ -181,7 +181,8 @@ class Arrivals(Stops):
         self._consume_left()
         if self._queue:  # killed meanwhile
             return False
-        self._look_closely(thread, site)
+        if self._turns.impatient:
+            self._look_closely(thread, site)
         goes_on = site.arrive(thread)
         if goes_on:
             quick(thread.go, thread.tid, 0, 0)
@@ -313,7 +314,7 @@ class Arrivals(Stops):
             super().interrupt(thread)
 
     def _take_other(self, thread: PtraceThread, status: int) -> None:
-        if status != OTHER:  # killed between the look and its end, or with a mask that is to be set again
+        if status != OTHER:  # in a system call, or killed between the look and its end; or its mask is to be set again
             self._classify(thread.tid, thread, status & _WAIT_STATUS)
             return
         stop = peek(self._answers, thread.tid)

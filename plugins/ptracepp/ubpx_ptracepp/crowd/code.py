@@ -4,18 +4,18 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "c7edfe98f6f28058b11eba65df7ce484e91782ea95ab8c137f43a4f46348d9bb"
+SOURCE: Final = "fe595aa6325d31ef82cffcedb028d8d1904e36f2202cdc88631d462599fe3de7"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {
     "x86_64": b85decode(
-        ">CFHD01qDk>2&}A07!xCm;(R+F~CTP{zWmsNQp!wh`0d&002mhR3wN@jZ`F<NWtJEzX?JB07!{MB#^je0000F1xSO+|44)Q2X`n;"
-        "iPtgqG15V}0RR91NIAxI7K;x}iNQ$!#z=$jfd9!!)8R}B%IoDwiO@)a#FzsB0K-95Ns0MEy=4FZ0KW%9002Q$MKR=6NQw1RG22Nw"
-        "?0qFki!ntp(nT@AG15$l=nn-*gZKeSi9rxZgWLZ}|HMgy!656_NQu~6T|rzyUBf|FNr~4%R!NEWK~+UD?LkykG3`@GiTg-_?2rHe"
-        "08Kgd4~;tk002xm{SS>Y0RR9@i%SSG$w-ScMKQogiAxZ;WdHyGzYG8X05Q@{iOLTJG4@G`#EEny3`m8*bq7g<d3XSMS~1c{i!(vG"
-        "2LJ$JMKQpMR3sp{_W%F@NR3n^5WfKc000jKNQJ-;g}49!0E2uaAOH`9tpET3gM1_y1a%65d?Y9ZfB*n=61V{X002nA;2=neLlEhT"
-        "0000;i#te-bR-N#G15gbz_>jC006oH002M_1xSU!ert<FBn-L%0000;!QvrE3BpK;QxHvs<a7`*z(~hK82|tO|44~L2<t*gi&0R6"
-        "`uubVf%^Xa|NnImx&r_J07${&AxH_(NQpxbNrQQK0C)~bi-C{;001Qb0RRAW2uO=N==A;n|44~L7)bxcNP~M20CWN|?MeT|NQ1*5"
-        ">Ae2`|44zvkN^MxTU|k1L0v&!L0`i"
+        "=~w^&01qDk=>Px#06|qriTOdjWdHyGzXw7906|nmG2~T9iS<)4+eta>eI-eYF-0-bMKQoJ(oBiy4+Thr_yI|YK@doT+y6=b#7Tp}"
+        "AnVphiP&3RL0myy!$DU`iTOcRMKSh4RY6o$Q!(2}f$We3002mhL?on0iF720OpR<LxJZdqB#=mnL?oC<i$o-dNjb(3jl}@~07#2O"
+        "B#=ls!w-$O0RR9o_Dzd<2u+FVMKQohiE$7y(n*UkxMctU0KW_X000jKG5<-4#7K$7iF_oaNQJ<42uOo`BrpJZX)(!3i!n%zlq8S<"
+        "002cXz(KkP003dQ_W%F@zX1RM0Evtwpa1{>4+Thtzz>Bp0RRAlyd<Ci0000Fge3t00E4_Fm;e9(1a%F8yd<aq000Gm0049nxB&nF"
+        "07${$AW4Zq5b68?002pgIY^6iB$!1p(nT@AxIF*>0J;GH06-4~NQJ-;j@bYJ0E<K<q`3hA002nA;UP!~$VrJo5HY|_h2(S-G15uL"
+        "K^Xu4|NlveQ3&a)0000=ixenHi4+G&gTM$#J=g#M0Cnt0i$o*{gZTV(2R;7%|NnIjxB&nF07${$B1s8B5J-c3BrpJY4M>YrBuIhc"
+        "00961bYL;SNsBQ^jZ`G4MKQogi9{r*xB&nF0KW-B002yllq8S<002nA;3G(hL?p1dWdHyG4+Thr%Ku1%_y>0)Oo`Sp(nvYzbQp^c"
+        "zX1RM07(DENQ3Tx|H(+x=ST_q>*Gm@Q5Z=7!%2gA5CC)nG22Q1#z}+0An7gs|NlsV#E=9409#!_TtQtyUO`{O"
     ),
 }

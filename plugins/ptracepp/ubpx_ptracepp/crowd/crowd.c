@@ -15,7 +15,7 @@
 #define PEEK (WEXITED | WSTOPPED | WNOHANG | WNOWAIT | __WALL | __WNOTHREAD)
 #define FEW 8
 #define RUNS 0
-#define OTHER (1UL << 32)      /* something else: it is left to be looked at */
+#define OTHER (1UL << 32)      /* something else, outside a system call: it is left to be looked at */
 #define CONSUMED (2UL << 32)   /* with a status, which could be 0 */
 #define AGAIN (4UL << 32)      /* with a status: its system call may have to be made to begin again (waiting.py) */
 #define EINTR_RESULT ((uint32_t)-4)
@@ -24,7 +24,8 @@
 
 struct asked {
     uint64_t tid;
-    uint64_t registers;        /* where its struct user_regs_struct is to be; 0 behind a stop: they could not be had */
+    uint64_t registers;        /* where its struct user_regs_struct is to be, once a stop is consumed; 0 then: it could not
+                                * be had */
     uint64_t status;           /* as waitpid gives it, and CONSUMED, of a stop that was; or one of the above */
     uint64_t queued;           /* behind a stop: the signals in its own queue, a bit for each; all bits: nobody knows */
 };
@@ -67,12 +68,13 @@ static int is_interruption(struct asked *thread)
 
 static void look_at(struct asked *thread)
 {
-    struct user_regs_struct *registers = (struct user_regs_struct *)thread->registers;
-    int fetched = !call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)registers);
+    struct user_regs_struct found; /* of a thread whose stop was consumed before its handlers use what is known already */
+    uint64_t *registers = (uint64_t *)thread->registers;
+    int fetched = !call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)&found);
     int status = 0;
 
     /* In a system call no breakpoint is met, so that whatever it has stopped for may be consumed. */
-    if (!(fetched && (long)registers->orig_rax >= 0) && !is_interruption(thread))
+    if (!(fetched && (long)found.orig_rax >= 0) && !is_interruption(thread))
         return;
     if (call(SYS_wait4, (long)thread->tid, (long)&status, WNOHANG | __WALL, 0) <= 0)
         return;
@@ -82,12 +84,14 @@ static void look_at(struct asked *thread)
         thread->queued = ~0UL;
         return;
     }
-    uint32_t result = (uint32_t)registers->rax;
+    for (unsigned at = 0; at < sizeof found / 8; at++)
+        registers[at] = ((uint64_t *)&found)[at];
+    uint32_t result = (uint32_t)found.rax;
     if (result == EINTR_RESULT || result == RESTART_RESULT)
         thread->status |= AGAIN;
     /* In a system call nothing but the call's own end raises a trap: where the program, or we (Arrivals), step over it or
      * watch what it writes. */
-    thread->queued = (long)registers->orig_rax < 0 || registers->eflags & TRAP_FLAG ? queued_for((long)thread->tid) : 0;
+    thread->queued = (long)found.orig_rax < 0 || found.eflags & TRAP_FLAG ? queued_for((long)thread->tid) : 0;
 }
 
 /* The status of each is 0, or the kernel's error; how many have one. */

@@ -18,7 +18,7 @@ to name all of them each time would take long."""
 RUNS: Final = 0
 """The status of a thread that has not stopped."""
 OTHER: Final = 1 << 32
-"""The status of one that stands, or has ended, for another reason: that is left to be looked at."""
+"""The status of one that has ended, or stands outside a system call for another reason: it is left to be looked at."""
 UNKNOWN: Final = 0xFFFF_FFFF_FFFF_FFFF
 """Instead of the signals that are queued for a thread: they are too many, or nobody has asked."""
 _CONSUMED: Final = 2 << 32

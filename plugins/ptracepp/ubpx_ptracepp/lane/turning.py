@@ -66,6 +66,11 @@ class Turns:
         fields[_STAYS] = 1
         self._expect_nobody()
 
+    @property
+    def impatient(self) -> bool:
+        """Whether the thread was not looked at closely for as long as may be; else it steps itself."""
+        return not self._fields[_PATIENCE]
+
     def _expect_nobody(self) -> None:
         self.sites.clear()
         self.serves.clear()
