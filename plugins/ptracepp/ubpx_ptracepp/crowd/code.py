@@ -4,7 +4,7 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "fe595aa6325d31ef82cffcedb028d8d1904e36f2202cdc88631d462599fe3de7"
+SOURCE: Final = "37715d0e161a87b2e6d30f8dcc8528a608624cbf9ebd8cd7a04d6c550ed43a84"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {

@@ -68,7 +68,7 @@ static int is_interruption(struct asked *thread)
 
 static void look_at(struct asked *thread)
 {
-    struct user_regs_struct found; /* of a thread whose stop was consumed before its handlers use what is known already */
+    struct user_regs_struct found; /* not the thread's yet: its handlers may run, with those at its arrival */
     uint64_t *registers = (uint64_t *)thread->registers;
     int fetched = !call(SYS_ptrace, PTRACE_GETREGS, (long)thread->tid, 0, (long)&found);
     int status = 0;
