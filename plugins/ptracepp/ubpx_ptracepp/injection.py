@@ -83,7 +83,7 @@ def wait_for(tid: int, *, patience_s: float = math.inf) -> int | None:
     """
     pause, began = 0.0, time.monotonic()
     while True:
-        exited = procfs.has_exited(tid) if pause > _WITHOUT_DOUBT_S else False
+        exited = pause > _WITHOUT_DOUBT_S and procfs.has_exited(tid)
         found, status = waitpid(tid, WAIT_THREAD | os.WNOHANG)
         if found:
             return status
