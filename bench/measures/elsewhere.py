@@ -141,6 +141,8 @@ def quiet_turns(programs: Sequence[MeasuredProgram], settings: Settings) -> list
     Turns are too short for the machine to change much; what disturbs only slows, and the very quickest is luck.
     """
     calls = settings.times(QUIET_CALLS, least=MANY)
+    for program in programs:
+        program.run("quiet", calls)  # the first turn has the pages' faults
     turns = [[program.run("quiet", calls).processor_ns for program in programs] for _ in range(QUIET_TURNS)]
     return [statistics.quantiles(own, n=10)[0] for own in zip(*turns, strict=True)]
 

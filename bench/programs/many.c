@@ -64,7 +64,7 @@ static void run_quiet(long count)
             exit(WRONG_RESULT);
 }
 
-/* The pages' faults are over, and the code is in the caches again, where another program's has been. */
+/* The code is in the caches again, where another program's has been. */
 static void come_back(void) { run_quiet(3L * FUNCTIONS); }
 
 int main(void)
