@@ -61,12 +61,18 @@ def test_detaching_leaves_the_broker_to_others(echo: Program, broker: BrokerProc
     assert broker.popen.poll() is None
 
 
-def test_detaching_in_a_handler_takes_effect_after_the_hit(echo: Program, broker: BrokerProcess) -> None:
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_detaching_in_a_handler_takes_effect_after_the_hit(
+    echo: Program, broker: BrokerProcess, delay_s: float
+) -> None:
+    """Invariant: also if the tracer has lost its patience with the handler meanwhile."""
+
     async def scenario() -> None:
         target = await aio.connect(broker.path)
         client = await target.client("a")
 
         async def handler(hit: Any) -> None:
+            await asyncio.sleep(delay_s)
             await target.detach()
             hit.regs.rdi += 100
 

@@ -27,7 +27,7 @@ from tests.fake_broker import (
 )
 from ubpx_froggy import messages as m
 from ubpx_froggy.client import RemoteTarget
-from ubpx_froggy.client.handling import quiet
+from ubpx_froggy.client.handling import Handling, quiet
 
 # Hits -----------------------------------------------------------------------------------------
 
@@ -183,6 +183,28 @@ def test_waiting_and_detaching_in_a_handler(broker: FakeBroker, target: RemoteTa
     target.detach()
     with pytest.raises(ubpx.UsageError, match="is detached"):
         target.threads()
+
+
+def test_who_leaves_in_a_handler_asks_for_nothing_before_the_answer_is_sent(
+    broker: FakeBroker, target: RemoteTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: a broker that is asked to close a client has its last answer, and does not let go without it."""
+    returned, leaves, left_early = Handling.returned, threading.Event(), list[bool]()
+
+    def slowly(*arguments: Any) -> bytes:
+        left_early.append(leaves.wait(0.2))
+        return returned(*arguments)
+
+    def leave(_: Any) -> list[m.LeaseInfo]:
+        leaves.set()
+        return [lease_info(state="RELEASED")]
+
+    monkeypatch.setattr(Handling, "returned", slowly)
+    broker.script.update({m.Leave: leave, m.Release: leave})
+    target.client("a").probe(PLACE, lambda _: target.detach())
+    assert broker.channel.hit(1) == m.Answer(1)
+    assert leaves.wait(PATIENCE_S)
+    assert left_early == [False]
 
 
 # Notices --------------------------------------------------------------------------------------

@@ -189,6 +189,43 @@ def test_a_late_exception_counts_like_a_prompt_one(path: str, echo: Program, eve
         assert echo.answer(5) == 6
 
 
+@pytest.mark.parametrize("delay_s", [0.0, LATE_S])
+def test_who_detaches_in_a_handler_has_its_last_word(path: str, echo: Program, delay_s: float) -> None:
+    """Invariant: what a handler has answered is done before its client leaves, however late it was."""
+    for turn in range(5):
+        target = connect(path)
+
+        def handler(hit: Any, target: Any = target) -> None:
+            time.sleep(delay_s)
+            target.detach()
+            hit.regs.rdi += 100
+
+        target.client("c").probe("answer", handler)
+        assert echo.answer(turn) == turn + 101
+        assert echo.answer(turn) == turn + 1
+        target.detach()
+
+
+def test_who_closes_after_a_handler_has_its_last_word(path: str, echo: Program) -> None:
+    """Invariant: as above, for a client that another thread closes as soon as its handler has returned."""
+
+    def handler(hit: Any) -> None:
+        time.sleep(LATE_S)
+        hit.regs.rdi += 100
+        over.set()
+
+    with connect(path) as target:
+        for turn in range(10):
+            over = threading.Event()
+            client = target.client("c")
+            client.probe("answer", handler)
+            echo.tell(f"{turn}\n")
+            assert over.wait(30)
+            time.sleep(0.001)  # its answer is sent by now
+            client.close()
+            assert echo.number("answer") == turn + 101
+
+
 def test_an_exec_ends_what_was_held_before_it(target_program: StartProgram, start_broker: Any) -> None:
     """Invariant: neither the hold of a late answer nor its registers reach the program that another thread exec's."""
     program = target_program("exec_while_held")

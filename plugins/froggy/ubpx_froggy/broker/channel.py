@@ -111,6 +111,12 @@ class Channel:
         self._framer: Final = Framer(REQUEST_BYTES)
         self._lock: Final = threading.Lock()
         """Guards who reads, what is late, and what is sent."""
+        self._progress: Final = threading.Condition(self._lock)
+        """Told, if somebody catches up, when the tracer has stopped waiting and when an answer is settled."""
+        self._catching_up = 0
+        """How many threads do."""
+        self._unsettled: Final[set[int]] = set()
+        """Calls whose late answers have come, and are not done yet."""
         self._late: Final[dict[int, tuple[Caller, int]]] = {}
         """By call: whose answers are due, the oldest first. While there are any the event loop reads."""
         self._since = 0.0
@@ -179,6 +185,7 @@ class Channel:
         with self._lock:
             if self._awaiting:
                 self._awaiting = False
+                self._tell_progress()
                 if self._late and not self._closed:
                     self._read_by_loop()
 
@@ -211,6 +218,7 @@ class Channel:
             if self._closed:
                 return Unanswered.GONE
             self._awaiting = False
+            self._tell_progress()
             meanwhile = dict(self._late)
             self._late.clear()  # the answers come in the order of the calls
             outcome = self._await_later({number: (caller, tid), **meanwhile})
@@ -229,6 +237,41 @@ class Channel:
     def _read_by_loop(self) -> None:
         self._since = monotonic()
         self._loop.call_soon_threadsafe(self._begin)
+
+    # In a worker thread -----------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Wait until what the peer has answered by now is done: it has said that before what it asks now.
+
+        In the tracer thread, for a handler whose own answer is still to come: does nothing.
+        """
+        if self.is_serving_here:
+            return
+        until = monotonic() + self.deadline_s
+        with self._lock:
+            self._catching_up += 1
+            try:
+                self._wait_for(lambda: not self._awaiting, until)
+                if not self._late and not self._unsettled:
+                    return
+                read: list[None] = []
+                self._loop.call_soon_threadsafe(self._read_what_is_there, read)
+                self._wait_for(lambda: read, until)
+                come = frozenset(self._unsettled)
+                self._wait_for(lambda: come.isdisjoint(self._unsettled), until)
+            except RuntimeError:  # the event loop is closed: everything is given back
+                return
+            finally:
+                self._catching_up -= 1
+
+    def _wait_for(self, done: Callable[[], object], until: float) -> None:
+        """Under the lock."""
+        self._progress.wait_for(lambda: self._closed or done(), max(until - monotonic(), 0.0))
+
+    def _tell_progress(self) -> None:
+        """Under the lock."""
+        if self._catching_up:
+            self._progress.notify_all()
 
     # In either ------------------------------------------------------------------------------
 
@@ -274,17 +317,27 @@ class Channel:
         if not self._closed:
             self._loop.add_writer(self._socket, self._write)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Take some of what has come; False: there was nothing."""
         try:
             data = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if data:
             self._take(data)
         else:
             self._owner.lost()
+        return bool(data)
+
+    def _read_what_is_there(self, read: list[None]) -> None:
+        """And tell whoever catches up."""
+        while self._late and not self._awaiting and not self._closed and self._read():
+            pass
+        with self._lock:
+            read.append(None)
+            self._tell_progress()
 
     def _take(self, data: bytes) -> None:
         try:
@@ -303,10 +356,19 @@ class Channel:
             number = next(iter(self._late))
             answer = _expected(message, number)
             caller, tid = self._late.pop(number)
+            self._unsettled.add(number)
             self._since = monotonic()
             if not self._late and not self._backlog:
                 self._end()
-        self._owner.settle(lambda: caller.settle(tid, answer))
+        self._owner.settle(lambda: self._settle(number, caller, tid, answer))
+
+    def _settle(self, number: int, caller: Caller, tid: int, answer: Answer | Raised) -> None:
+        try:
+            caller.settle(tid, answer)
+        finally:
+            with self._lock:
+                self._unsettled.discard(number)
+                self._tell_progress()
 
     def _write(self) -> None:
         with self._lock:
@@ -344,6 +406,7 @@ class Channel:
             if self._closed:
                 return
             self._closed = True
+            self._tell_progress()
             self._end()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)

@@ -284,7 +284,9 @@ class Guest:
         self._checked_memory(hosted)
 
     def close_seat(self, seat: Seat) -> None:
-        """A client leaves."""
+        """A client leaves, when what its handlers have answered is done."""
+        if self.channel is not None:
+            self.channel.catch_up()
         hosted = self._drop_seat(seat)
         if hosted is not None:
             hosted.close_seat(seat)

@@ -57,6 +57,8 @@ class Channel:
         self._conversation: Final = Conversation(FromBrokerOnChannel)
         self._waiting: Final[deque[Any]] = deque()
         """Messages that came while a handler waited for a reply."""
+        self._answered: Final[list[threading.Event]] = []
+        """To be set when the answer that is due has been sent."""
         self._serves = False
         """Whether a handler or hook runs."""
         self._responsiveness: Final = Responsiveness()
@@ -72,6 +74,13 @@ class Channel:
     def is_here(self) -> bool:
         """Whether the caller is a handler or hook that the channel runs."""
         return self._serves and threading.get_ident() == self._ident
+
+    def when_answered(self, answered: threading.Event) -> None:
+        """Set it once the answer of the handler or hook that asks has been sent; at once, if the channel runs none."""
+        if self.is_here:
+            self._answered.append(answered)
+        else:
+            answered.set()
 
     def request(self, question: Question) -> Any:
         """Ask, from a handler, and wait for the reply; raises what the broker answers, or that it is gone."""
@@ -115,22 +124,32 @@ class Channel:
         finally:
             self._responsiveness.want(wanted=False)
             self._handling.watchdog.stop()
+            self._tell_answered()
             self._owner.channel_lost(reason)
             self._socket.close()
 
     def _serve(self) -> None:
         receive, send, framer, waiting = self._socket.recv, self._socket.sendall, self._framer, self._waiting
+        answered = self._answered
         for body in framer.feed(b""):  # it may have come behind the welcome
             waiting.append(self._conversation.take(body))
         while True:
             while waiting:
                 send(self._answer(waiting.popleft()), socket.MSG_NOSIGNAL)
+                if answered:
+                    self._tell_answered()
             data = receive(_CHUNK)
             hit = lone_hit(data, framer)
             if hit is not None:
                 send(self._answer(hit), socket.MSG_NOSIGNAL)
+                if answered:
+                    self._tell_answered()
             else:
                 self._take(data)
+
+    def _tell_answered(self) -> None:
+        while self._answered:
+            self._answered.pop().set()
 
     def _take(self, data: bytes) -> None:
         """Understand what has come; hits and hooks wait for their turn. Raises EOFError at the end, WireError."""

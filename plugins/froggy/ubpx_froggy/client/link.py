@@ -112,6 +112,15 @@ class Link:
                 if self.ending is not None:
                     channel.end(self.ending)
 
+    def when_answered(self) -> threading.Event:
+        """Set once the answer that is due for the handler or hook that asks has been sent; if none is, at once."""
+        answered = threading.Event()
+        if self._channel is None:
+            answered.set()
+        else:
+            self._channel.when_answered(answered)
+        return answered
+
     def flush(self) -> None:
         """Let handlers have the hits in mode ``notify`` that have come so far; not from a handler, and not for ever."""
         if self._notices is not None:

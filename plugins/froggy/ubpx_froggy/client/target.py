@@ -161,11 +161,13 @@ class RemoteTarget(KnownTarget[Link]):
             self._leave()
         elif self._leaver is None:
             self._handling.silent = True  # until we have left nothing may come to a handler again
-            self._leaver = threading.Thread(target=self._leave_later, name=f"ubpx-leaver-{self.pid}", daemon=True)
+            answered, name = self._link.when_answered(), f"ubpx-leaver-{self.pid}"
+            self._leaver = threading.Thread(target=self._leave_later, args=(answered,), name=name, daemon=True)
             self._leaver.start()
 
-    def _leave_later(self) -> None:
-        with self._handling.turn:  # the handler that has asked for it ends first
+    def _leave_later(self, answered: threading.Event) -> None:
+        answered.wait()
+        with self._handling.turn:  # the handler that has asked for it ends first, also where nobody waits for it
             pass
         self._leave()
 
