@@ -267,6 +267,33 @@ def test_detach_restores_every_byte_and_unmaps(world: World) -> None:
     world.detach()
 
 
+def test_detach_sees_a_thread_that_leaves_to_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: nobody remains a zombie that only we could bury."""
+    world.attach(101)
+    leaving: list[Any] = []
+    end = world.fake._exited
+    monkeypatch.setattr(world.fake, "_exited", leaving.append)
+    world.fake.exit(101)
+    world.fake.idle()
+    waiter = world.loop.post(lambda: world.coordinator.detach(world.process))
+    with pytest.raises(TimeoutError):
+        waiter.result(0.05)
+    with world.fake._changed:
+        end(*leaving)
+        world.fake._changed.notify_all()
+    waiter.result(10)
+    assert not world.fake.thread(PID).traced
+
+
+def test_detach_does_not_wait_for_a_leader_that_others_outlive(world: World) -> None:
+    """Invariant: the end of such a leader is told after theirs alone."""
+    world.attach(101)
+    world.fake.exit(PID)
+    world.fake.idle()
+    world.loop.post(lambda: world.coordinator.detach(world.process)).result(10)
+    assert not world.fake.thread(101).traced
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_detach_with_a_hit_pending(world: World, late: bool) -> None:
     """Invariant: a thread that has run into a trap when detach begins is answered; no SIGTRAP reaches the program."""
