@@ -15,6 +15,7 @@ import ubpx
 from tests.real.conftest import ROOT, changed_text, stopped_or_traced
 from ubpx_ptracepp import arrivals
 from ubpx_ptracepp.lane.turning import Turns
+from ubpx_ptracepp.machine_code import MachineCode
 from ubpx_ptracepp.stops import SELDOM, Stops
 
 if TYPE_CHECKING:
@@ -70,6 +71,16 @@ def test_the_lanes_bytes_are_of_its_source() -> None:
 def test_turns_are_compiled_where_they_can_be() -> None:
     """Invariant: the slower way is only for processes that may have no code of their own."""
     assert Turns().take.__class__ is not Turns(compiled=False).take.__class__
+
+
+def test_machine_code_is_a_function_of_pythons_own() -> None:
+    """Invariant: it takes no arguments, runs with the interpreter's lock, and gives the object that it returns."""
+    given = object()
+    code = MachineCode(b"\x48\xb8" + id(given).to_bytes(8, "little") + b"\x48\xff\x00\xc3")  # mov; inc its count; ret
+    function = code.function()
+    assert [function() is given for _ in range(3)] == [True] * 3
+    with pytest.raises(TypeError, match="takes no arguments"):
+        function(1)  # type: ignore[call-arg]
 
 
 @pytest.mark.usefixtures("turns")

@@ -2,13 +2,36 @@
 
 import ctypes
 import mmap
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
 from ubpx.core.values import PAGE_SIZE
 
 _READ, _EXECUTE = 1, 4
 _mprotect: Final[Any] = ctypes.CDLL(None).mprotect
 _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+_NO_ARGUMENTS: Final = 4
+"""METH_NOARGS."""
+_new_function: Final[Any] = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.c_void_p] * 3)(
+    ("PyCFunction_NewEx", ctypes.pythonapi)
+)
+
+
+class _Definition(ctypes.Structure):
+    """PyMethodDef."""
+
+    _fields_: ClassVar = [
+        ("name", ctypes.c_char_p),
+        ("code", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
+
+
+def address_of(name: str) -> int:
+    """Of a function of Python's own in C."""
+    return ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value or 0
 
 
 class MachineCode:
@@ -23,3 +46,9 @@ class MachineCode:
         """Where its data is, zero at first."""
         self.runs: Final = wanted and _mprotect(self.start, PAGE_SIZE, _READ | _EXECUTE) == 0
         """False where a policy of the system forbids it: the same is to be done by single calls then."""
+        self._definition: Final = _Definition(b"machine_code", self.start, _NO_ARGUMENTS, None)
+
+    def function(self) -> Callable[[], Any]:
+        """The code, written for that, as a function of Python's without arguments; to be used while this is there."""
+        function: Callable[[], Any] = _new_function(ctypes.addressof(self._definition), None, None)
+        return function

@@ -4,16 +4,17 @@ from base64 import b85decode
 from collections.abc import Mapping
 from typing import Final
 
-SOURCE: Final = "d0a45d7cbfee25e5a6190a0b59363b516ca97c8f59d489c78353b109907f6900"
+SOURCE: Final = "e64a9db4415b6a1df3ac9b559aa579aa88272644e96462775bb920f3053dead0"
 """The SHA-256 of the source that was compiled."""
 
 IMAGES: Final[Mapping[str, bytes]] = {
     "x86_64": b85decode(
-        "=>Px#07!#9`wsvB098{+iyaCO004CzMKRJvF~CTRHS-Su05Q@?i#^g0006jU0000F1u@A;jTK4}006!B0000;i4DFF001%eLAnM2"
-        "0AWQjz(|ScNQw6k1xbm)NQ3zNbmT~b$p1}+$q$8B0RR9<i#47P0022P7!d#f4~0Yl004tM6A=Ia1rLQc0RRAlJ@ya)00a+(Dggih"
-        "G15ti+PGx^006%X0000;iIac;002yh$`1udjV*2u002xo4POrc01t!o0000<gZTsxgz5kQ07#32fB*mhNI69SbO}lS!AOI}AnVge"
-        "i$xGfg}`)lNdL%mH8H?Qi!~At002cXz%kN^1^*BL0KWo4006jU0000?jTPn)000jKfj#07004jh004Ei>pDn_J@*d)05QNZ(nyUB"
-        "Y!3hcNQ*QBOp62oNQpE7Nipz9gTM$(3BpJ{*Z=?kb>c{c|8$l}h0=79Op8?rO@-2Q8$~g|xMctU0KWzR002mfHIEJe0J?wx000jK"
-        "NdFCa4gdgj5=e_h7)XV{bR71BkpKVy0dx#V$H4vn|Nl%W$m<hGiGzRu002yh$m<74$H4yo|NmQE!v"
+        "=>Px#06|n$Q~wq54*&p2gFOil0000;i!B-u002pe#C07-G15gbz(|WV01yBGG15qjJ>L%i0JvoU000jKG08}c6;}}e0K4}9002md"
+        "4a*Mz05SGKx&{CMVMQ^(NQu};iT4i$Nr}NogZTV(<Vb_d|44<v4~16&002mfHLDK*068@!5dZ)Wg+u`W0E0as5dZ)M4}~`Y004tM"
+        "0}%iK1P_HO0RR9o(n*QxxMctU0KW_X002mdm4E;M08EL>4+Th#9eWP|08Bd#Y!3hc4}<go002pY`2-Jy>Hq)$NQ;Gl0000;IRkVF"
+        "N&mq}gTo-})JTg%5J-i<bahDo$aFO^z(|WVAP)clMKQoJ(uoBP5dZ+c0zv=)xMctU08EV)^bi054+Vie@DKn1fB*mhb++p}NQ*rM"
+        "5C8x%z%kNDjSYGa002mfbOiuRiv$5ki8KL8G4M!(zz9qU!bm;X0001W;Yfx5bd^Yj(sYnai&F?qh0=5zMKQp*WdHyGzXkvR07#29"
+        "oDKj0x_|%x01pL7{|$x?0049nNQ*-lNQJ<39QK8g00001bPPzx!~OsN|4b>%>k~+cg@6D608EL?>jy~3!~XyO|4fPJ{}n0@002md"
+        "-&<WlT>m8{4gdf"
     ),
 }

@@ -1,8 +1,9 @@
 /* One turn of the tracer's fast lane: let a thread go on, wait for the next stop of anybody's, and if that is the
  * thread's at a trap that the tracer expects, send it on.
  *
- * Runs in the tracer itself, as one call instead of five. Compiled by tools/images.py to bytes that depend on no address
- * (code.py); turning.py describes the same memory. No library, no relocation, no state but `struct turn`.
+ * Runs in the tracer itself, as one call instead of five, and as a function of Python's own. Compiled by tools/images.py to
+ * bytes that depend on no address (code.py); turning.py describes the same memory. No library, no relocation, no state but
+ * `struct turn`.
  */
 
 #include <signal.h>
@@ -33,6 +34,9 @@ struct place {
 };
 
 struct turn {                  /* the second page */
+    void *(*save_thread)(void); /* PyEval_SaveThread: from here on other threads may run Python */
+    void (*restore_thread)(void *); /* PyEval_RestoreThread */
+    void *(*as_number)(long);  /* PyLong_FromLong */
     uint64_t go;               /* the request that lets the thread run */
     uint64_t stays;            /* no such request at the next turn: it runs, or its stop is to be seen once more */
     uint64_t patience;         /* so many more arrivals until one that is to be looked at more closely */
@@ -51,7 +55,7 @@ extern unsigned char first[] __attribute__((visibility("hidden")));
 
 __asm__(".section .head,\"ax\"\n"
         ".globl first\n.hidden first\n"
-        "first:\n\tjmp take_turn\n"
+        "first:\n\tjmp called\n"
         "\t.text\n");
 
 /* A thread that has run since it arrived last has other registers; one that has not may have been sent a signal. */
@@ -76,7 +80,7 @@ static int is_breakpoint(uint64_t proof, const uint64_t *registers)
 }
 
 /* The number of the place where the thread has arrived, or one of the above. */
-__attribute__((used)) long take_turn(void)
+static long take_turn(void)
 {
     struct user_regs_struct *registers = (struct user_regs_struct *)turn->registers;
     long failed;
@@ -105,4 +109,15 @@ __attribute__((used)) long take_turn(void)
         return (long)number;
     }
     return UNEXPECTED;
+}
+
+/* A function without arguments, as Python calls it (METH_NOARGS), and its result. */
+__attribute__((used)) void *called(void *self, void *nothing)
+{
+    void *thread = turn->save_thread();
+    long result = take_turn();
+
+    (void)self, (void)nothing;
+    turn->restore_thread(thread);
+    return turn->as_number(result);
 }

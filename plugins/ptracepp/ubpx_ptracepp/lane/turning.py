@@ -9,7 +9,7 @@ from ubpx.core.values import PAGE_SIZE
 from ubpx_ptracepp.abi import EFLAGS, RIP, TRAP_FLAG, X86_64
 from ubpx_ptracepp.commands import SI_CODE, SIGINFO_SIZE
 from ubpx_ptracepp.lane.code import IMAGES
-from ubpx_ptracepp.machine_code import MachineCode
+from ubpx_ptracepp.machine_code import MachineCode, address_of
 from ubpx_ptracepp.parenthood import waitid
 from ubpx_ptracepp.requests import PEEK, PTRACE_GETREGS, PTRACE_GETSIGINFO, PTRACE_POKEUSER, quick, request
 from ubpx_ptracepp.tasks import PtraceThread
@@ -18,8 +18,10 @@ OTHER, UNEXPECTED = -1, -2
 """What a turn gives if the thread is at no place where it is expected: another stop, or a trap of its own elsewhere."""
 CLOSELY = -3
 """What it gives for an arrival at place 0 that is to be looked at more closely; less by n for one at place n."""
-_GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = range(7)
+_PYTHON, _GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = 0, *range(3, 10)
 """Words of struct turn."""
+_OF_PYTHON: Final = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_FromLong")
+"""What it calls, from word ``_PYTHON`` on."""
 _PC, _HAS_RUN, _SIGNAL = range(3)
 """What proves an arrival: that the thread has run since the last one is enough in a slot only."""
 _PLACE_WORDS: Final = 4
@@ -38,9 +40,9 @@ class Turns:
         """``compiled``: as far as this process may have code of its own."""
         self._code: Final = MachineCode(IMAGES[X86_64.name], data_pages=1, wanted=compiled)
         self._fields: Final = memoryview((ctypes.c_uint64 * _WORDS).from_address(self._code.data)).cast("B").cast("Q")
-        self.take: Final[Callable[[], int]] = (
-            ctypes.CFUNCTYPE(ctypes.c_long)(self._code.start) if self._code.runs else self._take_by_calls
-        )
+        for word, name in enumerate(_OF_PYTHON, _PYTHON):
+            self._fields[word] = address_of(name)
+        self.take: Final[Callable[[], int]] = self._code.function() if self._code.runs else self._take_by_calls
         """Let the thread go on, if it is to; wait for the next stop. The number of the place where it has arrived and
         been sent on, or one of the above. No stop is consumed; what is no arrival is still to be looked at.
         """
