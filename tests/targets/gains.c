@@ -1,7 +1,7 @@
 /* gains [again]: calls answer() for lines on standard input as echo does; at "e PATH" it execs PATH, which is a
  * copy of it that may be set-uid: that says "again=EFFECTIVE_UID", and answers on. "m" prints whether canary, which
- * is never written here, is as it was ("kept=1"); "t PATH": pushes a word with its stack in canary, while another
- * thread execs PATH; "w PATH": another thread execs PATH once PATH.go is there; "q": exit 0; "x N": exit N.
+ * is never written here, is as it was ("kept=1"); "w PATH": another thread execs PATH once PATH.go is there;
+ * "t PATH": the same, and this one pushes a word with its stack in canary meanwhile; "q": exit 0; "x N": exit N.
  * "f PATH": forks a child that calls answer(40), says it, and execs PATH; "child=gone" when that has exited with 0.
  * Built with -no-pie, answer and canary have the same addresses in all copies. */
 #include "common.h"
@@ -18,17 +18,6 @@ FUNCTION(hijacked, "mov $107, %eax\n syscall\n cmp $1, %eax\n mov $76, %edi\n ad
 FUNCTION(pivot, "mov %rsp, %rax\n lea canary+2048(%rip), %rsp\n jmp probed_pivot");
 FUNCTION(probed_pivot, "push %rbp\n pop %rbp\n mov %rax, %rsp\n ret");
 void pivot(void);
-static atomic_bool pushing;
-
-static void *replace(void *path)
-{
-    while (!pushing)
-        ;
-    usleep(500);
-    execl(path, "gains", "again", NULL);
-    give_up(BAD_SYSCALL, "exec: %s", strerror(errno));
-    return path;
-}
 
 static void *replace_when_told(void *path)
 {
@@ -79,8 +68,7 @@ int main(int argc, char **argv)
             say("kept=%d", canary_is_kept());
             break;
         case 't':
-            start_thread(&thread, replace, line + 2);
-            pushing = true;
+            start_thread(&thread, replace_when_told, line + 2);
             pivot();
             pthread_join(thread, NULL);
             break;

@@ -284,8 +284,9 @@ def test_nothing_is_emulated_into_a_program_that_has_gained_rights(
     for _ in range(5):
         program = as_user(target_program, A, "gains", flags=("-no-pie",))
         gained = set_uid(program)
+        go = go_of(gained)
         attacker = peers.elsewhere(A)
-        attacker.begin(keep_pushing, peers.connect, broker.path, program.pid)
+        attacker.begin(keep_pushing, peers.connect, broker.path, program.pid, str(go))
         root = peers(broker)
         eventually_probed(root, program.pid)
         program.tell(f"t {gained}\n")
@@ -297,12 +298,21 @@ def test_nothing_is_emulated_into_a_program_that_has_gained_rights(
         attacker.end()
 
 
-def keep_pushing(connect: Callable[[str], Any], path: str, pid: int) -> str:
+def go_of(gained: Path) -> Path:
+    """What A has to make that the program be replaced."""
+    go = Path(f"{gained}.go")
+    go.unlink(missing_ok=True)
+    os.chmod(gained.parent, 0o777)
+    return go
+
+
+def keep_pushing(connect: Callable[[str], Any], path: str, pid: int, go: str) -> str:
     """Answer the hit of a push once the program has gained rights, if that can be before the answer is late."""
     peer = connect(path)
     lease = peer.probe("probed_pivot", pid=pid, strategy="EMULATE")
     hit = peer.channel.recv()
     assert hit.lease == lease.lease
+    Path(go).touch()
     for _ in range(1000):
         if "\t0\t" in Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].partition("\n")[0]:
             peer.channel.answer(hit, registers={"rbp": 2**64 - 1})
@@ -324,9 +334,7 @@ def test_no_register_of_a_program_that_has_gained_rights_is_written(
         program = as_user(target_program, A, "gains", flags=("-no-pie",))
         decoy = as_user(target_program, A, "echo")
         gained = set_uid(program)
-        go = Path(f"{gained}.go")
-        go.unlink(missing_ok=True)
-        os.chmod(gained.parent, 0o777)
+        go = go_of(gained)
         assert program.tell(f"w {gained}\n").expect("waits") == ""
         attacker = peers.elsewhere(A)
         [hijacked] = addresses(program, "hijacked")
