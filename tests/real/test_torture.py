@@ -139,7 +139,8 @@ def test_what_a_program_leaves_is_ended(waits: bool, tmp_path: Path) -> None:
     """Invariant: of what the two runs started nothing lives on, sessions of its own or not."""
     pids = tmp_path / "pids"
     script = f"setsid sleep 77 >&- 2>&- & echo $! >>{pids}; sleep 77 >&- 2>&- & echo $! >>{pids}"
-    status, report = torture("--timeout", 2, "--", "sh", "-c", script + ("; wait" if waits else ""))
+    limit = 6 if waits else 60  # seconds; the first is used up twice
+    status, report = torture("--timeout", limit, "--", "sh", "-c", script + ("; wait" if waits else ""))
     started = [int(line) for line in pids.read_text().split()]
     assert len(started) == 4
     assert not [pid for pid in started if alive(pid)]
