@@ -1,6 +1,8 @@
 """How a program is left: by a detach, or because it has ended or exec'd while others live on in its memory."""
 
 import logging
+import threading
+from time import monotonic
 from typing import Final
 
 from ubpx._errors import SlotsExhausted, TargetGone
@@ -11,11 +13,14 @@ from ubpx.core.census import Census
 from ubpx.core.guard_code import GuardCode
 from ubpx.core.keeper import Keeper, RunUntil, give_back
 from ubpx.core.ports import Tracer
+from ubpx.core.quiet import StillRunning
 from ubpx.core.spaces import AddressSpace, TracedProcess, Tracees
 from ubpx.core.stepping import State
 from ubpx.core.steps import Steps
 
 _log = logging.getLogger("ubpx.departure")
+_LEAVING_S: Final = 1.0
+"""How long who is on its way out may take, which waits in the kernel at times: for a file that it closes, say."""
 
 
 class Departure:
@@ -55,10 +60,31 @@ class Departure:
             if not process.ended.is_set() and process.space is space:
                 self._tracees.listeners[process.pid].detaching(process)
                 self._clean(space)
+                self._see_off(space)
         except TargetGone:  # killed, or replaced by an exec, while we were at it: see which
             self._run_until(lambda: process.ended.is_set() or process.space is not space)
         finally:
             space.quiesced = False
+
+    def _see_off(self, space: AddressSpace) -> None:
+        """Threads that are just leaving end first, if they are quick: else they are zombies until our thread ends, too.
+
+        Not leaders, whose end is told after that of the others.
+        """
+        leaving = StillRunning(
+            lambda: self._tracees.threads_in(space),
+            lambda each: each.state is not State.EXITING or int(each.tid) == each.process.pid,
+        )
+        if leaving.none:
+            return
+        until = monotonic() + _LEAVING_S
+        alarm = threading.Timer(_LEAVING_S, self._tracer.ring)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            self._run_until(lambda: leaving.none or monotonic() >= until)
+        finally:
+            alarm.cancel()
 
     def _clean(self, space: AddressSpace) -> None:
         self._batches.disarm(space, tuple(space.registry))

@@ -226,7 +226,6 @@ class Keeper:
     # Quiescing ----------------------------------------------------------------------------
 
     def stop_all(self, space: AddressSpace) -> None:
-        """None runs any more, and none is on its way out: of whom we leave then nobody remains for us to bury."""
         self._stop_threads(space)
         self._run_until(lambda: self._end_is_clear(space))
 
@@ -268,16 +267,10 @@ class Keeper:
         return thread.process.space is not space or thread.process.threads.get(thread.tid) is not thread
 
     def _end_is_clear(self, space: AddressSpace) -> bool:
-        """A process whose threads all are exiting must be seen to its end, and so must threads that leave others.
-
-        Of these a leader's end is told last of all: nobody waits for that.
-        """
-        for process in self._tracees.sharing(space):
-            states = {thread.tid: thread.state for thread in process.living()}
-            last = states.pop(ThreadId(process.pid), None)
-            if State.EXITING in states.values() or State.PARKED not in {last, *states.values()}:
-                return False
-        return True
+        """A process whose threads all are exiting must be seen to its end."""
+        return all(
+            any(thread.state is State.PARKED for thread in process.living()) for process in self._tracees.sharing(space)
+        )
 
     # One stopped thread -------------------------------------------------------------------
 

@@ -84,40 +84,42 @@ def run_handlers(
     """Each in turn; None if none of them wants anything."""
     answers: list[Answer] | None = None
     watchdog = reception.watchdog
-    try:
-        for lease in leases:
-            hit = Hit()  # a constructor of its own would cost as much again as all of this
-            hit._lease = lease
-            hit._thread = thread
-            hit._surroundings = space
-            hit._writes = None
-            watchdog.watched = hit
-            try:
-                answer = lease.handler(hit)
-                watchdog.watched = None
-                if answer is not None:
-                    answer = _checked(answer, space)
-            except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
-                ran_s = watchdog.ran_s(hit)
-                watchdog.watched = None
-                reception.handler_failed(lease, error, ran_s)
-            else:
-                if lease.client.strikes:
-                    reception.handler_succeeded(lease)
-                if answer is not None or hit._writes is not None:
-                    answers = [] if answers is None else answers
-                    answers.append((lease, answer, hit._writes))
+    while leases:
+        try:
+            for lease in leases:
+                hit = Hit()  # a constructor of its own would cost as much again as all of this
+                hit._lease = lease
+                hit._thread = thread
+                hit._surroundings = space
+                hit._writes = None
+                watchdog.watched = hit
+                try:
+                    answer = lease.handler(hit)
+                    watchdog.watched = None
+                    if answer is not None:
+                        answer = _checked(answer, space)
+                except BaseException as error:  # noqa: BLE001 - a client's exception must not reach the others
+                    ran_s = watchdog.ran_s(hit)
+                    watchdog.watched = None
+                    reception.handler_failed(lease, error, ran_s)
+                else:
+                    if lease.client.strikes:
+                        reception.handler_succeeded(lease)
+                    if answer is not None or hit._writes is not None:
+                        answers = [] if answers is None else answers
+                        answers.append((lease, answer, hit._writes))
+                hit._thread = None
+                if watchdog.alarmed:
+                    reception.calm(lease, watchdog.ran_s(hit))
+        except HandlerOverran as late:  # the alarm came between two lines of ours
+            watchdog.watched = None
+            ran_s = watchdog.ran_s(hit)
+            reception.handler_failed(lease, late, ran_s)
             hit._thread = None
-            if watchdog.alarmed:
-                reception.calm(lease, watchdog.ran_s(hit))
-    except HandlerOverran as late:  # the alarm came between two lines of ours
-        watchdog.watched = None
-        ran_s = watchdog.ran_s(hit)
-        reception.handler_failed(lease, late, ran_s)
-        hit._thread = None
-        reception.calm(lease, ran_s)
-        others = run_handlers(leases[leases.index(lease) + 1 :], thread, space, reception)
-        return others if answers is None else [*answers, *(others or ())]
+            reception.calm(lease, ran_s)
+            leases = leases[leases.index(lease) + 1 :]
+        else:
+            break
     return answers
 
 
@@ -271,14 +273,14 @@ class ProbeSite:
         words[self._pc] = self._address
         if self._heeds_steps and words[self._own_trap_place] & self._own_trap_bit:
             self.unlanded.add(thread.tid)
-        return self._serve(thread)
+        return self._serve(thread, unlanded=bool(self.unlanded))
 
     @property
     def express(self) -> tuple[VirtAddr, Callable[[TracedThread], bool]] | None:
         """Without the looks that only a program that steps itself needs, or changes its code."""
         return None if self.wary else (self._address, self._serve)
 
-    def _serve(self, thread: TracedThread) -> bool:
+    def _serve(self, thread: TracedThread, *, unlanded: bool = False) -> bool:
         """This is the hot path."""
         reception = self.reception
         requests, before = reception.requests, reception.serving  # a handler may have had the program served
@@ -289,7 +291,7 @@ class ProbeSite:
         answers = run_handlers(leases, thread, self.space, reception)
         reception.serving = before
         asked = reception.requests != requests
-        if answers is None and not (asked or thread.held or reception.after_hit or self.unlanded or self._steps):
+        if answers is None and not (asked or thread.held or reception.after_hit or unlanded or self._steps):
             return True
         reception.conclude(thread, self, answers or [])
         return False

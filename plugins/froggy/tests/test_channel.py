@@ -267,6 +267,20 @@ def test_catching_up_waits_for_the_tracers_own_turn(make_world: Callable[..., Wo
     assert not threads[0].is_alive()
 
 
+def test_who_asks_on_and_on_does_not_keep_the_event_loop(make_world: Callable[..., World]) -> None:
+    """Invariant: while one is caught up with whose socket is never empty, the loop serves the others."""
+    world = make_world(patience_s=0.01)
+    assert world.hit() is Unanswered.LATE
+    call = world.peer.next().call
+    world.in_loop(lambda: None)  # it reads by now
+    over = threading.Event()
+    world.channel._read = lambda: not over.is_set()  # type: ignore[method-assign]
+    world.channel.catch_up()
+    world.in_loop(over.set)
+    world.peer.say(Answer(call))
+    assert len(world.caller.wait(1)) == 1
+
+
 @pytest.mark.parametrize("end", ["shut", "deadline"])
 def test_catching_up_does_not_wait_for_ever(make_world: Callable[..., World], end: str) -> None:
     world = make_world(patience_s=0.01, deadline_s=10.0 if end == "shut" else 0.3)

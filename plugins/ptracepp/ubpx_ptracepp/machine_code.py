@@ -13,7 +13,7 @@ _mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _NO_ARGUMENTS: Final = 4
 """METH_NOARGS."""
-_new_function: Final[Any] = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.c_void_p] * 3)(
+_new_function: Final[Any] = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
     ("PyCFunction_NewEx", ctypes.pythonapi)
 )
 
@@ -31,7 +31,8 @@ class _Definition(ctypes.Structure):
 
 def address_of(name: str) -> int:
     """Of a function of Python's own in C."""
-    return ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value or 0
+    address: int = ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value  # type: ignore[assignment]
+    return address
 
 
 class MachineCode:
@@ -49,6 +50,6 @@ class MachineCode:
         self._definition: Final = _Definition(b"machine_code", self.start, _NO_ARGUMENTS, None)
 
     def function(self) -> Callable[[], Any]:
-        """The code, written for that, as a function of Python's without arguments; to be used while this is there."""
-        function: Callable[[], Any] = _new_function(ctypes.addressof(self._definition), None, None)
+        """The code, written for that, as a function of Python's without arguments, bound to this, which it keeps."""
+        function: Callable[[], Any] = _new_function(ctypes.addressof(self._definition), self, None)
         return function

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ubpx._errors import TargetGone
+from ubpx.core import departure
 from ubpx.core.clients import Client
 from ubpx.core.probepoints import LeaseState
 from ubpx.core.values import ProcessId, VirtAddr
@@ -282,6 +283,17 @@ def test_detach_sees_a_thread_that_leaves_to_its_end(world: World, monkeypatch: 
         end(*leaving)
         world.fake._changed.notify_all()
     waiter.result(10)
+    assert not world.fake.thread(PID).traced
+
+
+def test_detach_does_not_wait_for_ever_for_a_thread_that_leaves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: one that takes long in the kernel is left to its end."""
+    world.attach(101)
+    monkeypatch.setattr(departure, "_LEAVING_S", 0.1)
+    monkeypatch.setattr(world.fake, "_exited", lambda _: None)
+    world.fake.exit(101)
+    world.fake.idle()
+    world.loop.post(lambda: world.coordinator.detach(world.process)).result(10)
     assert not world.fake.thread(PID).traced
 
 

@@ -8,6 +8,7 @@ for ``deadline_s`` is evicted.
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 import threading
@@ -28,11 +29,14 @@ PATIENCE_S: Final = 0.002
 _TURNS: Final = 10
 """So many times the patience at most, where a handler asks this and that."""
 _CHUNK: Final = 1 << 16
+_CHUNKS_AT_ONCE: Final = 8
+"""More than a socket's buffer holds, unless its peer has made it larger."""
 _BACKLOG: Final = 4096
 """Messages that do not fit into the socket's buffer; a peer that lets more of them wait is evicted."""
 _NOW: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 _parse: Final = Parser(FromPeerOnChannel).parse
+_log = logging.getLogger("ubpx.broker")
 
 
 _PREFIX: Final = 4
@@ -91,7 +95,7 @@ class Owner(Protocol):
 
 
 class Channel:
-    """One channel. ``call`` belongs to the tracer thread, everything else to the event loop's."""
+    """One channel. What its parts are called says which thread they belong to; ``shut`` and ``close`` to any."""
 
     def __init__(
         self,
@@ -112,7 +116,9 @@ class Channel:
         self._lock: Final = threading.Lock()
         """Guards who reads, what is late, and what is sent."""
         self._progress: Final = threading.Condition(self._lock)
-        """Told, if somebody catches up, when the tracer has stopped waiting and when an answer is settled."""
+        """Told, if somebody catches up, of each of the following."""
+        self._turns = 0
+        """How often the tracer thread has stopped waiting for an answer."""
         self._catching_up = 0
         """How many threads do."""
         self._unsettled: Final[set[int]] = set()
@@ -184,10 +190,15 @@ class Channel:
         """Whatever else was told of meanwhile is late."""
         with self._lock:
             if self._awaiting:
-                self._awaiting = False
-                self._tell_progress()
+                self._end_turn()
                 if self._late and not self._closed:
                     self._read_by_loop()
+
+    def _end_turn(self) -> None:
+        """The tracer thread waits no more. Under the lock."""
+        self._awaiting = False
+        self._turns += 1
+        self._tell_progress()
 
     def _await(self, number: int, caller: Caller, tid: int) -> Answer | Raised | Unanswered | None:
         until, wanted = 0.0, quiet(number)
@@ -217,8 +228,7 @@ class Channel:
         with self._lock:
             if self._closed:
                 return Unanswered.GONE
-            self._awaiting = False
-            self._tell_progress()
+            self._end_turn()
             meanwhile = dict(self._late)
             self._late.clear()  # the answers come in the order of the calls
             outcome = self._await_later({number: (caller, tid), **meanwhile})
@@ -238,12 +248,13 @@ class Channel:
         self._since = monotonic()
         self._loop.call_soon_threadsafe(self._begin)
 
-    # In a worker thread -----------------------------------------------------------------------
+    # In a worker thread, where the peer asks for its end ----------------------------------------
 
     def catch_up(self) -> None:
         """Wait until what the peer has answered by now is done: it has said that before what it asks now.
 
-        In the tracer thread, for a handler whose own answer is still to come: does nothing.
+        Not for longer than the deadline. In the tracer thread, for a handler whose own answer is still to come: does
+        nothing.
         """
         if self.is_serving_here:
             return
@@ -251,25 +262,32 @@ class Channel:
         with self._lock:
             self._catching_up += 1
             try:
-                self._wait_for(lambda: not self._awaiting, until)
-                if not self._late and not self._unsettled:
-                    return
-                read: list[None] = []
-                self._loop.call_soon_threadsafe(self._read_what_is_there, read)
-                self._wait_for(lambda: read, until)
+                turn = self._turns
+                caught_up = self._wait_for(lambda: not self._awaiting or self._turns != turn, until)
+                if self._late:
+                    caught_up = self._have_read(until)
                 come = frozenset(self._unsettled)
-                self._wait_for(lambda: come.isdisjoint(self._unsettled), until)
-            except RuntimeError:  # the event loop is closed: everything is given back
-                return
+                caught_up = self._wait_for(lambda: come.isdisjoint(self._unsettled), until) and caught_up
             finally:
                 self._catching_up -= 1
+        if not caught_up:
+            _log.warning("a client leaves, and for %g s what it has answered could not be done", self.deadline_s)
 
-    def _wait_for(self, done: Callable[[], object], until: float) -> None:
-        """Under the lock."""
-        self._progress.wait_for(lambda: self._closed or done(), max(until - monotonic(), 0.0))
+    def _have_read(self, until: float) -> bool:
+        """Have the event loop read what is there; whether it has. Under the lock."""
+        read = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(self._read_what_is_there, read)
+        except RuntimeError:  # it is closed: everything is given back
+            return True
+        return self._wait_for(read.is_set, until)
+
+    def _wait_for(self, done: Callable[[], object], until: float) -> bool:
+        """Until it is so, or the channel is closed; whether it is. Under the lock, which others have meanwhile."""
+        return bool(self._progress.wait_for(lambda: self._closed or done(), max(until - monotonic(), 0.0)))
 
     def _tell_progress(self) -> None:
-        """Under the lock."""
+        """Have those that catch up look again. Under the lock."""
         if self._catching_up:
             self._progress.notify_all()
 
@@ -331,12 +349,13 @@ class Channel:
             self._owner.lost()
         return bool(data)
 
-    def _read_what_is_there(self, read: list[None]) -> None:
-        """And tell whoever catches up."""
-        while self._late and not self._awaiting and not self._closed and self._read():
-            pass
+    def _read_what_is_there(self, read: threading.Event) -> None:
+        """So much as there is now, where the event loop reads, and tell whoever catches up."""
+        for _ in range(_CHUNKS_AT_ONCE):  # who asks for more all the time must not keep the event loop
+            if self._closed or self._awaiting or not self._late or not self._read():
+                break
         with self._lock:
-            read.append(None)
+            read.set()
             self._tell_progress()
 
     def _take(self, data: bytes) -> None:

@@ -217,8 +217,9 @@ class Guest:
         hosted = used.hosted
         used.over(_not_used(hosted.pid))
         if not any(other.hosted is hosted for other in tuple(self._used.values())):
+            self._catch_up()
             for seat in self._seats_on(hosted):
-                self.close_seat(seat)
+                self._close_seat(seat)
             hosted.guests.discard(self)
 
     def lose_target(self, hosted: Hosted, reason: str) -> None:
@@ -285,8 +286,14 @@ class Guest:
 
     def close_seat(self, seat: Seat) -> None:
         """A client leaves, when what its handlers have answered is done."""
+        self._catch_up()
+        self._close_seat(seat)
+
+    def _catch_up(self) -> None:
         if self.channel is not None:
             self.channel.catch_up()
+
+    def _close_seat(self, seat: Seat) -> None:
         hosted = self._drop_seat(seat)
         if hosted is not None:
             hosted.close_seat(seat)

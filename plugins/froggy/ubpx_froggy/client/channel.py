@@ -122,9 +122,9 @@ class Channel:
             _log.exception("the channel cannot go on")
             reason = f"we have given up ({type(error).__name__}); see the log"
         finally:
+            self._tell_answered()
             self._responsiveness.want(wanted=False)
             self._handling.watchdog.stop()
-            self._tell_answered()
             self._owner.channel_lost(reason)
             self._socket.close()
 

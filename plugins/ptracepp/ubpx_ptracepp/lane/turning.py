@@ -18,10 +18,10 @@ OTHER, UNEXPECTED = -1, -2
 """What a turn gives if the thread is at no place where it is expected: another stop, or a trap of its own elsewhere."""
 CLOSELY = -3
 """What it gives for an arrival at place 0 that is to be looked at more closely; less by n for one at place n."""
-_PYTHON, _GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = 0, *range(3, 10)
-"""Words of struct turn."""
 _OF_PYTHON: Final = ("PyEval_SaveThread", "PyEval_RestoreThread", "PyLong_FromLong")
-"""What it calls, from word ``_PYTHON`` on."""
+"""What struct turn begins with: the functions that it calls."""
+_GO, _STAYS, _PATIENCE, _TID, _REGISTERS, _COUNT, _PLACES = range(len(_OF_PYTHON), len(_OF_PYTHON) + 7)
+"""Words of struct turn."""
 _PC, _HAS_RUN, _SIGNAL = range(3)
 """What proves an arrival: that the thread has run since the last one is enough in a slot only."""
 _PLACE_WORDS: Final = 4
@@ -40,7 +40,7 @@ class Turns:
         """``compiled``: as far as this process may have code of its own."""
         self._code: Final = MachineCode(IMAGES[X86_64.name], data_pages=1, wanted=compiled)
         self._fields: Final = memoryview((ctypes.c_uint64 * _WORDS).from_address(self._code.data)).cast("B").cast("Q")
-        for word, name in enumerate(_OF_PYTHON, _PYTHON):
+        for word, name in enumerate(_OF_PYTHON):
             self._fields[word] = address_of(name)
         self.take: Final[Callable[[], int]] = self._code.function() if self._code.runs else self._take_by_calls
         """Let the thread go on, if it is to; wait for the next stop. The number of the place where it has arrived and
