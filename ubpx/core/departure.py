@@ -1,8 +1,6 @@
 """How a program is left: by a detach, or because it has ended or exec'd while others live on in its memory."""
 
 import logging
-import threading
-from time import monotonic
 from typing import Final
 
 from ubpx._errors import SlotsExhausted, TargetGone
@@ -75,16 +73,8 @@ class Departure:
             lambda: self._tracees.threads_in(space),
             lambda each: each.state is not State.EXITING or int(each.tid) == each.process.pid,
         )
-        if leaving.none:
-            return
-        until = monotonic() + _LEAVING_S
-        alarm = threading.Timer(_LEAVING_S, self._tracer.ring)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            self._run_until(lambda: leaving.none or monotonic() >= until)
-        finally:
-            alarm.cancel()
+        if not leaving.none:
+            self._keeper.serve_for(_LEAVING_S, lambda: leaving.none)
 
     def _clean(self, space: AddressSpace) -> None:
         self._batches.disarm(space, tuple(space.registry))

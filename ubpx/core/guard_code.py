@@ -4,7 +4,6 @@ A signal's handler may have interrupted the guard, so that the thread stands els
 """
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -98,11 +97,7 @@ class GuardCode:
             thread.state = State.RUNNING
             thread.pending, due = 0, thread.pending
             self._tracer.resume(thread.port, due)
-        until = time.monotonic() + pause_s
-        bell = threading.Timer(pause_s, self._tracer.ring)
-        bell.start()
-        self._run_until(lambda: _have_stopped(threads) or time.monotonic() >= until)
-        bell.cancel()
+        self._keeper.serve_for(pause_s, lambda: _have_stopped(threads))
         if _have_stopped(threads):
             return True
         for thread in threads:

@@ -6,8 +6,10 @@ other.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from types import MappingProxyType
 from typing import Final
 
@@ -222,6 +224,17 @@ class Keeper:
         if not thread.held and thread.state is State.PARKED and thread is not self._tracees.current:
             self._move(thread, Input.RELEASED)
         return False
+
+    def serve_for(self, limit_s: float, done: Callable[[], bool]) -> None:
+        """Serve the program until ``done()``, for so many seconds at most."""
+        until = monotonic() + limit_s
+        bell = threading.Timer(limit_s, self._tracer.ring)
+        bell.daemon = True
+        bell.start()
+        try:
+            self._run_until(lambda: done() or monotonic() >= until)
+        finally:
+            bell.cancel()
 
     # Quiescing ----------------------------------------------------------------------------
 
