@@ -32,3 +32,4 @@ load("tests.parsing", HERE)
 _fake: Final = load("tests.fake_broker", HERE)
 broker = _fake.broker
 target = _fake.target
+make_world: Final = load("tests.channel_world", HERE).make_world

@@ -2,167 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
+from tests.channel_world import LEASE, PATIENCE_S, REGISTERS, World
 from ubpx import UsageError
-from ubpx_froggy import wire
 from ubpx_froggy.broker import channel as module
-from ubpx_froggy.broker.channel import Channel, Unanswered
-from ubpx_froggy.messages import Answer, Ask, Failed, FromBrokerOnChannel, Hit, Hook, Raised, Reply, Stops, as_raw
-
-PATIENCE_S: Final = 20.0
-"""Of the tests; the channels' own is shorter."""
-LEASE: Final = b"l" * 16
-REGISTERS: Final = bytes(27 * 8)
-
-
-class Peer:
-    """The other end."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self.socket = connected
-        connected.settimeout(PATIENCE_S)
-        self._framer = wire.Framer(wire.REPLY_BYTES)
-        self._parse = wire.Parser(FromBrokerOnChannel).parse
-        self._read: list[Any] = []
-
-    def next(self) -> Any:
-        """The next message."""
-        while not self._read:
-            data = self.socket.recv(65536)
-            if not data:
-                raise EOFError
-            self._read += [self._parse(body) for body in self._framer.feed(data)]
-        return self._read.pop(0)
-
-    def say(self, *messages: msgspec.Struct) -> None:
-        """All in one write."""
-        self.socket.sendall(b"".join(map(wire.pack, messages)))
-
-
-class Owner:
-    """The connection."""
-
-    def __init__(self) -> None:
-        self.held_s = 0.0
-        self.evictions: list[str] = []
-        self.losses = 0
-        self.performed: list[tuple[Any, int]] = []
-        self.perform_with: Callable[[Any], Any] = lambda call: 7
-        self.ended = threading.Event()
-
-    def perform(self, call: Any) -> msgspec.Raw:
-        self.performed.append((call, threading.get_ident()))
-        return as_raw(self.perform_with(call))
-
-    def submit(self, job: Callable[[], object]) -> None:
-        threading.Thread(target=job, daemon=True).start()
-
-    def settle(self, job: Callable[[], object]) -> None:
-        self.submit(job)
-
-    def evict(self, reason: str) -> None:
-        self.evictions.append(reason)
-        self.ended.set()
-
-    def lost(self) -> None:
-        self.losses += 1
-        self.ended.set()
-
-
-class Settled:
-    """A caller whose late answers are kept, when they may be settled."""
-
-    def __init__(self) -> None:
-        self.may_settle = threading.Event()
-        self.may_settle.set()
-        self.answers: list[tuple[int, Any]] = []
-        self.came = threading.Condition()
-
-    def settle(self, tid: int, answer: Answer | Raised) -> None:
-        assert self.may_settle.wait(PATIENCE_S)
-        with self.came:
-            self.answers.append((tid, answer))
-            self.came.notify_all()
-
-    def wait(self, count: int) -> list[tuple[int, Any]]:
-        """So many answers, in the order of tids."""
-        with self.came:
-            assert self.came.wait_for(lambda: len(self.answers) >= count, PATIENCE_S), self.answers
-            return sorted(self.answers, key=lambda each: each[0])
-
-
-class World:
-    """A channel, its owner, its peer, and the event loop that they live by. The test's thread is the tracer's."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, patience_s: float, deadline_s: float) -> None:
-        ours, theirs = socket.socketpair()
-        self.owner = Owner()
-        self.peer = Peer(theirs)
-        self.caller = Settled()
-        self.loop = loop
-        self.channel = Channel(ours, self.owner, loop, patience_s=patience_s, deadline_s=deadline_s)
-
-    def hit(self, tid: int = 1) -> Any:
-        """A hit of a thread; what the tracer gets."""
-        return self.channel.hit(self.caller, LEASE, tid, REGISTERS)
-
-    def in_peer(self, work: Callable[[], object]) -> threading.Thread:
-        """Have the peer do something meanwhile."""
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        return thread
-
-    def in_loop(self, work: Callable[[], object]) -> None:
-        """Have it done by the event loop, and wait for it."""
-        done = threading.Event()
-
-        def run() -> None:
-            work()
-            done.set()
-
-        self.loop.call_soon_threadsafe(run)
-        assert done.wait(PATIENCE_S)
-
-    def is_prompt_again(self) -> bool:
-        """Whether the tracer reads the channel itself, after the loop has done what it had to do."""
-        until = time.monotonic() + PATIENCE_S
-        while tuple(self.channel.late_calls()) and time.monotonic() < until:
-            time.sleep(0.001)
-        self.in_loop(lambda: None)
-        thread = self.in_peer(lambda: self.peer.say(Answer(self.peer.next().call)))
-        answer = self.hit(99)
-        thread.join(PATIENCE_S)
-        return isinstance(answer, Answer)
-
-
-@pytest.fixture
-def make_world() -> Iterator[Callable[..., World]]:
-    """``make_world(patience_s=..., deadline_s=...)``."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    worlds: list[World] = []
-
-    def make(*, patience_s: float = 5.0, deadline_s: float = 10.0) -> World:
-        worlds.append(World(loop, patience_s=patience_s, deadline_s=deadline_s))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.in_loop(world.channel.close)
-        world.peer.socket.close()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(PATIENCE_S)
-    loop.close()
+from ubpx_froggy.broker.channel import Unanswered
+from ubpx_froggy.messages import Answer, Ask, Failed, Hit, Hook, Raised, Reply, Stops, as_raw
 
 
 def test_a_prompt_answer_is_what_the_tracer_gets(make_world: Callable[..., World]) -> None:
@@ -222,81 +75,6 @@ def test_hits_behind_a_late_answer_are_late_too_and_settle_in_order(make_world: 
     assert [each.thread for each in calls] == list(range(10))
     world.peer.say(*(Answer(each.call, 0, {"rax": each.thread}) for each in calls))
     assert [(tid, answer.registers) for tid, answer in world.caller.wait(10)] == [(n, {"rax": n}) for n in range(10)]
-
-
-def test_catching_up_waits_for_what_was_answered_and_no_longer(make_world: Callable[..., World]) -> None:
-    """Invariant: answers that have come are done by then, read by the event loop or not; one to come is not awaited."""
-    world = make_world(patience_s=0.01)
-    world.channel.catch_up()
-    assert [world.hit(tid) for tid in (1, 2, 3)] == [Unanswered.LATE] * 3
-    calls = [world.peer.next().call for _ in range(3)]
-    world.caller.may_settle.clear()
-    blocked, go_on = threading.Event(), threading.Event()
-    world.loop.call_soon_threadsafe(blocked.set)
-    world.loop.call_soon_threadsafe(go_on.wait, PATIENCE_S)
-    assert blocked.wait(PATIENCE_S)
-    world.peer.say(Answer(calls[0]), Answer(calls[1]))  # the event loop cannot have read them yet
-    catching_up = world.in_peer(world.channel.catch_up)
-    go_on.set()
-    catching_up.join(0.1)
-    assert catching_up.is_alive()
-    world.caller.may_settle.set()
-    catching_up.join(PATIENCE_S)
-    assert not catching_up.is_alive()
-    assert [tid for tid, _ in world.caller.answers] in ([1, 2], [2, 1])
-    assert tuple(world.channel.late_calls()) == (3,)
-
-
-def test_catching_up_waits_for_the_tracers_own_turn(make_world: Callable[..., World]) -> None:
-    """Invariant: also an answer that comes just when the tracer has lost its patience is done by then."""
-    world = make_world(patience_s=0.1)
-    threads: list[threading.Thread] = []
-
-    def answer() -> None:
-        call = world.peer.next().call
-        threads.append(world.in_peer(world.channel.catch_up))
-        assert threads[0].is_alive()
-        while not tuple(world.channel.late_calls()):
-            time.sleep(0.001)
-        world.peer.say(Answer(call))
-
-    world.in_peer(answer)
-    assert world.hit(7) is Unanswered.LATE
-    assert [tid for tid, _ in world.caller.wait(1)] == [7]
-    threads[0].join(PATIENCE_S)
-    assert not threads[0].is_alive()
-
-
-def test_who_asks_on_and_on_does_not_keep_the_event_loop(make_world: Callable[..., World]) -> None:
-    """Invariant: while one is caught up with whose socket is never empty, the loop serves the others."""
-    world = make_world(patience_s=0.01)
-    assert world.hit() is Unanswered.LATE
-    call = world.peer.next().call
-    world.in_loop(lambda: None)  # it reads by now
-    over = threading.Event()
-    world.channel._read = lambda: not over.is_set()  # type: ignore[method-assign]
-    world.channel.catch_up()
-    world.in_loop(over.set)
-    world.peer.say(Answer(call))
-    assert len(world.caller.wait(1)) == 1
-
-
-@pytest.mark.parametrize("end", ["shut", "deadline"])
-def test_catching_up_does_not_wait_for_ever(make_world: Callable[..., World], end: str) -> None:
-    world = make_world(patience_s=0.01, deadline_s=10.0 if end == "shut" else 0.3)
-    assert world.hit() is Unanswered.LATE
-    call = world.peer.next().call
-    world.caller.may_settle.clear()
-    world.peer.say(Answer(call))
-    catching_up = world.in_peer(world.channel.catch_up)
-    catching_up.join(0.1)
-    assert catching_up.is_alive()
-    if end == "shut":
-        world.in_loop(world.channel.shut)
-    catching_up.join(5)
-    assert not catching_up.is_alive()
-    assert world.caller.answers == []
-    world.caller.may_settle.set()
 
 
 def test_what_a_handler_asks_is_done_by_the_tracer_itself(make_world: Callable[..., World]) -> None:
