@@ -265,7 +265,7 @@ class Channel:
                 turn = self._turns
                 caught_up = self._wait_for(lambda: not self._awaiting or self._turns != turn, until)
                 if self._late:
-                    caught_up = self._have_read(until)
+                    caught_up = self._have_read(until) and caught_up
                 come = frozenset(self._unsettled)
                 caught_up = self._wait_for(lambda: come.isdisjoint(self._unsettled), until) and caught_up
             finally:
