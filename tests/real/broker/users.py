@@ -17,7 +17,10 @@ import msgspec
 
 import ubpx
 from tests.real.broker.peers import PATIENCE_S, Ended, Evicted, Peer, Refused
+from ubpx.core.ubp.decode import disassemblers
 from ubpx_froggy.failures import as_error, as_failure
+
+disassemblers()  # loaded when one is asked for first: a child that is another user could not
 
 if TYPE_CHECKING:
     from tests.real.brokers import BrokerProcess
